@@ -1,0 +1,117 @@
+"""Checks of the public functions' tensor arguments: metadata only, so they cost no synchronisation.
+
+Every error names the argument, what came and what was expected.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LABELS = (torch.int64, torch.int32, torch.uint8)
+
+
+def _describe(x: object) -> str:
+    return f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else f"{type(x).__name__} {x!r:.80}"
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def check_maps(name: str, x: object, kind: str) -> None:
+    """A floating [B, channels, h, w] tensor with at least one channel and one position."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is {_describe(x)}, expected a Tensor [B, {kind}, h, w]")
+    if x.dim() != 4 or min(x.shape[1:]) < 1:
+        raise ValueError(f"{name} is {_describe(x)}, expected [B, {kind}, h, w] with {kind}, h, w >= 1")
+    if x.dtype not in FLOATING:
+        raise TypeError(f"{name} is {_describe(x)}, expected one of {_names(FLOATING)}")
+
+
+def check_pair(student_name: str, student: Tensor, teacher_name: str, teacher: Tensor, channels: bool) -> None:
+    """Two networks' maps: same batch, same device and, where asked, the same number of channels."""
+    if student.shape[0] != teacher.shape[0] or (channels and student.shape[1] != teacher.shape[1]):
+        expected = "the same batch and class sizes" if channels else "the same batch size"
+        raise ValueError(
+            f"{teacher_name} is {_describe(teacher)}, expected {expected} as {student_name} {list(student.shape)}"
+        )
+    check_device(teacher_name, teacher, student)
+
+
+def check_device(name: str, x: Tensor, like: Tensor) -> None:
+    """Raises ValueError where ``x`` lives on another device than ``like``."""
+    if x.device != like.device:
+        raise ValueError(f"{name} is on {x.device}, expected {like.device} like the other tensors")
+
+
+def check_labels(labels: object, batch: int, num_classes: int, like: Tensor, ignore_index: int) -> None:
+    """Integer [B, H, W]; with ``HETERO_KERNELS_CHECK_LABELS=1`` also the values, on any device."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels is {_describe(labels)}, expected an integer Tensor [B, H, W]")
+    if labels.dim() != 3 or labels.shape[0] != batch or min(labels.shape[1:]) < 1:
+        hint = ""
+        if labels.dim() == 4:
+            hint = "; use labels.squeeze(1)" if labels.shape[1] == 1 else "; use labels.argmax(1) if it is one-hot"
+        raise ValueError(f"labels is {_describe(labels)}, expected [B, H, W] with B={batch}{hint}")
+    if labels.dtype not in LABELS:
+        raise TypeError(f"labels is {_describe(labels)}, expected one of {_names(LABELS)}")
+    if labels.dtype == torch.uint8 and num_classes > 255:
+        raise ValueError(f"labels is uint8, which cannot hold {num_classes} classes; use int32 or int64")
+    check_device("labels", labels, like)
+    if os.environ.get("HETERO_KERNELS_CHECK_LABELS") == "1" and not torch.compiler.is_compiling():
+        wrong = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
+        if wrong.any():
+            values = labels[wrong].unique().tolist()[:8]
+            raise RuntimeError(
+                f"labels holds {values}, expected classes in [0, {num_classes}) or ignore_index={ignore_index}"
+            )
+
+
+def check_vector(name: str, x: object, size: int, like: Tensor) -> None:
+    """A floating [size] tensor on the device of ``like``."""
+    if not isinstance(x, Tensor) or x.dim() != 1 or x.shape[0] != size or not x.is_floating_point():
+        raise ValueError(f"{name} is {_describe(x)}, expected a floating Tensor [{size}]")
+    check_device(name, x, like)
+
+
+def check_projection(name: str, weight: object, bias: object, features: Tensor, num_classes: int | None) -> None:
+    """Weight [K, C] (K given or free) and bias [K] or None of a 1x1 convolution on ``features``."""
+    k = "K" if num_classes is None else str(num_classes)
+    good = isinstance(weight, Tensor) and weight.dim() == 2 and weight.is_floating_point()
+    if not good or weight.shape[1] != features.shape[1] or (num_classes or weight.shape[0]) != weight.shape[0]:
+        raise ValueError(f"{name}_weight is {_describe(weight)}, expected a floating Tensor [{k}, {features.shape[1]}]")
+    check_device(f"{name}_weight", weight, features)
+    if bias is not None:
+        check_vector(f"{name}_bias", bias, weight.shape[0], features)
+
+
+def check_number(name: str, x: object, *, positive: bool = False, below: float | None = None) -> None:
+    """A finite real number >= 0 (or > 0). Skipped while compiling, where it would pin the value."""
+    if torch.compiler.is_compiling():
+        return
+    wanted = ("> 0" if positive else ">= 0") + (f" and < {below}" if below is not None else "")
+    if isinstance(x, bool) or not isinstance(x, Real):
+        raise TypeError(f"{name} is {_describe(x)}, expected a number {wanted}")
+    finite = float("-inf") < float(x) < float("inf")
+    if not finite or x < 0 or (positive and x == 0) or (below is not None and x >= below):
+        raise ValueError(f"{name} is {x}, expected a finite number {wanted}")
+
+
+def split_normalizer(normalizer: object, terms: tuple[str, ...]) -> tuple[Tensor | None, ...]:
+    """The divisor of each term: one 0-dim tensor for all of them, or a mapping from term to tensor."""
+    if normalizer is None:
+        return (None,) * len(terms)
+    chosen = normalizer if isinstance(normalizer, Mapping) else dict.fromkeys(terms, normalizer)
+    unknown = set(chosen) - set(terms)
+    if unknown:
+        raise ValueError(f"normalizer has {sorted(unknown)}, expected a 0-dim Tensor or keys among {list(terms)}")
+    for term, value in chosen.items():
+        if value is not None and (not isinstance(value, Tensor) or value.dim() != 0):
+            raise ValueError(f"normalizer for {term!r} is {_describe(value)}, expected a 0-dim Tensor")
+    return tuple(chosen.get(term) for term in terms)

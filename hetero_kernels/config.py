@@ -1,0 +1,47 @@
+"""``show_config``: which backends there are, what they were built with and why one is missing."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+import torch
+
+from . import native
+from .ops import backends
+
+
+def _version() -> str:
+    try:
+        return metadata.version("hetero-kernels")
+    except metadata.PackageNotFoundError:
+        return "not installed (imported from a source tree)"
+
+
+def describe_config() -> str:
+    """The text that :func:`show_config` prints."""
+    lines = [
+        f"hetero-kernels {_version()}",
+        f"python {platform.python_version()}, torch {torch.__version__}, {platform.machine()} {platform.system()}, "
+        f"{torch.get_num_threads()} threads",
+        "backends:",
+    ]
+    for backend in backends.BACKENDS:
+        problem = backends.unavailable(backend)
+        lines.append(f"  {backend:<10} {'available' if problem is None else 'not available: ' + problem}")
+    host = native.host_module()
+    if host is None:
+        lines.append("build: the compiled parts are not installed; only the reference runs")
+    else:
+        built = host.build_info()
+        lines.append("build: " + ", ".join(f"{key} {value}" for key, value in built.items()))
+        lines.append(
+            f"cpu instruction set: {host.active_instruction_set()} "
+            f"(this machine has {', '.join(host.instruction_sets())}; HETERO_KERNELS_CPU_ISA forces one)"
+        )
+    return "\n".join(lines)
+
+
+def show_config() -> None:
+    """Prints versions, backends (with the reason where one is not available) and build facts."""
+    print(describe_config())

@@ -1,0 +1,241 @@
+"""The losses as functions: check the arguments, choose the backend, call the operator.
+
+Values and gradients agree with :mod:`hetero_kernels.reference`, which has the same signatures. All functions take
+float32, bfloat16, float16 or float64 tensors of any strides, compute in float32 (float64 if any input is float64)
+and return gradients in the inputs' dtypes. ``torch.autocast`` changes nothing inside them. Section numbers are those
+of docs/mathematics.md.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import arguments as check
+from . import reference
+from .ops import backends, pixel_losses
+from .options import HakdOptions, SegmentationOptions
+from .reference import HakdTerms, Normalizer, SegmentationTerms
+
+__all__ = ["HakdTerms", "SegmentationTerms", "hakd_loss", "hakd_maps", "projected_hakd_loss", "segmentation_loss"]
+
+
+def _check_hakd(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, options: HakdOptions,
+    temperature: float, hakd_weight: float, proj_weight: float,
+) -> None:  # fmt: skip
+    check.check_maps("student_logits", student_logits, "K")
+    check.check_maps("teacher_logits", teacher_logits, "K")
+    check.check_pair("student_logits", student_logits, "teacher_logits", teacher_logits, channels=True)
+    batch, num_classes = student_logits.shape[:2]
+    check.check_labels(labels, batch, num_classes, student_logits, options.ignore_index)
+    check.check_number("temperature", temperature, positive=True)
+    check.check_number("hakd_weight", hakd_weight)
+    check.check_number("proj_weight", proj_weight)
+
+
+def hakd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 1.0,
+    kmm: bool = True,
+    kem: str = "class",
+    divergence: str = "kl",
+    hakd_weight: float = 1.0,
+    proj_weight: float = 0.0,
+    resolution: str = "label",
+    align_corners: bool = False,
+    ignore_index: int = 255,
+    reduction: str = "mean",
+    normalizer: Normalizer = None,
+    return_terms: bool = False,
+    backend: str | None = None,
+) -> Tensor | HakdTerms:
+    """HeteroAKD's distillation loss on projected logits (sections 1 to 6 and 8).
+
+    ``hakd_weight * L_hakd + proj_weight * L_proj``: per pixel of the loss grid, student and teacher logits are mixed
+    by reliability against the label (KMM), the classes weighted by what the student still has to learn (KEM), and the
+    student is drawn to the mixture by a weighted KL term; ``L_proj`` supervises both projections by the labels.
+
+    With ``kem="class"`` the weights of a pixel add up to 1, so the term is about 1/K of a plain KL and a weight of 1
+    is weak. The weighted KL can be negative, and its minimiser is the normalised ``W p^h`` rather than ``p^h``.
+
+    Args:
+        student_logits: [B, K, hs, ws], K in 1..1000. B may be 0.
+        teacher_logits: [B, K, ht, wt], grid and dtype may differ from the student's. Gradients reach it through
+            ``proj_weight`` only; with 0 they are exact zeros.
+        labels: int64, int32 or uint8 [B, H, W], classes in [0, K) or ``ignore_index``.
+        temperature: T > 0 of the divergence (section 5).
+        kmm, kem, divergence, resolution, align_corners, ignore_index, reduction: see
+            :class:`hetero_kernels.options.HakdOptions`.
+        hakd_weight, proj_weight: numbers >= 0; like ``temperature`` they may change at every call.
+        normalizer: 0-dim tensor that replaces the divisors of ``reduction="mean"``, or a mapping with the keys
+            "hakd" and "proj"; e.g. the global number of valid pixels in distributed training. Never synchronises.
+        return_terms: return :class:`HakdTerms` with the unweighted, detached terms beside the loss.
+        backend: None (automatic), "reference", "cpu", "cuda" or "triton".
+
+    Returns:
+        The loss, float32 (float64), 0-dim or [B, loss grid] with ``reduction="none"``. Without a valid pixel it is 0
+        with zero gradients.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape, dtype, device or value.
+        RuntimeError: a label outside [0, K) that is not ``ignore_index`` (CPU tensors; on a GPU the loss becomes NaN
+            unless ``HETERO_KERNELS_CHECK_LABELS=1`` asks for a synchronising check), a backend that is not available,
+            or a second derivative of a fused backend.
+    """
+    options = HakdOptions(kmm, kem, divergence, resolution, align_corners, ignore_index, reduction)  # type: ignore[arg-type]
+    _check_hakd(student_logits, teacher_logits, labels, options, temperature, hakd_weight, proj_weight)
+    normalizers = check.split_normalizer(normalizer, ("hakd", "proj"))
+    if backends.select(backend, student_logits.device.type) == "reference":
+        return reference.hakd_loss(
+            student_logits, teacher_logits, labels, temperature=temperature, kmm=kmm, kem=kem, divergence=divergence,
+            hakd_weight=hakd_weight, proj_weight=proj_weight, resolution=resolution, align_corners=align_corners,
+            ignore_index=ignore_index, reduction=reduction, normalizer=normalizer, return_terms=return_terms,
+        )  # fmt: skip
+    terms = pixel_losses.hakd_loss(
+        student_logits, teacher_logits, labels, options, temperature, hakd_weight, proj_weight, normalizers
+    )
+    return HakdTerms(*terms) if return_terms else terms[0]
+
+
+def projected_hakd_loss(
+    student_features: Tensor,
+    teacher_features: Tensor,
+    student_weight: Tensor,
+    teacher_weight: Tensor,
+    labels: Tensor,
+    *,
+    student_bias: Tensor | None = None,
+    teacher_bias: Tensor | None = None,
+    temperature: float = 1.0,
+    kmm: bool = True,
+    kem: str = "class",
+    divergence: str = "kl",
+    hakd_weight: float = 1.0,
+    proj_weight: float = 0.0,
+    resolution: str = "label",
+    align_corners: bool = False,
+    ignore_index: int = 255,
+    reduction: str = "mean",
+    normalizer: Normalizer = None,
+    return_terms: bool = False,
+    backend: str | None = None,
+) -> Tensor | HakdTerms:
+    """:func:`hakd_loss` of two networks' features, the 1x1 projections included (section 1).
+
+    The projections run in float32 (float64) as torch convolutions, :func:`hakd_loss` does the rest.
+
+    Args:
+        student_features: [B, Cs, hs, ws].
+        teacher_features: [B, Ct, ht, wt].
+        student_weight, teacher_weight: [K, Cs] and [K, Ct].
+        student_bias, teacher_bias: [K] or None.
+        labels and the options: as :func:`hakd_loss`.
+
+    Returns, raises: as :func:`hakd_loss`.
+    """
+    check.check_maps("student_features", student_features, "Cs")
+    check.check_maps("teacher_features", teacher_features, "Ct")
+    check.check_pair("student_features", student_features, "teacher_features", teacher_features, channels=False)
+    check.check_projection("student", student_weight, student_bias, student_features, None)
+    check.check_projection("teacher", teacher_weight, teacher_bias, teacher_features, student_weight.shape[0])
+    return hakd_loss(
+        reference.project(student_features, student_weight, student_bias),
+        reference.project(teacher_features, teacher_weight, teacher_bias),
+        labels, temperature=temperature, kmm=kmm, kem=kem, divergence=divergence,
+        hakd_weight=hakd_weight, proj_weight=proj_weight, resolution=resolution, align_corners=align_corners,
+        ignore_index=ignore_index, reduction=reduction, normalizer=normalizer, return_terms=return_terms,
+        backend=backend,
+    )  # fmt: skip
+
+
+def segmentation_loss(
+    logits: Tensor,
+    labels: Tensor,
+    teacher_logits: Tensor | None = None,
+    *,
+    task_weight: float = 1.0,
+    kd_weight: float = 0.1,
+    temperature: float = 1.0,
+    class_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    align_corners: bool = False,
+    ignore_index: int = 255,
+    reduction: str = "mean",
+    normalizer: Normalizer = None,
+    return_terms: bool = False,
+    backend: str | None = None,
+) -> Tensor | SegmentationTerms:
+    """Cross-entropy and logit distillation on a network's own output logits (sections 7 and 8).
+
+    ``task_weight * CE + kd_weight * T^2 KL(teacher || student)`` of the logits interpolated to the labels, without
+    writing the interpolated logits down.
+
+    Args:
+        logits: [B, K, h, w] at the network's own stride.
+        labels: int64, int32 or uint8 [B, H, W], classes in [0, K) or ``ignore_index``.
+        teacher_logits: [B, K, ht, wt] or None (then the distillation term is 0); a constant, gets no gradient.
+        task_weight, kd_weight: numbers >= 0 that may change at every call.
+        temperature: T > 0 of the distillation term.
+        class_weight: floating [K] or None; ``label_smoothing``: number in [0, 1): as ``F.cross_entropy``.
+        align_corners, ignore_index, reduction: see :class:`hetero_kernels.options.SegmentationOptions`.
+        normalizer: as :func:`hakd_loss`, keys "task" and "kd".
+        return_terms: return :class:`SegmentationTerms`.
+        backend: as :func:`hakd_loss`.
+
+    Returns, raises: as :func:`hakd_loss`; the mean of the cross-entropy divides by the sum of the valid pixels' class
+    weights, as ``F.cross_entropy`` does, and is 0 where that is 0.
+    """
+    options = SegmentationOptions(align_corners, ignore_index, reduction)  # type: ignore[arg-type]
+    check.check_maps("logits", logits, "K")
+    batch, num_classes = logits.shape[:2]
+    if teacher_logits is not None:
+        check.check_maps("teacher_logits", teacher_logits, "K")
+        check.check_pair("logits", logits, "teacher_logits", teacher_logits, channels=True)
+    check.check_labels(labels, batch, num_classes, logits, ignore_index)
+    if class_weight is not None:
+        check.check_vector("class_weight", class_weight, num_classes, logits)
+    check.check_number("task_weight", task_weight)
+    check.check_number("kd_weight", kd_weight)
+    check.check_number("temperature", temperature, positive=True)
+    check.check_number("label_smoothing", label_smoothing, below=1.0)
+    normalizers = check.split_normalizer(normalizer, ("task", "kd"))
+    if backends.select(backend, logits.device.type) == "reference":
+        return reference.segmentation_loss(
+            logits, labels, teacher_logits, task_weight=task_weight, kd_weight=kd_weight, temperature=temperature,
+            class_weight=class_weight, label_smoothing=label_smoothing, align_corners=align_corners,
+            ignore_index=ignore_index, reduction=reduction, normalizer=normalizer, return_terms=return_terms,
+        )  # fmt: skip
+    terms = pixel_losses.segmentation_loss(
+        logits, teacher_logits, labels, class_weight, options, temperature, task_weight, kd_weight, label_smoothing,
+        normalizers,
+    )  # fmt: skip
+    return SegmentationTerms(*terms) if return_terms else terms[0]
+
+
+def hakd_maps(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    kmm: bool = True,
+    kem: str = "class",
+    resolution: str = "label",
+    align_corners: bool = False,
+    ignore_index: int = 255,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What KMM and KEM do, as maps to look at: reliability S, hybrid logits z^h and weight W (sections 3 and 4).
+
+    Args: as :func:`hakd_loss`. For pictures: it writes the maps out in full and gives no gradients.
+
+    Returns:
+        Three [B, K, loss grid] tensors, float32 (float64), 0 at ignored pixels.
+    """
+    options = HakdOptions(kmm, kem, "kl", resolution, align_corners, ignore_index)  # type: ignore[arg-type]
+    _check_hakd(student_logits, teacher_logits, labels, options, 1.0, 1.0, 1.0)
+    return reference.hakd_maps(
+        student_logits, teacher_logits, labels, kmm=kmm, kem=kem, resolution=resolution,
+        align_corners=align_corners, ignore_index=ignore_index,
+    )  # fmt: skip

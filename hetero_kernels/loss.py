@@ -1,0 +1,186 @@
+"""The drop-in modules: a projector per network and the whole HeteroAKD objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import arguments as check
+from . import functional
+from .options import HakdOptions, Projector, check_choice
+from .reference import Normalizer
+
+
+class HeteroAKDOutput(NamedTuple):
+    """What :class:`HeteroAKDLoss` returns: 0-dim tensors, the terms unweighted and detached.
+
+    ``task`` is 0 where no student logits were given, ``kd`` where student or teacher logits were not.
+    """
+
+    loss: Tensor
+    task: Tensor
+    kd: Tensor
+    hakd: Tensor
+    proj: Tensor
+
+
+class PixelProjector(nn.Sequential):
+    """1x1 convolution of a network's features into the aligned logit space (section 1): [B, C, h, w] -> [B, K, h, w].
+
+    Args:
+        in_channels: C. num_classes: K.
+        projector: "conv_bn" (default), "conv_bn_relu" (the paper's) or "conv". After a ReLU sigma(z) >= 1/2, so a
+            projector could never say that a class is absent: hence the default without it.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, projector: str = "conv_bn") -> None:
+        check_choice("projector", projector, Projector)
+        for name, value in (("in_channels", in_channels), ("num_classes", num_classes)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}, expected an int >= 1")
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, num_classes, 1, bias=projector == "conv")]
+        if projector != "conv":
+            layers.append(nn.BatchNorm2d(num_classes))
+        if projector == "conv_bn_relu":
+            layers.append(nn.ReLU())
+        super().__init__(*layers)
+
+
+def _for_terms(normalizer: Normalizer, terms: tuple[str, ...]) -> Normalizer:
+    if isinstance(normalizer, Mapping):
+        return {term: normalizer[term] for term in terms if term in normalizer}
+    return normalizer
+
+
+class HeteroAKDLoss(nn.Module):
+    """HeteroAKD's training objective (section 8) behind one call.
+
+    ``task_weight * CE + kd_weight * KD + hakd_weight * L_hakd + proj_weight * L_proj``. The first two act on the
+    networks' output logits, the last two on features of both networks, projected by :class:`PixelProjector`. Hand
+    the module's parameters to the optimiser beside the student's: the projectors learn.
+
+    Args:
+        student_channels, teacher_channels: Cs and Ct of the features. num_classes: K.
+        projector: see :class:`PixelProjector`.
+        temperature, kd_temperature: T > 0 of the HeteroAKD term and of the logit distillation.
+        task_weight, kd_weight, hakd_weight, proj_weight: numbers >= 0, also settable as attributes at every step.
+        kmm, kem, divergence, resolution, align_corners, ignore_index: see
+            :class:`hetero_kernels.options.HakdOptions`.
+        logits_align_corners: ``align_corners`` of the output logits' interpolation.
+        class_weight: [K] or None, kept as a buffer. label_smoothing: in [0, 1); both as ``F.cross_entropy``.
+        backend: None (automatic), "reference", "cpu", "cuda" or "triton".
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or value.
+    """
+
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        student_channels: int,
+        teacher_channels: int,
+        num_classes: int,
+        *,
+        projector: str = "conv_bn",
+        temperature: float = 1.0,
+        kd_temperature: float = 1.0,
+        task_weight: float = 1.0,
+        kd_weight: float = 0.1,
+        hakd_weight: float = 1.0,
+        proj_weight: float = 1.0,
+        kmm: bool = True,
+        kem: str = "class",
+        divergence: str = "kl",
+        resolution: str = "label",
+        align_corners: bool = False,
+        logits_align_corners: bool = False,
+        ignore_index: int = 255,
+        class_weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        HakdOptions(kmm, kem, divergence, resolution, align_corners, ignore_index)  # type: ignore[arg-type]
+        check.check_number("temperature", temperature, positive=True)
+        check.check_number("kd_temperature", kd_temperature, positive=True)
+        check.check_number("label_smoothing", label_smoothing, below=1.0)
+        weights = {"task": task_weight, "kd": kd_weight, "hakd": hakd_weight, "proj": proj_weight}
+        for name, weight in weights.items():
+            check.check_number(f"{name}_weight", weight)
+        self.student_projector = PixelProjector(student_channels, num_classes, projector)
+        self.teacher_projector = PixelProjector(teacher_channels, num_classes, projector)
+        if class_weight is not None:
+            class_weight = torch.as_tensor(class_weight, dtype=torch.get_default_dtype()).detach().clone()
+            check.check_vector("class_weight", class_weight, num_classes, class_weight)
+        self.register_buffer("class_weight", class_weight)
+        self.task_weight, self.kd_weight = task_weight, kd_weight
+        self.hakd_weight, self.proj_weight = hakd_weight, proj_weight
+        self.temperature, self.kd_temperature = temperature, kd_temperature
+        self.kmm, self.kem, self.divergence, self.resolution = kmm, kem, divergence, resolution
+        self.align_corners, self.logits_align_corners = align_corners, logits_align_corners
+        self.ignore_index, self.label_smoothing, self.backend = ignore_index, label_smoothing, backend
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={self.temperature}, kd_temperature={self.kd_temperature}, weights: task={self.task_weight}, "
+            f"kd={self.kd_weight}, hakd={self.hakd_weight}, proj={self.proj_weight}; kmm={self.kmm}, kem={self.kem!r}, "
+            f"divergence={self.divergence!r}, resolution={self.resolution!r}, ignore_index={self.ignore_index}"
+        )
+
+    def forward(
+        self,
+        student_features: Tensor,
+        teacher_features: Tensor,
+        labels: Tensor,
+        student_logits: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
+        *,
+        normalizer: Normalizer = None,
+    ) -> HeteroAKDOutput:
+        """The objective of one batch; grids, strides and dtypes may all differ.
+
+        Args:
+            student_features: [B, Cs, hs, ws]. teacher_features: [B, Ct, ht, wt].
+            labels: int64, int32 or uint8 [B, H, W].
+            student_logits: [B, K, h, w] or None. teacher_logits: [B, K, h', w'] or None, a constant.
+            normalizer: 0-dim tensor that replaces every term's divisor, or a mapping with keys among "task", "kd",
+                "hakd" and "proj"; see :func:`hetero_kernels.functional.hakd_loss`.
+
+        Returns:
+            :class:`HeteroAKDOutput`; only ``.loss`` carries gradient.
+
+        Raises:
+            as :func:`hetero_kernels.functional.hakd_loss`.
+        """
+        check.split_normalizer(normalizer, ("task", "kd", "hakd", "proj"))
+        for name, features, projector in (
+            ("student_features", student_features, self.student_projector),
+            ("teacher_features", teacher_features, self.teacher_projector),
+        ):
+            check.check_maps(name, features, "C")
+            if features.shape[1] != projector[0].in_channels:
+                raise ValueError(
+                    f"{name} is {list(features.shape)}, expected {projector[0].in_channels} channels as constructed"
+                )
+        distilled = functional.hakd_loss(
+            self.student_projector(student_features), self.teacher_projector(teacher_features), labels,
+            temperature=self.temperature, kmm=self.kmm, kem=self.kem, divergence=self.divergence,
+            hakd_weight=self.hakd_weight, proj_weight=self.proj_weight, resolution=self.resolution,
+            align_corners=self.align_corners, ignore_index=self.ignore_index,
+            normalizer=_for_terms(normalizer, ("hakd", "proj")), return_terms=True, backend=self.backend,
+        )  # fmt: skip
+        loss, hakd, proj = distilled
+        if student_logits is None:
+            zero = torch.zeros_like(hakd)
+            return HeteroAKDOutput(loss, zero, zero, hakd, proj)
+        segmented = functional.segmentation_loss(
+            student_logits, labels, teacher_logits, task_weight=self.task_weight, kd_weight=self.kd_weight,
+            temperature=self.kd_temperature, class_weight=self.class_weight, label_smoothing=self.label_smoothing,
+            align_corners=self.logits_align_corners, ignore_index=self.ignore_index,
+            normalizer=_for_terms(normalizer, ("task", "kd")), return_terms=True, backend=self.backend,
+        )  # fmt: skip
+        return HeteroAKDOutput(loss + segmented[0], segmented[1], segmented[2], hakd, proj)

@@ -1,0 +1,68 @@
+"""Loads the compiled libraries, says what is in them and, where one is missing, why.
+
+Importing never fails here: a library that is absent or broken leaves a reason that ``show_config`` prints and that a
+backend chosen by name raises.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_FOLDER = Path(__file__).parent
+_SUFFIXES = (".so", ".dylib", ".dll")
+
+
+@dataclass(frozen=True)
+class Library:
+    """One compiled library: where it was found, and what keeps it from running (None: nothing)."""
+
+    path: Path | None
+    problem: str | None
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _load(name: str) -> Library:
+    found = [p for p in (_FOLDER / f"libhetero_kernels_{name}{s}" for s in _SUFFIXES) if p.exists()]
+    if not found:
+        return Library(None, f"the {name} library was not built; reinstall with a C++20 compiler (README, Install)")
+    try:
+        torch.ops.load_library(str(found[0]))
+    except Exception as error:  # whatever the loader says is the reason we keep
+        return Library(found[0], f"{found[0].name} cannot be loaded: {_first_line(error)}")
+    return Library(found[0], None)
+
+
+def _load_cuda() -> Library:
+    info = host_module()
+    if info is not None and not info.build_info()["cuda"]:
+        return Library(None, "the CUDA library was not built (no CUDA toolkit or CPU-only torch at build time)")
+    if not torch.cuda.is_available():
+        return Library(None, "torch sees no CUDA device")
+    library = _load("cuda")
+    if library.problem is None:
+        return Library(library.path, "the CUDA library of this version has no kernels yet")
+    return library
+
+
+@functools.cache
+def libraries() -> dict[str, Library]:
+    """The compiled libraries by backend name."""
+    return {"cpu": _load("cpu"), "cuda": _load_cuda()}
+
+
+@functools.cache
+def host_module() -> types.ModuleType | None:
+    """The pybind11 module with build facts and the CPU's instruction sets, or None where it is not built."""
+    try:
+        return importlib.import_module("hetero_kernels._host")
+    except ImportError:
+        return None

@@ -1,0 +1,1 @@
+"""The operators: schema, fake, autograd and autocast of each, and the choice of the backend. Nothing numerical."""

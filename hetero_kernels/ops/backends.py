@@ -1,0 +1,66 @@
+"""The one place where a backend is chosen: by device and by what is built, or by the user.
+
+A user's choice (``backend=`` or the variable ``HETERO_KERNELS_BACKEND``) runs or raises saying why. The automatic
+choice takes the first backend of the device's list that is available and warns once where that is not the first.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+
+import torch
+
+from .. import native
+
+BACKENDS = ("reference", "cpu", "cuda", "triton")
+_BY_DEVICE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+
+def unavailable(backend: str) -> str | None:
+    """Why ``backend`` cannot run here, or None where it can."""
+    if backend == "reference":
+        return None
+    if backend == "triton":
+        return "this version has no Triton kernels yet"
+    return native.libraries()[backend].problem
+
+
+@functools.cache
+def _automatic(device: str) -> str:
+    candidates = _BY_DEVICE.get(device, ("reference",))
+    for backend in candidates:
+        if unavailable(backend) is None:
+            break
+    if backend != candidates[0]:
+        reasons = "; ".join(f"{b}: {unavailable(b)}" for b in candidates[: candidates.index(backend)])
+        warnings.warn(
+            f"hetero_kernels runs its {backend!r} backend for {device} tensors ({reasons}). "
+            f"Pass backend={backend!r} to choose it without this warning.",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    return backend
+
+
+@torch.compiler.assume_constant_result
+def select(backend: str | None, device: str) -> str:
+    """Name of the backend that runs for tensors on ``device`` ("cpu", "cuda", ...).
+
+    Raises ValueError for a name that does not exist or does not serve the device, RuntimeError for a backend
+    that is not available, with the reason.
+    """
+    source = "backend"
+    if backend is None and os.environ.get("HETERO_KERNELS_BACKEND"):
+        backend, source = os.environ["HETERO_KERNELS_BACKEND"], "HETERO_KERNELS_BACKEND"
+    if backend is None:
+        return _automatic(device)
+    if backend not in BACKENDS:
+        raise ValueError(f"{source} is {backend!r}, expected one of {', '.join(map(repr, BACKENDS))} or None")
+    if backend != "reference" and backend not in _BY_DEVICE.get(device, ()):
+        raise ValueError(f"{source}={backend!r} does not serve tensors on {device!r}")
+    problem = unavailable(backend)
+    if problem is not None:
+        raise RuntimeError(f"{source}={backend!r} was asked for but is not available: {problem}")
+    return backend

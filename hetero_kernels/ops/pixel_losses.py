@@ -1,0 +1,159 @@
+"""Operators ``hakd_loss`` and ``segmentation_loss``: losses on coarse logits, evaluated on the loss grid.
+
+Loss and gradient come from one pass, so the forward also returns the gradients (float32 or float64, for an upstream
+gradient of one) and the backward only scales them. With ``reduction="none"`` the upstream gradient differs from
+pixel to pixel: the backward runs the pass again with ``upstream`` [B, loss grid] as the pixels' factors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..options import HakdOptions, SegmentationOptions
+from .library import compute_dtype, define, pack_scalars, scale_gradient
+
+
+def _loss_shape(labels: Tensor, reduction: str, grid: Tensor | None) -> list[int | torch.SymInt]:
+    if reduction != "none":
+        return []
+    return [labels.shape[0], *(labels.shape[1:] if grid is None else grid.shape[2:])]
+
+
+def _gradient_like(logits: Tensor, wanted: bool, dtype: torch.dtype) -> Tensor:
+    return logits.new_empty(logits.shape if wanted else [0], dtype=dtype)
+
+
+# hakd_loss ----------------------------------------------------------------------------------------------------
+
+
+def _hakd_fake(
+    student_logits, teacher_logits, labels, scalars, hakd_normalizer, proj_normalizer, upstream,
+    kmm, kem, divergence, resolution, align_corners, ignore_index, reduction, student_grad, teacher_grad,
+):  # fmt: skip
+    dtype = compute_dtype(student_logits, teacher_logits)
+    shape = _loss_shape(labels, reduction, student_logits if resolution == "feature" else None)
+    loss, hakd, proj = (student_logits.new_empty(shape, dtype=dtype) for _ in range(3))
+    gradients = (
+        _gradient_like(student_logits, student_grad, dtype),
+        _gradient_like(teacher_logits, teacher_grad, dtype),
+    )
+    return loss, hakd, proj, *gradients
+
+
+def _hakd_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    *tensors, _upstream = inputs[:7]
+    ctx.options = inputs[7:14]
+    ctx.computed = inputs[14:16]
+    ctx.save_for_backward(*tensors, *output[3:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _hakd_backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
+    gradients: list[Tensor | None] = [None, None]
+    needed = ctx.needs_input_grad[:2]
+    if grad_loss is not None and any(needed):
+        *tensors, student_gradient, teacher_gradient = ctx.saved_tensors
+        saved, factor = (student_gradient, teacher_gradient), grad_loss
+        per_pixel = ctx.options[-1] == "none"
+        if per_pixel or any(n and not c for n, c in zip(needed, ctx.computed, strict=True)):
+            saved = hakd_op(*tensors, grad_loss if per_pixel else None, *ctx.options, *needed)[3:]
+            factor = None if per_pixel else grad_loss
+        gradients = [
+            scale_gradient(g, factor, x) if n else None
+            for g, x, n in zip(saved, tensors[:2], needed, strict=True)
+        ]
+    return (*gradients, *([None] * 14))
+
+
+hakd_op = define(
+    "hakd_loss",
+    "(Tensor student_logits, Tensor teacher_logits, Tensor labels, Tensor scalars, Tensor? hakd_normalizer,"
+    " Tensor? proj_normalizer, Tensor? upstream, bool kmm, str kem, str divergence, str resolution,"
+    " bool align_corners, int ignore_index, str reduction, bool student_grad, bool teacher_grad)"
+    " -> (Tensor loss, Tensor hakd, Tensor proj, Tensor student_gradient, Tensor teacher_gradient)",
+    fake=_hakd_fake,
+    setup_context=_hakd_setup,
+    backward=_hakd_backward,
+)
+
+
+def hakd_loss(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, options: HakdOptions,
+    temperature: float, hakd_weight: float, proj_weight: float, normalizers: tuple[Tensor | None, ...],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Loss with gradient, and the unweighted terms hakd and proj."""
+    grad = torch.is_grad_enabled()
+    o = options
+    loss, hakd, proj, _, _ = hakd_op(
+        student_logits, teacher_logits, labels, pack_scalars(temperature, hakd_weight, proj_weight), *normalizers,
+        None, o.kmm, o.kem, o.divergence, o.resolution, o.align_corners, o.ignore_index, o.reduction,
+        grad and student_logits.requires_grad and o.reduction != "none",
+        grad and teacher_logits.requires_grad and o.reduction != "none",
+    )  # fmt: skip
+    return loss, hakd, proj
+
+
+# segmentation_loss ----------------------------------------------------------------------------------------------
+
+
+def _segmentation_fake(
+    logits, teacher_logits, labels, class_weight, scalars, task_normalizer, kd_normalizer, upstream,
+    align_corners, ignore_index, reduction, grad,
+):  # fmt: skip
+    dtype = compute_dtype(logits, teacher_logits)
+    shape = _loss_shape(labels, reduction, None)
+    loss, task, kd = (logits.new_empty(shape, dtype=dtype) for _ in range(3))
+    return loss, task, kd, _gradient_like(logits, grad, dtype)
+
+
+def _segmentation_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    *tensors, _upstream = inputs[:8]
+    ctx.options = inputs[8:11]
+    ctx.computed = inputs[11]
+    ctx.save_for_backward(*tensors, output[3])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _segmentation_backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
+    gradient = None
+    if grad_loss is not None and ctx.needs_input_grad[0]:
+        *tensors, saved = ctx.saved_tensors
+        factor: Tensor | None = grad_loss
+        per_pixel = ctx.options[-1] == "none"
+        if per_pixel or not ctx.computed:
+            saved = segmentation_op(*tensors, grad_loss if per_pixel else None, *ctx.options, True)[3]
+            factor = None if per_pixel else grad_loss
+        gradient = scale_gradient(saved, factor, tensors[0])
+    return (gradient, *([None] * 11))
+
+
+segmentation_op = define(
+    "segmentation_loss",
+    "(Tensor logits, Tensor? teacher_logits, Tensor labels, Tensor? class_weight, Tensor scalars,"
+    " Tensor? task_normalizer, Tensor? kd_normalizer, Tensor? upstream, bool align_corners, int ignore_index,"
+    " str reduction, bool grad) -> (Tensor loss, Tensor task, Tensor kd, Tensor gradient)",
+    fake=_segmentation_fake,
+    setup_context=_segmentation_setup,
+    backward=_segmentation_backward,
+)
+
+
+def segmentation_loss(
+    logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, class_weight: Tensor | None,
+    options: SegmentationOptions, temperature: float, task_weight: float, kd_weight: float, label_smoothing: float,
+    normalizers: tuple[Tensor | None, ...],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Loss with gradient, and the unweighted terms task and kd."""
+    o = options
+    loss, task, kd, _ = segmentation_op(
+        logits, None if teacher_logits is None else teacher_logits.detach(), labels, class_weight,
+        pack_scalars(temperature, task_weight, kd_weight, label_smoothing), *normalizers, None,
+        o.align_corners, o.ignore_index, o.reduction,
+        torch.is_grad_enabled() and logits.requires_grad and o.reduction != "none",
+    )  # fmt: skip
+    return loss, task, kd
