@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import arguments as check
 from . import functional
-from .options import HakdOptions, Projector, check_choice
+from .options import HakdOptions, check_option
 from .reference import Normalizer
 
 
@@ -37,7 +37,7 @@ class PixelProjector(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, num_classes: int, projector: str = "conv_bn") -> None:
-        check_choice("projector", projector, Projector)
+        check_option("projector", projector)
         for name, value in (("in_channels", in_channels), ("num_classes", num_classes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}, expected an int >= 1")

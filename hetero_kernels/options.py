@@ -6,8 +6,8 @@ and are arguments of the functions themselves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 Kem = Literal["class", "spatial", "none"]
 Divergence = Literal["kl", "ce"]
@@ -16,22 +16,25 @@ Reduction = Literal["mean", "sum", "none"]
 Projector = Literal["conv_bn", "conv_bn_relu", "conv"]
 
 
-def check_choice(name: str, value: object, choices: object) -> None:
-    """Raises ValueError naming the option, what came and what was expected."""
-    allowed = get_args(choices)
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "kem": get_args(Kem),
+    "divergence": get_args(Divergence),
+    "resolution": get_args(Resolution),
+    "reduction": get_args(Reduction),
+    "projector": get_args(Projector),
+}
 
 
-def _check(options: Any) -> None:
-    for field_name, kind in get_type_hints(type(options)).items():
-        value = getattr(options, field_name)
-        if get_args(kind):
-            check_choice(field_name, value, kind)
-        elif kind is bool and not isinstance(value, bool):
-            raise TypeError(f"{field_name} is {value!r}, expected True or False")
-        elif kind is int and (isinstance(value, bool) or not isinstance(value, int)):
-            raise TypeError(f"{field_name} is {value!r}, expected an int")
+def check_option(name: str, value: object) -> None:
+    """Raises TypeError or ValueError naming the option, what came and what was expected."""
+    if name in CHOICES:
+        if value not in CHOICES[name]:
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, CHOICES[name]))}")
+    elif name == "ignore_index":
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} is {value!r}, expected an int")
+    elif not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, expected True or False")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class HakdOptions:
     """``"mean"`` divides each term by its own divisor, ``"none"`` gives [B, loss grid] (section 8)."""
 
     def __post_init__(self) -> None:
-        _check(self)
+        for name in ("kmm", "kem", "divergence", "resolution", "align_corners", "ignore_index", "reduction"):
+            check_option(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,6 @@ class SegmentationOptions:
     reduction: Reduction = "mean"
 
     def __post_init__(self) -> None:
-        _check(self)
+        for name in ("align_corners", "ignore_index", "reduction"):
+            check_option(name, getattr(self, name))
 
-
-def option_names(options: type) -> tuple[str, ...]:
-    """Names of an options class, in the order of its ops' schemas."""
-    return tuple(field.name for field in fields(options))

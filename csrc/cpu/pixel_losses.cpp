@@ -1,0 +1,242 @@
+#include "pixel_losses.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "instruction_set.h"
+#include "labels.h"
+#include "plan.h"
+
+namespace hetero::cpu {
+
+namespace {
+
+template <class Real>
+const Kernels<Real>& kernels() {
+  if constexpr (std::is_same_v<Real, double>) {
+    return kDoubleKernels;
+  } else {
+#if defined(HK_HAS_X86_KERNELS)
+    const std::string active = active_instruction_set();
+    if (active == "avx512") return kAvx512Kernels;
+    if (active == "avx2") return kAvx2Kernels;
+#else
+    active_instruction_set();  // refuses a forced one that is not here
+#endif
+    return kPortableKernels;
+  }
+}
+
+// Everything that both losses need around their own mathematics.
+template <class Real>
+class Call {
+ public:
+  Call(const LossArguments<Real>& a, PixelProblem<Real>& problem, const Runtime& runtime)
+      : a_(a),
+        problem_(problem),
+        runtime_(runtime),
+        height_(a.label_resolution ? a.labels.height : a.student.height),
+        width_(a.label_resolution ? a.labels.width : a.student.width),
+        student_rows_(height_, a.student.height, a.align_corners),
+        student_columns_(width_, a.student.width, a.align_corners),
+        teacher_rows_(height_, (a.teacher ? *a.teacher : a.student).height, a.align_corners),
+        teacher_columns_(width_, (a.teacher ? *a.teacher : a.student).width, a.align_corners),
+        label_rows_(nearest_table(height_, a.labels.height)),
+        label_columns_(nearest_table(width_, a.labels.width)) {
+    std::vector<const AxisTable<Real>*> rows = {&student_rows_};
+    if (a.teacher) rows.push_back(&teacher_rows_);
+    items_ = make_items<Real>(a.batch, height_, rows);
+    partial_.assign(items_.size() * 2, 0.0);
+
+    problem.batch = a.batch;
+    problem.classes = a.classes;
+    problem.height = height_;
+    problem.width = width_;
+    problem.student = network(a.student, student_rows_, student_columns_);
+    problem.has_teacher = a.teacher != nullptr;
+    if (a.teacher) problem.teacher = network(*a.teacher, teacher_rows_, teacher_columns_);
+    problem.labels = a.labels.data;
+    problem.label_type = a.labels.type;
+    std::memcpy(problem.label_stride, a.labels.stride, sizeof(problem.label_stride));
+    problem.label_row = label_rows_.data();
+    problem.label_column = label_columns_.data();
+    problem.ignore_index = a.ignore_index;
+    problem.items = items_.data();
+    problem.logit_limit = logit_limit(a.temperature);
+    problem.upstream = a.upstream;
+    std::memcpy(problem.upstream_stride, a.upstream_stride, sizeof(problem.upstream_stride));
+    problem.partial = partial_.data();
+    const bool maps = a.reduction == Reduction::kNone;
+    for (int term = 0; term < 2; ++term) problem.maps[term] = maps ? a.term[term] : nullptr;
+    int planes = 0;
+    for (const Network<Real>* n : {&problem.student, a.teacher ? &problem.teacher : nullptr}) {
+      if (n != nullptr) planes += (n->rows.identity ? 1 : 2) * (n->gradient ? 2 : 1);
+    }
+    problem.block = columns_per_block(a.classes, planes, sizeof(Real), kernels<Real>().lanes);
+  }
+
+  int64_t item_count() const { return static_cast<int64_t>(items_.size()); }
+  const std::vector<Item>& items() const { return items_; }
+
+  LabelSummary check_labels(const Real* class_weight) const {
+    const LabelSummary labels = summarize_labels(problem_, class_weight, runtime_);
+    if (labels.wrong) {
+      throw std::runtime_error("labels[" + std::to_string(labels.image) + ", " + std::to_string(labels.row) + ", " +
+                               std::to_string(labels.column) + "] is " + std::to_string(labels.value) +
+                               ", expected a class in [0, " + std::to_string(a_.classes) +
+                               ") or ignore_index=" + std::to_string(a_.ignore_index));
+    }
+    return labels;
+  }
+
+  // Section 8: what each term is multiplied by. A divisor of zero means that there is nothing to average.
+  void set_divisors(double first, double second) {
+    const double own[2] = {first, second};
+    for (int term = 0; term < 2; ++term) {
+      const double divisor = a_.normalizer[term] ? *a_.normalizer[term] : own[term];
+      factor_[term] = a_.reduction != Reduction::kMean ? 1.0 : divisor == 0 ? 0.0 : 1.0 / divisor;
+      problem_.coefficient[term] = static_cast<Real>(a_.weight[term] * factor_[term]);
+    }
+  }
+
+  // Adds up what the passes left behind.
+  void finish() const {
+    gather(a_.student, problem_.student, student_rows_);
+    if (a_.teacher) gather(*a_.teacher, problem_.teacher, teacher_rows_);
+    if (a_.reduction == Reduction::kNone) {
+      runtime_.parallel(a_.batch * height_, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin * width_; i < end * width_; ++i) {
+          a_.loss[i] = static_cast<Real>(a_.weight[0] * a_.term[0][i] + a_.weight[1] * a_.term[1][i]);
+        }
+      });
+      return;
+    }
+    double total[2] = {0, 0};
+    for (size_t i = 0; i < partial_.size(); ++i) total[i % 2] += partial_[i];
+    for (int term = 0; term < 2; ++term) {
+      total[term] *= factor_[term];
+      *a_.term[term] = static_cast<Real>(total[term]);
+    }
+    *a_.loss = static_cast<Real>(a_.weight[0] * total[0] + a_.weight[1] * total[1]);
+  }
+
+ private:
+  Network<Real> network(const Logits<Real>& logits, const AxisTable<Real>& rows, const AxisTable<Real>& columns) const {
+    Network<Real> n;
+    n.logits = logits.data;
+    n.dtype = logits.dtype;
+    std::memcpy(n.stride, logits.stride, sizeof(n.stride));
+    n.height = logits.height;
+    n.width = logits.width;
+    n.rows = rows.view();
+    n.columns = columns.view();
+    n.gradient = logits.gradient;
+    if (logits.gradient && !rows.identity) {
+      const int64_t count = static_cast<int64_t>(items_.size()) * 2 * a_.classes * logits.width;
+      n.gradient = static_cast<Real*>(runtime_.allocate(count * int64_t(sizeof(Real))));
+    }
+    return n;
+  }
+
+  void gather(const Logits<Real>& logits, const Network<Real>& network, const AxisTable<Real>& rows) const {
+    if (!logits.gradient || rows.identity) return;
+    add_slots<Real>(network.gradient, items_, rows, a_.batch, a_.classes, logits.height, logits.width, logits.gradient,
+                    runtime_);
+  }
+
+  const LossArguments<Real>& a_;
+  PixelProblem<Real>& problem_;
+  const Runtime& runtime_;
+  const int64_t height_, width_;
+  const AxisTable<Real> student_rows_, student_columns_, teacher_rows_, teacher_columns_;
+  const std::vector<int32_t> label_rows_, label_columns_;
+  std::vector<Item> items_;
+  std::vector<double> partial_;
+  double factor_[2] = {1, 1};
+};
+
+// kem="spatial": what HakdProblem's members of these names hold.
+template <class Real>
+struct SpatialNormalizers {
+  std::vector<Real> maximum, scale, scale_unguarded;
+};
+
+template <class Real>
+SpatialNormalizers<Real> spatial_normalizers(const std::vector<double>& score_sums, const std::vector<Item>& items,
+                                             int64_t batch, int64_t classes) {
+  std::vector<double> maximum(batch * classes, 0.0), sum(batch * classes, 0.0);
+  for (size_t i = 0; i < items.size(); ++i) {
+    for (int64_t c = 0; c < classes; ++c) {
+      const double* part = &score_sums[(i * classes + c) * 2];
+      double &m = maximum[items[i].image * classes + c], &s = sum[items[i].image * classes + c];
+      const double higher = std::max(m, part[0]);
+      s = s * std::exp(m - higher) + part[1] * std::exp(part[0] - higher);
+      m = higher;
+    }
+  }
+  SpatialNormalizers<Real> out;
+  for (size_t i = 0; i < sum.size(); ++i) {
+    out.maximum.push_back(static_cast<Real>(maximum[i]));
+    out.scale.push_back(static_cast<Real>(1 / sum[i]));
+    out.scale_unguarded.push_back(static_cast<Real>(std::exp(-maximum[i]) / sum[i]));
+  }
+  return out;
+}
+
+}  // namespace
+
+template <class Real>
+void hakd_loss(const LossArguments<Real>& a, const HakdChoices& choices, const Runtime& runtime) {
+  HakdProblem<Real> problem{};
+  Call<Real> call(a, problem, runtime);
+  problem.parameters = {static_cast<Real>(a.temperature), choices.kmm, choices.kem, choices.cross_entropy};
+  const double valid = static_cast<double>(call.check_labels(nullptr).valid);
+  const bool spatial = choices.kem == Kem::kSpatial;
+  call.set_divisors(spatial ? static_cast<double>(std::max<int64_t>(a.batch, 1) * a.classes) : valid, valid);
+
+  std::vector<double> score_sums;
+  SpatialNormalizers<Real> normalizers;
+  if (spatial) {
+    score_sums.assign(call.item_count() * a.classes * 2, 0.0);
+    HakdProblem<Real> scores = problem;  // the same pixels, without gradients and terms
+    scores.student.gradient = scores.teacher.gradient = nullptr;
+    scores.maps[0] = scores.maps[1] = nullptr;
+    scores.score_sums = score_sums.data();
+    runtime.parallel(call.item_count(), [&](int64_t begin, int64_t end) { kernels<Real>().hakd_scores(scores, begin, end); });
+    normalizers = spatial_normalizers<Real>(score_sums, call.items(), a.batch, a.classes);
+    problem.spatial_maximum = normalizers.maximum.data();
+    problem.spatial_scale = normalizers.scale.data();
+    problem.spatial_scale_unguarded = normalizers.scale_unguarded.data();
+  }
+  runtime.parallel(call.item_count(), [&](int64_t begin, int64_t end) { kernels<Real>().hakd(problem, begin, end); });
+  call.finish();
+}
+
+template <class Real>
+void segmentation_loss(const LossArguments<Real>& a, const Real* class_weight, double label_smoothing,
+                       const Runtime& runtime) {
+  SegmentationProblem<Real> problem{};
+  Call<Real> call(a, problem, runtime);
+  const std::vector<Real> ones(class_weight ? 0 : a.classes, Real(1));
+  problem.class_weight = class_weight ? class_weight : ones.data();
+  double weight_sum = 0;
+  for (int64_t c = 0; c < a.classes; ++c) weight_sum += problem.class_weight[c];
+  problem.parameters = {static_cast<Real>(a.temperature), static_cast<Real>(label_smoothing),
+                        static_cast<Real>(label_smoothing / static_cast<double>(a.classes)), static_cast<Real>(weight_sum)};
+  const LabelSummary labels = call.check_labels(class_weight);
+  call.set_divisors(labels.weight, static_cast<double>(labels.valid));
+  runtime.parallel(call.item_count(), [&](int64_t begin, int64_t end) { kernels<Real>().segmentation(problem, begin, end); });
+  call.finish();
+}
+
+template void hakd_loss(const LossArguments<float>&, const HakdChoices&, const Runtime&);
+template void hakd_loss(const LossArguments<double>&, const HakdChoices&, const Runtime&);
+template void segmentation_loss(const LossArguments<float>&, const float*, double, const Runtime&);
+template void segmentation_loss(const LossArguments<double>&, const double*, double, const Runtime&);
+
+}  // namespace hetero::cpu

@@ -1,0 +1,416 @@
+// The pixel loop: items, blocks, rows and vectors of pixels; what happens at a pixel is in csrc/pixel/. Included by one
+// translation unit per instruction set.
+#pragma once
+
+#include "tile.h"
+
+namespace hetero::cpu {
+
+// A vector of pixels: labels, factors of their gradients, and where their terms go.
+template <class V>
+struct Pixels {
+  using Real = typename V::Real;
+  const int32_t* labels;
+  int lowest, highest;  // of the vector's labels
+  typename V::Mask valid;
+  V factor;
+
+  Pixels(const int32_t* row_labels, const Real* factors, int x)
+      : labels(row_labels + x), lowest(INT32_MAX), highest(-1), valid(not_negative(labels, V())), factor(V::load(factors + x)) {
+    for (int i = 0; i < V::kLanes; ++i) {
+      const int32_t label = labels[i];
+      lowest = label >= 0 && label < lowest ? label : lowest;
+      highest = label > highest ? label : highest;
+    }
+  }
+
+  bool none_valid() const { return highest < 0; }
+
+  HK_INLINE Labelled<V> label(int64_t c) const {
+    const int32_t k = static_cast<int32_t>(c);
+    return {equals(labels, k, V()), k < lowest || k > highest};
+  }
+
+  HK_INLINE V masked(V x) const { return select(valid, x, V(Real(0))); }
+
+  // The value that each pixel has at its label: f(c, lane) is asked for the classes that occur.
+  template <class AtClass>
+  V at_label(AtClass at_class) const {
+    V found(Real(0));
+    for (int k = lowest; k <= highest; ++k) {
+      bool occurs = false;
+      for (int i = 0; i < V::kLanes; ++i) occurs = occurs || labels[i] == k;
+      if (occurs) found = select(equals(labels, k, V()), at_class(k), found);
+    }
+    return found;
+  }
+};
+
+// A row of a block: label and factor buffers, the sums of the two terms.
+template <class V>
+class RowBuffers {
+ public:
+  using Real = typename V::Real;
+
+  RowBuffers(const PixelProblem<Real>& problem, Scratch& scratch)
+      : problem_(problem),
+        labels(static_cast<int32_t*>(scratch.take(int64_t(problem.block) * 4))),
+        factors(static_cast<Real*>(scratch.take(int64_t(problem.block) * sizeof(Real)))) {}
+
+  static int64_t bytes(const PixelProblem<Real>& problem) { return int64_t(problem.block) * (4 + sizeof(Real)) + 128; }
+
+  // Returns whether any pixel counts.
+  bool load(int64_t image, int64_t row, int64_t x0, int n) {
+    const int valid = load_labels(problem_, image, row, x0, n, labels);
+    for (int x = n; x < problem_.block; ++x) labels[x] = -1;
+    const Real* upstream = problem_.upstream;
+    if (upstream == nullptr) {
+      for (int x = 0; x < problem_.block; ++x) factors[x] = 1;
+    } else {
+      upstream += image * problem_.upstream_stride[0] + row * problem_.upstream_stride[1];
+      for (int x = 0; x < n; ++x) factors[x] = upstream[(x0 + x) * problem_.upstream_stride[2]];
+      for (int x = n; x < problem_.block; ++x) factors[x] = 0;
+    }
+    sums_[0] = sums_[1] = V(Real(0));
+    return valid > 0;
+  }
+
+  // Takes both terms of a vector of pixels, 0 where ignored.
+  void record(int64_t image, int64_t row, int64_t x0, int x, int n, V first, V second) {
+    sums_[0] = sums_[0] + first;
+    sums_[1] = sums_[1] + second;
+    if (problem_.maps[0] == nullptr) return;
+    alignas(64) Real terms[2][V::kLanes];
+    first.store(terms[0]);
+    second.store(terms[1]);
+    const int64_t at = (image * problem_.height + row) * problem_.width + x0 + x;
+    for (int i = 0; i < V::kLanes && x + i < n; ++i) {
+      problem_.maps[0][at + i] = terms[0][i];
+      problem_.maps[1][at + i] = terms[1][i];
+    }
+  }
+
+  void add_to(double* partial) const {
+    for (int term = 0; term < 2; ++term) {
+      alignas(64) Real lanes[V::kLanes];
+      sums_[term].store(lanes);
+      for (int i = 0; i < V::kLanes; ++i) partial[term] += lanes[i];
+    }
+  }
+
+ private:
+  const PixelProblem<Real>& problem_;
+  V sums_[2];
+
+ public:
+  int32_t* const labels;
+  Real* const factors;
+};
+
+// Walks items [begin, end): `pixels(image, row, x0, x, n, Pixels, student row, teacher row, bounded, buffers)` for every
+// vector with a pixel that counts; `block_done(item, bounded)` after every block.
+template <class V, class OnPixels, class OnBlock>
+void walk(const PixelProblem<typename V::Real>& problem, Scratch& scratch, int64_t begin, int64_t end, OnPixels on_pixels,
+          OnBlock on_block) {
+  Tile<V> student(problem.student, problem, scratch);
+  Tile<V> teacher(problem.has_teacher ? problem.teacher : problem.student, problem, scratch);
+  RowBuffers<V> buffers(problem, scratch);
+  Tile<V>* networks[2] = {&student, problem.has_teacher ? &teacher : nullptr};
+
+  for (int64_t index = begin; index < end; ++index) {
+    const Item& item = problem.items[index];
+    for (Tile<V>* network : networks) {
+      if (network == nullptr) continue;
+      const int64_t last = network->per_row() ? item.row_end : item.row_begin + 1;
+      for (int64_t row = item.row_begin; row < last; ++row) network->clear(index, item.image, row);
+    }
+    for (int64_t x0 = 0; x0 < problem.width; x0 += problem.block) {
+      const int64_t left = problem.width - x0;
+      const int n = left < problem.block ? static_cast<int>(left) : problem.block;
+      bool bounded[2] = {true, true};
+      for (int i = 0; i < 2; ++i) {
+        if (networks[i] != nullptr && !networks[i]->per_row()) {
+          bounded[i] = networks[i]->stage(item.image, item.row_begin, x0, n);
+        }
+      }
+      for (int64_t row = item.row_begin; row < item.row_end; ++row) {
+        for (int i = 0; i < 2; ++i) {
+          if (networks[i] != nullptr && networks[i]->per_row()) bounded[i] = networks[i]->stage(item.image, row, x0, n);
+        }
+        if (buffers.load(item.image, row, x0, n)) {
+          const TileRow<V> student_row = student.row(row), teacher_row = teacher.row(row);
+          for (int x = 0; x < n; x += V::kLanes) {
+            const Pixels<V> pixels(buffers.labels, buffers.factors, x);
+            if (pixels.none_valid()) {
+              buffers.record(item.image, row, x0, x, n, V(0), V(0));
+            } else {
+              on_pixels(item.image, row, x0, x, n, pixels, student_row, teacher_row, bounded[0] && bounded[1], buffers);
+            }
+          }
+          buffers.add_to(problem.partial + 2 * index);
+        } else if (problem.maps[0] != nullptr) {
+          for (int x = 0; x < n; x += V::kLanes) buffers.record(item.image, row, x0, x, n, V(0), V(0));
+        }
+        for (Tile<V>* network : networks) {
+          if (network != nullptr && network->per_row()) network->flush(index, item.image, row, x0, n);
+        }
+      }
+      for (Tile<V>* network : networks) {
+        if (network != nullptr && !network->per_row()) network->flush(index, item.image, item.row_begin, x0, n);
+      }
+      on_block(index, bounded[0] && bounded[1]);
+    }
+  }
+}
+
+template <class V>
+int64_t walk_bytes(const PixelProblem<typename V::Real>& problem) {
+  return Tile<V>::bytes(problem, problem.student) +
+         Tile<V>::bytes(problem, problem.has_teacher ? problem.teacher : problem.student) + RowBuffers<V>::bytes(problem);
+}
+
+// hakd ---------------------------------------------------------------------------------------------------------
+
+template <class V>
+struct HakdLoop {
+  using Real = typename V::Real;
+  const HakdProblem<Real>& problem;
+  HakdClass<V>* kept;        // [K]
+  HakdMeasured<V>* measured; // [K]
+
+  HK_INLINE V per_class(const Real* values, int64_t image, int64_t c) const {
+    return V(values[image * problem.classes + c]);
+  }
+
+  template <int Power, bool Errors>
+  HK_INLINE HakdPixel<V> unguarded(int64_t image, int x, const Pixels<V>& pixels, const TileRow<V>& student,
+                                   const TileRow<V>& teacher, HakdSums<V>& sums) const {
+    const HakdParameters<Real>& p = problem.parameters;
+    const bool spatial = p.kem == Kem::kSpatial;
+    for (int64_t c = 0; c < problem.classes; ++c) {
+      const V scale = spatial ? per_class(problem.spatial_scale_unguarded, image, c) : V(Real(1));
+      kept[c] = visit<Power, Errors>(student.logit(c, x), teacher.logit(c, x), pixels.label(c), p, scale, sums);
+    }
+    V log_ratio = surprise(sums.student);
+    if (!p.cross_entropy) log_ratio = log_ratio - surprise(sums.hybrid);
+    return finish(sums, p, log_ratio);
+  }
+
+  template <bool Errors>
+  HakdPixel<V> guarded(int64_t image, int x, const Pixels<V>& pixels, const TileRow<V>& student,
+                       const TileRow<V>& teacher, HakdSums<V>& sums) const {
+    const HakdParameters<Real>& p = problem.parameters;
+    const bool spatial = p.kem == Kem::kSpatial;
+    const V lowest(-INFINITY), zero(Real(0)), cold(Real(1) / p.temperature);
+    HakdMaxima<V> maxima{lowest, lowest, lowest};
+    for (int64_t c = 0; c < problem.classes; ++c) {
+      measured[c] = measure<Errors>(student.logit(c, x), teacher.logit(c, x), pixels.label(c), p, maxima, sums, kept[c]);
+    }
+    for (int64_t c = 0; c < problem.classes; ++c) {
+      const V maximum = spatial ? per_class(problem.spatial_maximum, image, c) : zero;
+      const V scale = spatial ? per_class(problem.spatial_scale, image, c) : zero;
+      visit_guarded(measured[c], pixels.label(c), p, maximum, scale, maxima, sums, kept[c]);
+    }
+    const V z_s = pixels.at_label([&](int c) { return measured[c].z_s; });
+    V log_ratio = surprise_guarded(sums.student, (maxima.student - z_s) * cold);
+    if (!p.cross_entropy) {
+      const V z_h = pixels.at_label([&](int c) { return measured[c].z_s + measured[c].step; });
+      log_ratio = log_ratio - surprise_guarded(sums.hybrid, (maxima.hybrid - z_h) * cold);
+    }
+    return finish(sums, p, log_ratio);
+  }
+
+  template <bool Errors>
+  HK_INLINE void gradients(int x, const Pixels<V>& pixels, const HakdPixel<V>& pixel, const TileRow<V>& student,
+                           const TileRow<V>& teacher) const {
+    const V hakd = pixels.factor * V(problem.coefficient[0] * problem.parameters.temperature);
+    const V proj = pixels.factor * V(problem.coefficient[1] / static_cast<Real>(problem.classes));
+    const V student_factor = hakd * pixel.student_factor, weighted_factor = hakd * pixel.weighted_factor;
+    const V labelled = hakd * pixel.labelled_gradient;
+    for (int64_t c = 0; c < problem.classes; ++c) {
+      if (student.gradient) {
+        V g = kept[c].student * student_factor - kept[c].weighted * weighted_factor;
+        const Labelled<V> label = pixels.label(c);
+        if (!label.none) g = select(label.mask, labelled, g);
+        if constexpr (Errors) g = fma(kept[c].student_error, proj, g);
+        student.add(c, x, pixels.masked(g));
+      }
+      if constexpr (Errors) {
+        if (teacher.gradient) teacher.add(c, x, pixels.masked(kept[c].teacher_error * proj));
+      }
+    }
+  }
+
+  template <int Power, bool Errors>
+  void run(Scratch& scratch, int64_t begin, int64_t end) const {
+    const V per_class_share(Real(1) / static_cast<Real>(problem.classes));
+    walk<V>(
+        problem, scratch, begin, end,
+        [&](int64_t image, int64_t row, int64_t x0, int x, int n, const Pixels<V>& pixels, const TileRow<V>& student,
+            const TileRow<V>& teacher, bool bounded, RowBuffers<V>& buffers) {
+          HakdSums<V> sums;
+          const HakdPixel<V> pixel = bounded ? unguarded<Power, Errors>(image, x, pixels, student, teacher, sums)
+                                             : guarded<Errors>(image, x, pixels, student, teacher, sums);
+          buffers.record(image, row, x0, x, n, pixels.masked(pixel.loss), pixels.masked(sums.proj * per_class_share));
+          if (student.gradient || teacher.gradient) gradients<Errors>(x, pixels, pixel, student, teacher);
+        },
+        [](int64_t, bool) {});
+  }
+
+  template <int Power>
+  void run_errors(Scratch& scratch, int64_t begin, int64_t end) const {
+    const bool gradient = problem.student.gradient != nullptr || problem.teacher.gradient != nullptr;
+    gradient && problem.coefficient[1] != 0 ? run<Power, true>(scratch, begin, end) : run<Power, false>(scratch, begin, end);
+  }
+};
+
+template <class V>
+void hakd(const HakdProblem<typename V::Real>& problem, int64_t begin, int64_t end) {
+  const int64_t kept_bytes = problem.classes * int64_t(sizeof(HakdClass<V>));
+  const int64_t measured_bytes = problem.classes * int64_t(sizeof(HakdMeasured<V>));
+  Scratch scratch(walk_bytes<V>(problem) + kept_bytes + measured_bytes + 128);
+  const HakdLoop<V> loop{problem, static_cast<HakdClass<V>*>(scratch.take(kept_bytes)),
+                         static_cast<HakdMeasured<V>*>(scratch.take(measured_bytes))};
+  const double temperature = problem.parameters.temperature;
+  if (temperature == 1) {
+    loop.template run_errors<1>(scratch, begin, end);
+  } else if (temperature == 2) {
+    loop.template run_errors<2>(scratch, begin, end);
+  } else if (temperature == 4) {
+    loop.template run_errors<4>(scratch, begin, end);
+  } else {
+    loop.template run_errors<0>(scratch, begin, end);
+  }
+}
+
+// First pass of kem="spatial": per item and class the maximum m of the scores q and the sum of e^{q - m}.
+template <class V>
+void hakd_scores(const HakdProblem<typename V::Real>& problem, int64_t begin, int64_t end) {
+  using Real = typename V::Real;
+  const int64_t bytes = problem.classes * int64_t(sizeof(V));
+  Scratch scratch(walk_bytes<V>(problem) + 2 * bytes + 128);
+  V* maxima = static_cast<V*>(scratch.take(bytes));
+  V* sums = static_cast<V*>(scratch.take(bytes));
+  const V lowest(-INFINITY), zero(Real(0));
+  const auto clear = [&] {
+    for (int64_t c = 0; c < problem.classes; ++c) {
+      maxima[c] = lowest;
+      sums[c] = zero;
+    }
+  };
+  clear();
+  const bool kmm = problem.parameters.kmm;
+  walk<V>(
+      problem, scratch, begin, end,
+      [&](int64_t, int64_t, int64_t, int x, int, const Pixels<V>& pixels, const TileRow<V>& student,
+          const TileRow<V>& teacher, bool bounded, RowBuffers<V>&) {
+        for (int64_t c = 0; c < problem.classes; ++c) {
+          const V z_s = student.logit(c, x), z_t = teacher.logit(c, x);
+          if (bounded) {
+            sums[c] = sums[c] + pixels.masked(exp_score(z_s, z_t, pixels.label(c), kmm));
+          } else {
+            const V score = select(pixels.valid, score_guarded(z_s, z_t, pixels.label(c), kmm).score, lowest);
+            const V maximum = math::maximum(score, math::maximum(maxima[c], zero));
+            const V old = math::exp_nonpositive(math::maximum(maxima[c], zero) - maximum);
+            sums[c] = fma(sums[c], old, pixels.masked(math::exp_nonpositive(score - maximum)));
+            maxima[c] = maximum;
+          }
+        }
+      },
+      [&](int64_t index, bool) {
+        for (int64_t c = 0; c < problem.classes; ++c) {
+          alignas(64) Real m[V::kLanes], s[V::kLanes];
+          maxima[c].store(m);
+          sums[c].store(s);
+          double* total = problem.score_sums + (index * problem.classes + c) * 2;
+          for (int i = 0; i < V::kLanes; ++i) {
+            const double lane_maximum = m[i] > 0 ? m[i] : 0;  // unguarded blocks measure from 0
+            const double higher = lane_maximum > total[0] ? lane_maximum : total[0];
+            total[1] = total[1] * std::exp(total[0] - higher) + double(s[i]) * std::exp(lane_maximum - higher);
+            total[0] = higher;
+          }
+        }
+        clear();
+      });
+}
+
+// segmentation -------------------------------------------------------------------------------------------------
+
+template <class V>
+struct SegmentationLoop {
+  using Real = typename V::Real;
+  const SegmentationProblem<Real>& problem;
+  SegmentationClass<V>* kept;  // [K]
+
+  template <int Power, bool Teacher, bool Guarded>
+  HK_INLINE void pixel(int64_t image, int64_t row, int64_t x0, int x, int n, const Pixels<V>& pixels,
+                       const TileRow<V>& student, const TileRow<V>& teacher, RowBuffers<V>& buffers) const {
+    const SegmentationParameters<Real>& p = problem.parameters;
+    const auto teacher_logit = [&](int64_t c) { return Teacher ? teacher.logit(c, x) : V(Real(0)); };
+    SegmentationMaxima<V> maxima;
+    if constexpr (Guarded) {
+      maxima.student = maxima.teacher = V(-INFINITY);
+      for (int64_t c = 0; c < problem.classes; ++c) {
+        maxima.student = math::maximum(student.logit(c, x), maxima.student);
+        if constexpr (Teacher) maxima.teacher = math::maximum(teacher_logit(c), maxima.teacher);
+      }
+    }
+    const V anchor = Guarded || p.smoothing != 0 ? pixels.at_label([&](int c) { return student.logit(c, x); }) : V(Real(0));
+    const V label_weight = pixels.at_label([&](int c) { return V(problem.class_weight[c]); });
+    SegmentationSums<V> sums;
+    for (int64_t c = 0; c < problem.classes; ++c) {
+      kept[c] = visit<Power, Teacher, Guarded>(student.logit(c, x), teacher_logit(c), pixels.label(c),
+                                               V(problem.class_weight[c]), p, maxima, sums);
+    }
+    const SegmentationPixel<V> done = finish<Teacher, Guarded>(sums, p, anchor, label_weight, maxima);
+    buffers.record(image, row, x0, x, n, pixels.masked(done.task), pixels.masked(done.kd));
+    if (!student.gradient) return;
+    const V task = pixels.factor * V(problem.coefficient[0]), kd = pixels.factor * V(problem.coefficient[1]);
+    for (int64_t c = 0; c < problem.classes; ++c) {
+      V g = task * task_gradient(kept[c], done, pixels.label(c), V(problem.class_weight[c]), label_weight, p);
+      if constexpr (Teacher) g = fma(kd, kd_gradient(kept[c], done, p), g);
+      student.add(c, x, pixels.masked(g));
+    }
+  }
+
+  template <int Power, bool Teacher>
+  void run(Scratch& scratch, int64_t begin, int64_t end) const {
+    walk<V>(
+        problem, scratch, begin, end,
+        [&](int64_t image, int64_t row, int64_t x0, int x, int n, const Pixels<V>& pixels, const TileRow<V>& student,
+            const TileRow<V>& teacher, bool bounded, RowBuffers<V>& buffers) {
+          if (bounded) {
+            pixel<Power, Teacher, false>(image, row, x0, x, n, pixels, student, teacher, buffers);
+          } else {
+            pixel<0, Teacher, true>(image, row, x0, x, n, pixels, student, teacher, buffers);
+          }
+        },
+        [](int64_t, bool) {});
+  }
+};
+
+template <class V>
+void segmentation(const SegmentationProblem<typename V::Real>& problem, int64_t begin, int64_t end) {
+  const int64_t bytes = problem.classes * int64_t(sizeof(SegmentationClass<V>));
+  Scratch scratch(walk_bytes<V>(problem) + bytes + 64);
+  const SegmentationLoop<V> loop{problem, static_cast<SegmentationClass<V>*>(scratch.take(bytes))};
+  const double temperature = problem.parameters.temperature;
+  if (!problem.has_teacher) {
+    loop.template run<1, false>(scratch, begin, end);
+  } else if (temperature == 1) {
+    loop.template run<1, true>(scratch, begin, end);
+  } else if (temperature == 2) {
+    loop.template run<2, true>(scratch, begin, end);
+  } else if (temperature == 4) {
+    loop.template run<4, true>(scratch, begin, end);
+  } else {
+    loop.template run<0, true>(scratch, begin, end);
+  }
+}
+
+template <class V>
+constexpr Kernels<typename V::Real> make_kernels() {
+  return {hakd_scores<V>, hakd<V>, segmentation<V>, V::kLanes};
+}
+
+}  // namespace hetero::cpu

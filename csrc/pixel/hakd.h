@@ -1,0 +1,241 @@
+// HeteroAKD per pixel (docs/mathematics.md, sections 2 to 6): values and closed-form gradients, for any value type V.
+//
+// A pixel is evaluated in three steps: one visit of every class, which adds up the normalisers; `finish`, which turns
+// them into the pixel's loss and the factors of the gradient; and the gradient of every class.
+// Two visits exist. `visit` works on the numbers e^z themselves: 3 exponentials and 2 logarithms per class, right for
+// |z| <= logit_limit(T). `measure` and `visit_guarded` work with maxima and logarithms and are right for any z.
+#pragma once
+
+#include "math.h"
+
+namespace hetero {
+
+enum class Kem : int { kNone, kClass, kSpatial };
+
+constexpr double kMixGuard = 1e-6;  // eps of section 3
+
+template <class Real>
+struct HakdParameters {
+  Real temperature = 1;
+  bool kmm = true;
+  Kem kem = Kem::kClass;
+  bool cross_entropy = false;  // divergence "ce"
+};
+
+// Largest |z| for which products of `visit` stay finite over a thousand classes: e^{2z} e^{z/T} < e^80.
+inline double logit_limit(double temperature) {
+  const double limit = 78.0 / (2.0 + 1.0 / temperature);
+  return limit < 24.0 ? limit : 24.0;
+}
+
+// What a class keeps until the gradient is formed.
+template <class V>
+struct HakdClass {
+  V student;        // e^{z^s / T}
+  V weighted;       // W e^{z^h / T}
+  V student_error;  // sigma(z^s) - y
+  V teacher_error;  // sigma(z^t) - y
+};
+
+// A sum over classes that keeps the labelled class apart. A network that is sure of the label has all but 1e-6 of its
+// mass there, and its tiny loss and gradient are differences from it: they are formed from the others' part.
+template <class V>
+struct SplitSum {
+  V labelled = V(0.f), others = V(0.f);
+  HK_INLINE V total() const { return labelled + others; }
+};
+
+template <class V>
+struct HakdSums {
+  SplitSum<V> student, hybrid, weighted;  // of e^{z^s/T}, e^{z^h/T}, W e^{z^h/T}
+  SplitSum<V> value;                      // of v_c (the labelled class) and W e^{z^h/T} v_c (the others), see `finish`
+  V weight = V(0.f), proj = V(0.f);
+};
+
+// The label of a pixel, seen from one class: `mask` is set where the class is the pixel's label, and `none` spares the
+// work where it is nobody's.
+template <class V>
+struct Labelled {
+  typename V::Mask mask;
+  bool none;
+  HK_INLINE V negate(V z) const { return none ? z : select(mask, -z, z); }
+  HK_INLINE V invert(V e) const { return none ? e : select(mask, V(1.f) / e, e); }
+  HK_INLINE void add(SplitSum<V>& sum, V x) const { add(sum, x, x); }
+  HK_INLINE void add(SplitSum<V>& sum, V labelled, V other) const {
+    if (none) {
+      sum.others = sum.others + other;
+    } else {
+      sum.others = sum.others + select(mask, V(0.f), other);
+      sum.labelled = select(mask, labelled, sum.labelled);
+    }
+  }
+};
+
+template <class V>
+HK_INLINE V mixing_step(V h_s, V h_t, V z_s, V z_t, bool kmm) {  // z^h - z^s
+  if (!kmm) return z_t - z_s;
+  const V guard = V(typename V::Real(kMixGuard));
+  const V guarded = h_s + guard;
+  return guarded / (guarded + (h_t + guard)) * (z_t - z_s);
+}
+
+// e^z from e^{z / T}; Power is T where that is 1, 2 or 4, else 0.
+template <int Power, class V>
+HK_INLINE V untempered(V tempered, V z) {
+  if constexpr (Power == 1) return tempered;
+  if constexpr (Power == 2) return tempered * tempered;
+  if constexpr (Power == 4) return (tempered * tempered) * (tempered * tempered);
+  return math::exp_bounded(z);
+}
+
+template <class V, class Real>
+HK_INLINE void add_class(const HakdClass<V>& kept, V hybrid, V z_s, V step, Labelled<V> label,
+                         const HakdParameters<Real>& p, HakdSums<V>& sums) {
+  const V value = p.cross_entropy ? -z_s : step;
+  label.add(sums.student, kept.student);
+  label.add(sums.hybrid, hybrid);
+  label.add(sums.weighted, kept.weighted);
+  label.add(sums.value, value, kept.weighted * value);
+}
+
+// One class. `spatial_scale` is 1 / sum_n e^q of the class over the image (Kem::kSpatial).
+template <int Power, bool Errors, class V, class Real>
+HK_INLINE HakdClass<V> visit(V z_s, V z_t, Labelled<V> label, const HakdParameters<Real>& p, V spatial_scale,
+                             HakdSums<V>& sums) {
+  const V cold = V(Real(1) / p.temperature);
+  HakdClass<V> kept;
+  kept.student = math::exp_bounded(z_s * cold);
+  const V a_s = label.invert(untempered<Power>(kept.student, z_s));
+  const V a_t = label.invert(math::exp_bounded(z_t));
+  const V u_s = V(1.f) + a_s, u_t = V(1.f) + a_t;
+  const V h_s = math::log1p(a_s), h_t = math::log1p(a_t);
+  const V step = mixing_step(h_s, h_t, z_s, z_t, p.kmm);
+  const V z_h = z_s + step;
+  const V hybrid = math::exp_bounded(z_h * cold);
+  kept.weighted = hybrid;
+  if (p.kem != Kem::kNone) {
+    // e^q = e^{H^s} max(1, e^{H^s} / e^{H^h}) with e^H = 1 + e^{-+z}
+    const V ratio = u_s / (V(1.f) + label.invert(untempered<Power>(hybrid, z_h)));
+    V weight = u_s * select(ratio > V(1.f), ratio, V(1.f));
+    if (p.kem == Kem::kSpatial) weight = weight * spatial_scale;
+    sums.weight = sums.weight + weight;
+    kept.weighted = hybrid * weight;
+  }
+  if constexpr (Errors) {
+    const V sigma_s = a_s / u_s, sigma_t = a_t / u_t;
+    kept.student_error = label.negate(sigma_s);
+    kept.teacher_error = label.negate(sigma_t);
+  }
+  sums.proj = sums.proj + (h_s + h_t);
+  add_class(kept, hybrid, z_s, step, label, p, sums);
+  return kept;
+}
+
+// KEM's score q of one class, with the mixing step and both reliabilities: right for any z.
+template <class V>
+struct HakdScore {
+  V step, score, h_s, h_t;
+};
+
+template <class V>
+HK_INLINE HakdScore<V> score_guarded(V z_s, V z_t, Labelled<V> label, bool kmm) {
+  HakdScore<V> s;
+  s.h_s = math::softplus(label.negate(z_s));
+  s.h_t = math::softplus(label.negate(z_t));
+  s.step = mixing_step(s.h_s, s.h_t, z_s, z_t, kmm);
+  const V gain = s.h_s - math::softplus(label.negate(z_s + s.step));
+  s.score = s.h_s + select(gain > V(0.f), gain, V(0.f));
+  return s;
+}
+
+// e^q of one class for |z| <= logit_limit(T): what kem="spatial" adds up over the image.
+template <class V>
+HK_INLINE V exp_score(V z_s, V z_t, Labelled<V> label, bool kmm) {
+  const V a_s = label.invert(math::exp_bounded(z_s)), a_t = label.invert(math::exp_bounded(z_t));
+  const V z_h = z_s + mixing_step(math::log1p(a_s), math::log1p(a_t), z_s, z_t, kmm);
+  const V u_s = V(1.f) + a_s;
+  const V ratio = u_s / (V(1.f) + label.invert(math::exp_bounded(z_h)));
+  return u_s * select(ratio > V(1.f), ratio, V(1.f));
+}
+
+// First guarded visit: what the second one needs to know beforehand.
+template <class V>
+struct HakdMaxima {
+  V student, hybrid, score;
+};
+
+template <class V>
+struct HakdMeasured {
+  V z_s, step, score;
+};
+
+template <bool Errors, class V, class Real>
+HK_INLINE HakdMeasured<V> measure(V z_s, V z_t, Labelled<V> label, const HakdParameters<Real>& p, HakdMaxima<V>& maxima,
+                                  HakdSums<V>& sums, HakdClass<V>& kept) {
+  const HakdScore<V> s = score_guarded(z_s, z_t, label, p.kmm);
+  maxima.student = math::maximum(z_s, maxima.student);
+  maxima.hybrid = math::maximum(z_s + s.step, maxima.hybrid);
+  maxima.score = math::maximum(s.score, maxima.score);
+  sums.proj = sums.proj + (s.h_s + s.h_t);
+  if constexpr (Errors) {
+    kept.student_error = label.negate(math::sigmoid(label.negate(z_s)));
+    kept.teacher_error = label.negate(math::sigmoid(label.negate(z_t)));
+  }
+  return {z_s, s.step, s.score};
+}
+
+// Second guarded visit. `spatial_maximum` m and `spatial_scale` 1 / sum_n e^{q - m} are the class's over the image
+// (Kem::kSpatial).
+template <class V, class Real>
+HK_INLINE void visit_guarded(const HakdMeasured<V>& m, Labelled<V> label, const HakdParameters<Real>& p,
+                             V spatial_maximum, V spatial_scale, const HakdMaxima<V>& maxima, HakdSums<V>& sums,
+                             HakdClass<V>& kept) {
+  const V cold = V(Real(1) / p.temperature);
+  kept.student = math::exp_nonpositive((m.z_s - maxima.student) * cold);
+  const V hybrid = math::exp_nonpositive((m.z_s + m.step - maxima.hybrid) * cold);
+  kept.weighted = hybrid;
+  if (p.kem != Kem::kNone) {
+    const V weight = p.kem == Kem::kSpatial ? math::exp_nonpositive(m.score - spatial_maximum) * spatial_scale
+                                            : math::exp_nonpositive(m.score - maxima.score);
+    sums.weight = sums.weight + weight;
+    kept.weighted = hybrid * weight;
+  }
+  add_class(kept, hybrid, m.z_s, m.step, label, p, sums);
+}
+
+// -log of the labelled class's probability, after the unguarded and the guarded visit. `distance` is (maximum - z_y) / T:
+// where it is 0 the labelled class is the maximum and its numerator 1.
+template <class V>
+HK_INLINE V surprise(const SplitSum<V>& sum) {
+  return math::log1p(sum.others / sum.labelled);
+}
+template <class V>
+HK_INLINE V surprise_guarded(const SplitSum<V>& sum, V distance) {
+  return distance + select(distance == V(0.f), math::log1p(sum.others), math::log(sum.total()));
+}
+
+template <class V>
+struct HakdPixel {
+  V loss;               // l_n of section 5
+  V student_factor;     // dl_n / dz^s_c = T (student_factor student_c - weighted_factor weighted_c)
+  V weighted_factor;
+  V labelled_gradient;  // the same / T for the labelled class, without the cancellation
+};
+
+// `log_ratio` is log p^h_y - log p^s_y ("kl") or -log p^s_y ("ce") of the labelled class y. With v_c = z^h_c - z^s_c
+// ("kl") or -z^s_c ("ce"), log p^h_c - log p^s_c = log_ratio + (v_c - v_y) / T.
+template <class V, class Real>
+HK_INLINE HakdPixel<V> finish(const HakdSums<V>& sums, const HakdParameters<Real>& p, V log_ratio) {
+  const V cold = V(Real(1) / p.temperature), hot = V(p.temperature);
+  const V student = sums.student.total(), hybrid = sums.hybrid.total(), weighted = sums.weighted.total();
+  HakdPixel<V> pixel;
+  pixel.weighted_factor = V(1.f) / (p.kem == Kem::kClass ? hybrid * sums.weight : hybrid);
+  pixel.student_factor = weighted * pixel.weighted_factor / student;
+  const V crossed = sums.student.labelled * sums.weighted.others - sums.weighted.labelled * sums.student.others;
+  pixel.labelled_gradient = crossed / student * pixel.weighted_factor;
+  const V differences = sums.value.others - sums.value.labelled * sums.weighted.others;
+  pixel.loss = hot * hot * pixel.weighted_factor * fma(weighted, log_ratio, differences * cold);
+  return pixel;
+}
+
+}  // namespace hetero

@@ -1,0 +1,38 @@
+// Where a pixel of the loss grid lies on a coarse grid: what F.interpolate computes (docs/mathematics.md, section 1).
+#pragma once
+
+#include <cstdint>
+
+#include "macros.h"
+
+namespace hetero {
+
+// Bilinear, one axis: the two coarse positions are lower and min(lower + 1, coarse - 1), weighted 1 - fraction and
+// fraction. In double: float32 positions are off by 1e-6 and more on large grids with uneven scales.
+struct SourcePosition {
+  int64_t lower;
+  double fraction;
+};
+
+HK_INLINE SourcePosition source_position(int64_t index, int64_t fine, int64_t coarse, bool align_corners) {
+  double position;
+  if (align_corners) {
+    position = fine > 1 ? static_cast<double>(index) * static_cast<double>(coarse - 1) / static_cast<double>(fine - 1) : 0.0;
+  } else {
+    position = (static_cast<double>(index) + 0.5) * static_cast<double>(coarse) / static_cast<double>(fine) - 0.5;
+    position = position < 0.0 ? 0.0 : position;
+  }
+  int64_t lower = static_cast<int64_t>(position);
+  lower = lower < coarse - 1 ? lower : coarse - 1;
+  double fraction = position - static_cast<double>(lower);
+  return {lower, lower == coarse - 1 ? 0.0 : fraction};
+}
+
+// Nearest neighbour exactly as F.interpolate(mode="nearest"), whose arithmetic is float32.
+HK_INLINE int64_t nearest_index(int64_t index, int64_t fine, int64_t coarse) {
+  const float scale = static_cast<float>(coarse) / static_cast<float>(fine);
+  const int64_t nearest = static_cast<int64_t>(static_cast<float>(index) * scale);
+  return nearest < coarse - 1 ? nearest : coarse - 1;
+}
+
+}  // namespace hetero
