@@ -6,44 +6,51 @@
 
 namespace hetero::cpu {
 
-// A vector of pixels: labels, factors of their gradients, and where their terms go.
+// One class per pixel of a vector: the label or the anchor; -1 for none.
+template <class V>
+struct ClassPerPixel {
+  const int32_t* classes;
+  int lowest = INT32_MAX, highest = -1;
+
+  explicit ClassPerPixel(const int32_t* per_pixel) : classes(per_pixel) {
+    for (int i = 0; i < V::kLanes; ++i) {
+      const int32_t k = classes[i];
+      lowest = k >= 0 && k < lowest ? k : lowest;
+      highest = k > highest ? k : highest;
+    }
+  }
+
+  HK_INLINE Chosen<V> at(int64_t c) const {
+    const int32_t k = static_cast<int32_t>(c);
+    return {equals(classes, k, V()), k < lowest || k > highest};
+  }
+
+  // The value that each pixel has at its class: `value(k)` is asked for the classes that occur.
+  template <class Value>
+  V pick(Value value) const {
+    V found(typename V::Real(0));
+    for (int k = lowest; k <= highest; ++k) {
+      bool occurs = false;
+      for (int i = 0; i < V::kLanes; ++i) occurs = occurs || classes[i] == k;
+      if (occurs) found = select(equals(classes, k, V()), value(k), found);
+    }
+    return found;
+  }
+};
+
+// A vector of pixels: labels and factors of their gradients.
 template <class V>
 struct Pixels {
   using Real = typename V::Real;
-  const int32_t* labels;
-  int lowest, highest;  // of the vector's labels
+  ClassPerPixel<V> labels;
   typename V::Mask valid;
   V factor;
 
   Pixels(const int32_t* row_labels, const Real* factors, int x)
-      : labels(row_labels + x), lowest(INT32_MAX), highest(-1), valid(not_negative(labels, V())), factor(V::load(factors + x)) {
-    for (int i = 0; i < V::kLanes; ++i) {
-      const int32_t label = labels[i];
-      lowest = label >= 0 && label < lowest ? label : lowest;
-      highest = label > highest ? label : highest;
-    }
-  }
+      : labels(row_labels + x), valid(not_negative(row_labels + x, V())), factor(V::load(factors + x)) {}
 
-  bool none_valid() const { return highest < 0; }
-
-  HK_INLINE Labelled<V> label(int64_t c) const {
-    const int32_t k = static_cast<int32_t>(c);
-    return {equals(labels, k, V()), k < lowest || k > highest};
-  }
-
+  bool none_valid() const { return labels.highest < 0; }
   HK_INLINE V masked(V x) const { return select(valid, x, V(Real(0))); }
-
-  // The value that each pixel has at its label: f(c, lane) is asked for the classes that occur.
-  template <class AtClass>
-  V at_label(AtClass at_class) const {
-    V found(Real(0));
-    for (int k = lowest; k <= highest; ++k) {
-      bool occurs = false;
-      for (int i = 0; i < V::kLanes; ++i) occurs = occurs || labels[i] == k;
-      if (occurs) found = select(equals(labels, k, V()), at_class(k), found);
-    }
-    return found;
-  }
 };
 
 // A row of a block: label and factor buffers, the sums of the two terms.
@@ -169,6 +176,21 @@ int64_t walk_bytes(const PixelProblem<typename V::Real>& problem) {
          Tile<V>::bytes(problem, problem.has_teacher ? problem.teacher : problem.student) + RowBuffers<V>::bytes(problem);
 }
 
+// The student's best class of each pixel of a vector, the first where several are.
+template <class V>
+HK_INLINE void best_classes(const TileRow<V>& student, int64_t classes, int x, int32_t* best) {
+  using Real = typename V::Real;
+  V highest(-INFINITY), index(Real(0));
+  for (int64_t c = 0; c < classes; ++c) {
+    const V z = student.logit(c, x);
+    index = select(z > highest, V(static_cast<Real>(c)), index);
+    highest = math::maximum(z, highest);
+  }
+  alignas(64) Real lanes[V::kLanes];
+  index.store(lanes);
+  for (int i = 0; i < V::kLanes; ++i) best[i] = static_cast<int32_t>(lanes[i]);
+}
+
 // hakd ---------------------------------------------------------------------------------------------------------
 
 template <class V>
@@ -183,13 +205,14 @@ struct HakdLoop {
   }
 
   template <int Power, bool Errors>
-  HK_INLINE HakdPixel<V> unguarded(int64_t image, int x, const Pixels<V>& pixels, const TileRow<V>& student,
-                                   const TileRow<V>& teacher, HakdSums<V>& sums) const {
+  HK_INLINE HakdPixel<V> unguarded(int64_t image, int x, const Pixels<V>& pixels, const ClassPerPixel<V>& anchors,
+                                   const TileRow<V>& student, const TileRow<V>& teacher, HakdSums<V>& sums) const {
     const HakdParameters<Real>& p = problem.parameters;
     const bool spatial = p.kem == Kem::kSpatial;
     for (int64_t c = 0; c < problem.classes; ++c) {
       const V scale = spatial ? per_class(problem.spatial_scale_unguarded, image, c) : V(Real(1));
-      kept[c] = visit<Power, Errors>(student.logit(c, x), teacher.logit(c, x), pixels.label(c), p, scale, sums);
+      kept[c] = visit<Power, Errors>(student.logit(c, x), teacher.logit(c, x), pixels.labels.at(c), anchors.at(c), p,
+                                     scale, sums);
     }
     V log_ratio = surprise(sums.student);
     if (!p.cross_entropy) log_ratio = log_ratio - surprise(sums.hybrid);
@@ -197,41 +220,42 @@ struct HakdLoop {
   }
 
   template <bool Errors>
-  HakdPixel<V> guarded(int64_t image, int x, const Pixels<V>& pixels, const TileRow<V>& student,
-                       const TileRow<V>& teacher, HakdSums<V>& sums) const {
+  HakdPixel<V> guarded(int64_t image, int x, const Pixels<V>& pixels, const ClassPerPixel<V>& anchors,
+                       const TileRow<V>& student, const TileRow<V>& teacher, HakdSums<V>& sums) const {
     const HakdParameters<Real>& p = problem.parameters;
     const bool spatial = p.kem == Kem::kSpatial;
     const V lowest(-INFINITY), zero(Real(0)), cold(Real(1) / p.temperature);
     HakdMaxima<V> maxima{lowest, lowest, lowest};
     for (int64_t c = 0; c < problem.classes; ++c) {
-      measured[c] = measure<Errors>(student.logit(c, x), teacher.logit(c, x), pixels.label(c), p, maxima, sums, kept[c]);
+      measured[c] =
+          measure<Errors>(student.logit(c, x), teacher.logit(c, x), pixels.labels.at(c), p, maxima, sums, kept[c]);
     }
     for (int64_t c = 0; c < problem.classes; ++c) {
       const V maximum = spatial ? per_class(problem.spatial_maximum, image, c) : zero;
       const V scale = spatial ? per_class(problem.spatial_scale, image, c) : zero;
-      visit_guarded(measured[c], pixels.label(c), p, maximum, scale, maxima, sums, kept[c]);
+      visit_guarded(measured[c], anchors.at(c), p, maximum, scale, maxima, sums, kept[c]);
     }
-    const V z_s = pixels.at_label([&](int c) { return measured[c].z_s; });
+    const V z_s = anchors.pick([&](int c) { return measured[c].z_s; });
     V log_ratio = surprise_guarded(sums.student, (maxima.student - z_s) * cold);
     if (!p.cross_entropy) {
-      const V z_h = pixels.at_label([&](int c) { return measured[c].z_s + measured[c].step; });
+      const V z_h = anchors.pick([&](int c) { return measured[c].z_s + measured[c].step; });
       log_ratio = log_ratio - surprise_guarded(sums.hybrid, (maxima.hybrid - z_h) * cold);
     }
     return finish(sums, p, log_ratio);
   }
 
   template <bool Errors>
-  HK_INLINE void gradients(int x, const Pixels<V>& pixels, const HakdPixel<V>& pixel, const TileRow<V>& student,
-                           const TileRow<V>& teacher) const {
+  HK_INLINE void gradients(int x, const Pixels<V>& pixels, const ClassPerPixel<V>& anchors, const HakdPixel<V>& pixel,
+                           const TileRow<V>& student, const TileRow<V>& teacher) const {
     const V hakd = pixels.factor * V(problem.coefficient[0] * problem.parameters.temperature);
     const V proj = pixels.factor * V(problem.coefficient[1] / static_cast<Real>(problem.classes));
     const V student_factor = hakd * pixel.student_factor, weighted_factor = hakd * pixel.weighted_factor;
-    const V labelled = hakd * pixel.labelled_gradient;
+    const V anchored = hakd * pixel.anchor_gradient;
     for (int64_t c = 0; c < problem.classes; ++c) {
       if (student.gradient) {
         V g = kept[c].student * student_factor - kept[c].weighted * weighted_factor;
-        const Labelled<V> label = pixels.label(c);
-        if (!label.none) g = select(label.mask, labelled, g);
+        const Chosen<V> anchor = anchors.at(c);
+        if (!anchor.none) g = select(anchor.mask, anchored, g);
         if constexpr (Errors) g = fma(kept[c].student_error, proj, g);
         student.add(c, x, pixels.masked(g));
       }
@@ -249,10 +273,14 @@ struct HakdLoop {
         [&](int64_t image, int64_t row, int64_t x0, int x, int n, const Pixels<V>& pixels, const TileRow<V>& student,
             const TileRow<V>& teacher, bool bounded, RowBuffers<V>& buffers) {
           HakdSums<V> sums;
-          const HakdPixel<V> pixel = bounded ? unguarded<Power, Errors>(image, x, pixels, student, teacher, sums)
-                                             : guarded<Errors>(image, x, pixels, student, teacher, sums);
+          alignas(64) int32_t best[V::kLanes];
+          best_classes(student, problem.classes, x, best);
+          const ClassPerPixel<V> anchors(best);
+          const HakdPixel<V> pixel = bounded
+                                         ? unguarded<Power, Errors>(image, x, pixels, anchors, student, teacher, sums)
+                                         : guarded<Errors>(image, x, pixels, anchors, student, teacher, sums);
           buffers.record(image, row, x0, x, n, pixels.masked(pixel.loss), pixels.masked(sums.proj * per_class_share));
-          if (student.gradient || teacher.gradient) gradients<Errors>(x, pixels, pixel, student, teacher);
+          if (student.gradient || teacher.gradient) gradients<Errors>(x, pixels, anchors, pixel, student, teacher);
         },
         [](int64_t, bool) {});
   }
@@ -307,9 +335,9 @@ void hakd_scores(const HakdProblem<typename V::Real>& problem, int64_t begin, in
         for (int64_t c = 0; c < problem.classes; ++c) {
           const V z_s = student.logit(c, x), z_t = teacher.logit(c, x);
           if (bounded) {
-            sums[c] = sums[c] + pixels.masked(exp_score(z_s, z_t, pixels.label(c), kmm));
+            sums[c] = sums[c] + pixels.masked(exp_score(z_s, z_t, pixels.labels.at(c), kmm));
           } else {
-            const V score = select(pixels.valid, score_guarded(z_s, z_t, pixels.label(c), kmm).score, lowest);
+            const V score = select(pixels.valid, score_guarded(z_s, z_t, pixels.labels.at(c), kmm).score, lowest);
             const V maximum = math::maximum(score, math::maximum(maxima[c], zero));
             const V old = math::exp_nonpositive(math::maximum(maxima[c], zero) - maximum);
             sums[c] = fma(sums[c], old, pixels.masked(math::exp_nonpositive(score - maximum)));
@@ -355,20 +383,29 @@ struct SegmentationLoop {
         if constexpr (Teacher) maxima.teacher = math::maximum(teacher_logit(c), maxima.teacher);
       }
     }
-    const V anchor = Guarded || p.smoothing != 0 ? pixels.at_label([&](int c) { return student.logit(c, x); }) : V(Real(0));
-    const V label_weight = pixels.at_label([&](int c) { return V(problem.class_weight[c]); });
+    alignas(64) int32_t best[V::kLanes];
+    if constexpr (Teacher) best_classes(student, problem.classes, x, best);
+    const ClassPerPixel<V> anchors = Teacher ? ClassPerPixel<V>(best) : pixels.labels;
+    const auto student_logit = [&](int64_t c) { return student.logit(c, x); };
+    SegmentationReference<V> reference;
+    if (Guarded || p.smoothing != 0) reference.label = pixels.labels.pick(student_logit);
+    if constexpr (Guarded && Teacher) {
+      reference.student_anchor = anchors.pick(student_logit);
+      reference.teacher_anchor = anchors.pick(teacher_logit);
+    }
+    const V label_weight = pixels.labels.pick([&](int c) { return V(problem.class_weight[c]); });
     SegmentationSums<V> sums;
     for (int64_t c = 0; c < problem.classes; ++c) {
-      kept[c] = visit<Power, Teacher, Guarded>(student.logit(c, x), teacher_logit(c), pixels.label(c),
-                                               V(problem.class_weight[c]), p, maxima, sums);
+      kept[c] = visit<Power, Teacher, Guarded>(student_logit(c), teacher_logit(c), pixels.labels.at(c), anchors.at(c),
+                                               V(problem.class_weight[c]), reference.label, p, maxima, sums);
     }
-    const SegmentationPixel<V> done = finish<Teacher, Guarded>(sums, p, anchor, label_weight, maxima);
+    const SegmentationPixel<V> done = finish<Teacher, Guarded>(sums, p, reference, label_weight, maxima);
     buffers.record(image, row, x0, x, n, pixels.masked(done.task), pixels.masked(done.kd));
     if (!student.gradient) return;
     const V task = pixels.factor * V(problem.coefficient[0]), kd = pixels.factor * V(problem.coefficient[1]);
     for (int64_t c = 0; c < problem.classes; ++c) {
-      V g = task * task_gradient(kept[c], done, pixels.label(c), V(problem.class_weight[c]), label_weight, p);
-      if constexpr (Teacher) g = fma(kd, kd_gradient(kept[c], done, p), g);
+      V g = task * task_gradient(kept[c], done, pixels.labels.at(c), V(problem.class_weight[c]), label_weight, p);
+      if constexpr (Teacher) g = fma(kd, kd_gradient(kept[c], done, anchors.at(c), p), g);
       student.add(c, x, pixels.masked(g));
     }
   }

@@ -11,24 +11,24 @@ namespace hetero::cpu {
 template <class V>
 struct TileRow {
   using Real = typename V::Real;
-  const Real *upper, *delta;
+  const Real *upper, *lower;
   Real *upper_gradient, *lower_gradient;
   int64_t block;
-  V fraction;
+  V fraction, rest;  // of the lower row, of the upper
   bool flat, gradient;
 
   HK_INLINE V logit(int64_t c, int x) const {
+    // (1 - f) u + f l, not u + f (l - u): between -10 and 10 the difference alone is off by 1e-6.
     const V z = V::load(upper + c * block + x);
-    return flat ? z : fma(fraction, V::load(delta + c * block + x), z);
+    return flat ? z : fma(fraction, V::load(lower + c * block + x), rest * z);
   }
 
   HK_INLINE void add(int64_t c, int x, V g) const {
     Real* above = upper_gradient + c * block + x;
     if (flat) return (V::load(above) + g).store(above);
     Real* below = lower_gradient + c * block + x;
-    const V part = fraction * g;
-    (V::load(above) + (g - part)).store(above);
-    (V::load(below) + part).store(below);
+    fma(rest, g, V::load(above)).store(above);
+    fma(fraction, g, V::load(below)).store(below);
   }
 };
 
@@ -43,7 +43,7 @@ class Tile {
     upper_ = take(scratch, plane);
     line_ = take(scratch, line_length());
     if (!network.rows.identity) {
-      delta_ = take(scratch, plane);
+      lower_ = take(scratch, plane);
       lower_line_ = take(scratch, line_length());
     }
     if (gradient_) {
@@ -81,10 +81,7 @@ class Tile {
       if (!per_row()) {
         load_logits(network_.logits, network_.dtype, lower_row + plane, network_.stride[3], count, lower_line_);
         scan(lower_line_, count, largest, poison);
-        for (int i = 0; i < count; i += V::kLanes) {
-          (V::load(lower_line_ + i) - V::load(line_ + i)).store(lower_line_ + i);
-        }
-        expand(lower_line_, x0, n, first, delta_ + c * block_);
+        expand(lower_line_, x0, n, first, lower_ + c * block_);
       }
       expand(line_, x0, n, first, upper_ + c * block_);
     }
@@ -102,8 +99,8 @@ class Tile {
   }
 
   TileRow<V> row(int64_t row) const {
-    return {upper_,    delta_, upper_gradient_, lower_gradient_, block_, per_row() ? V(Real(0)) : V(network_.rows.fraction[row]),
-            per_row(), gradient_};
+    const Real fraction = network_.rows.fraction[row];
+    return {upper_, lower_, upper_gradient_, lower_gradient_, block_, V(fraction), V(1 - fraction), per_row(), gradient_};
   }
 
   // Clears the item's slots; for networks staged per row, the gradient's row.
@@ -177,7 +174,8 @@ class Tile {
         a = V::load(left);
         b = V::load(right);
       }
-      fma(V::load(columns.fraction + x0 + x), b - a, a).store(out + x);
+      const V fraction = V::load(columns.fraction + x0 + x);
+      fma(fraction, b, (V(Real(1)) - fraction) * a).store(out + x);
     }
   }
 
@@ -204,7 +202,7 @@ class Tile {
   const PixelProblem<Real>& problem_;
   const int64_t block_;
   const bool gradient_;
-  Real *upper_ = nullptr, *delta_ = nullptr, *upper_gradient_ = nullptr, *lower_gradient_ = nullptr;
+  Real *upper_ = nullptr, *lower_ = nullptr, *upper_gradient_ = nullptr, *lower_gradient_ = nullptr;
   Real *line_ = nullptr, *lower_line_ = nullptr;
 };
 

@@ -37,36 +37,37 @@ struct HakdClass {
   V teacher_error;  // sigma(z^t) - y
 };
 
-// A sum over classes that keeps the labelled class apart. A network that is sure of the label has all but 1e-6 of its
-// mass there, and its tiny loss and gradient are differences from it: they are formed from the others' part.
+// A sum over classes that keeps one class apart, the anchor. A network that is sure of a class has all but 1e-6 of its
+// mass there, and its tiny loss and gradient are differences from it: they are formed from the others' part. For
+// cross-entropy the anchor is the label, for a divergence between networks the student's best class.
 template <class V>
 struct SplitSum {
-  V labelled = V(0.f), others = V(0.f);
-  HK_INLINE V total() const { return labelled + others; }
+  V anchor = V(0.f), others = V(0.f);
+  HK_INLINE V total() const { return anchor + others; }
 };
 
 template <class V>
 struct HakdSums {
   SplitSum<V> student, hybrid, weighted;  // of e^{z^s/T}, e^{z^h/T}, W e^{z^h/T}
-  SplitSum<V> value;                      // of v_c (the labelled class) and W e^{z^h/T} v_c (the others), see `finish`
+  SplitSum<V> value;                      // of v_c (the anchor) and W e^{z^h/T} v_c (the others), see `finish`
   V weight = V(0.f), proj = V(0.f);
 };
 
-// The label of a pixel, seen from one class: `mask` is set where the class is the pixel's label, and `none` spares the
-// work where it is nobody's.
+// A class that each pixel singles out (its label, its anchor), seen from class c: `mask` is set where it is c, and `none`
+// spares the work where it is c for no pixel.
 template <class V>
-struct Labelled {
+struct Chosen {
   typename V::Mask mask;
   bool none;
   HK_INLINE V negate(V z) const { return none ? z : select(mask, -z, z); }
   HK_INLINE V invert(V e) const { return none ? e : select(mask, V(1.f) / e, e); }
   HK_INLINE void add(SplitSum<V>& sum, V x) const { add(sum, x, x); }
-  HK_INLINE void add(SplitSum<V>& sum, V labelled, V other) const {
+  HK_INLINE void add(SplitSum<V>& sum, V anchor, V other) const {
     if (none) {
       sum.others = sum.others + other;
     } else {
       sum.others = sum.others + select(mask, V(0.f), other);
-      sum.labelled = select(mask, labelled, sum.labelled);
+      sum.anchor = select(mask, anchor, sum.anchor);
     }
   }
 };
@@ -89,19 +90,19 @@ HK_INLINE V untempered(V tempered, V z) {
 }
 
 template <class V, class Real>
-HK_INLINE void add_class(const HakdClass<V>& kept, V hybrid, V z_s, V step, Labelled<V> label,
+HK_INLINE void add_class(const HakdClass<V>& kept, V hybrid, V z_s, V step, Chosen<V> anchor,
                          const HakdParameters<Real>& p, HakdSums<V>& sums) {
   const V value = p.cross_entropy ? -z_s : step;
-  label.add(sums.student, kept.student);
-  label.add(sums.hybrid, hybrid);
-  label.add(sums.weighted, kept.weighted);
-  label.add(sums.value, value, kept.weighted * value);
+  anchor.add(sums.student, kept.student);
+  anchor.add(sums.hybrid, hybrid);
+  anchor.add(sums.weighted, kept.weighted);
+  anchor.add(sums.value, value, kept.weighted * value);
 }
 
 // One class. `spatial_scale` is 1 / sum_n e^q of the class over the image (Kem::kSpatial).
 template <int Power, bool Errors, class V, class Real>
-HK_INLINE HakdClass<V> visit(V z_s, V z_t, Labelled<V> label, const HakdParameters<Real>& p, V spatial_scale,
-                             HakdSums<V>& sums) {
+HK_INLINE HakdClass<V> visit(V z_s, V z_t, Chosen<V> label, Chosen<V> anchor, const HakdParameters<Real>& p,
+                             V spatial_scale, HakdSums<V>& sums) {
   const V cold = V(Real(1) / p.temperature);
   HakdClass<V> kept;
   kept.student = math::exp_bounded(z_s * cold);
@@ -127,7 +128,7 @@ HK_INLINE HakdClass<V> visit(V z_s, V z_t, Labelled<V> label, const HakdParamete
     kept.teacher_error = label.negate(sigma_t);
   }
   sums.proj = sums.proj + (h_s + h_t);
-  add_class(kept, hybrid, z_s, step, label, p, sums);
+  add_class(kept, hybrid, z_s, step, anchor, p, sums);
   return kept;
 }
 
@@ -138,7 +139,7 @@ struct HakdScore {
 };
 
 template <class V>
-HK_INLINE HakdScore<V> score_guarded(V z_s, V z_t, Labelled<V> label, bool kmm) {
+HK_INLINE HakdScore<V> score_guarded(V z_s, V z_t, Chosen<V> label, bool kmm) {
   HakdScore<V> s;
   s.h_s = math::softplus(label.negate(z_s));
   s.h_t = math::softplus(label.negate(z_t));
@@ -150,7 +151,7 @@ HK_INLINE HakdScore<V> score_guarded(V z_s, V z_t, Labelled<V> label, bool kmm) 
 
 // e^q of one class for |z| <= logit_limit(T): what kem="spatial" adds up over the image.
 template <class V>
-HK_INLINE V exp_score(V z_s, V z_t, Labelled<V> label, bool kmm) {
+HK_INLINE V exp_score(V z_s, V z_t, Chosen<V> label, bool kmm) {
   const V a_s = label.invert(math::exp_bounded(z_s)), a_t = label.invert(math::exp_bounded(z_t));
   const V z_h = z_s + mixing_step(math::log1p(a_s), math::log1p(a_t), z_s, z_t, kmm);
   const V u_s = V(1.f) + a_s;
@@ -170,7 +171,7 @@ struct HakdMeasured {
 };
 
 template <bool Errors, class V, class Real>
-HK_INLINE HakdMeasured<V> measure(V z_s, V z_t, Labelled<V> label, const HakdParameters<Real>& p, HakdMaxima<V>& maxima,
+HK_INLINE HakdMeasured<V> measure(V z_s, V z_t, Chosen<V> label, const HakdParameters<Real>& p, HakdMaxima<V>& maxima,
                                   HakdSums<V>& sums, HakdClass<V>& kept) {
   const HakdScore<V> s = score_guarded(z_s, z_t, label, p.kmm);
   maxima.student = math::maximum(z_s, maxima.student);
@@ -187,7 +188,7 @@ HK_INLINE HakdMeasured<V> measure(V z_s, V z_t, Labelled<V> label, const HakdPar
 // Second guarded visit. `spatial_maximum` m and `spatial_scale` 1 / sum_n e^{q - m} are the class's over the image
 // (Kem::kSpatial).
 template <class V, class Real>
-HK_INLINE void visit_guarded(const HakdMeasured<V>& m, Labelled<V> label, const HakdParameters<Real>& p,
+HK_INLINE void visit_guarded(const HakdMeasured<V>& m, Chosen<V> anchor, const HakdParameters<Real>& p,
                              V spatial_maximum, V spatial_scale, const HakdMaxima<V>& maxima, HakdSums<V>& sums,
                              HakdClass<V>& kept) {
   const V cold = V(Real(1) / p.temperature);
@@ -200,14 +201,14 @@ HK_INLINE void visit_guarded(const HakdMeasured<V>& m, Labelled<V> label, const 
     sums.weight = sums.weight + weight;
     kept.weighted = hybrid * weight;
   }
-  add_class(kept, hybrid, m.z_s, m.step, label, p, sums);
+  add_class(kept, hybrid, m.z_s, m.step, anchor, p, sums);
 }
 
-// -log of the labelled class's probability, after the unguarded and the guarded visit. `distance` is (maximum - z_y) / T:
-// where it is 0 the labelled class is the maximum and its numerator 1.
+// -log of the anchor's probability, after the unguarded and the guarded visit. `distance` is (maximum - z_anchor) / T:
+// where it is 0 the anchor's numerator is 1.
 template <class V>
 HK_INLINE V surprise(const SplitSum<V>& sum) {
-  return math::log1p(sum.others / sum.labelled);
+  return math::log1p(sum.others / sum.anchor);
 }
 template <class V>
 HK_INLINE V surprise_guarded(const SplitSum<V>& sum, V distance) {
@@ -219,11 +220,11 @@ struct HakdPixel {
   V loss;               // l_n of section 5
   V student_factor;     // dl_n / dz^s_c = T (student_factor student_c - weighted_factor weighted_c)
   V weighted_factor;
-  V labelled_gradient;  // the same / T for the labelled class, without the cancellation
+  V anchor_gradient;    // the same / T for the anchor, without the cancellation
 };
 
-// `log_ratio` is log p^h_y - log p^s_y ("kl") or -log p^s_y ("ce") of the labelled class y. With v_c = z^h_c - z^s_c
-// ("kl") or -z^s_c ("ce"), log p^h_c - log p^s_c = log_ratio + (v_c - v_y) / T.
+// `log_ratio` is log p^h_a - log p^s_a ("kl") or -log p^s_a ("ce") of the anchor a. With v_c = z^h_c - z^s_c ("kl") or
+// -z^s_c ("ce"), log p^h_c - log p^s_c = log_ratio + (v_c - v_a) / T.
 template <class V, class Real>
 HK_INLINE HakdPixel<V> finish(const HakdSums<V>& sums, const HakdParameters<Real>& p, V log_ratio) {
   const V cold = V(Real(1) / p.temperature), hot = V(p.temperature);
@@ -231,9 +232,9 @@ HK_INLINE HakdPixel<V> finish(const HakdSums<V>& sums, const HakdParameters<Real
   HakdPixel<V> pixel;
   pixel.weighted_factor = V(1.f) / (p.kem == Kem::kClass ? hybrid * sums.weight : hybrid);
   pixel.student_factor = weighted * pixel.weighted_factor / student;
-  const V crossed = sums.student.labelled * sums.weighted.others - sums.weighted.labelled * sums.student.others;
-  pixel.labelled_gradient = crossed / student * pixel.weighted_factor;
-  const V differences = sums.value.others - sums.value.labelled * sums.weighted.others;
+  const V crossed = sums.student.anchor * sums.weighted.others - sums.weighted.anchor * sums.student.others;
+  pixel.anchor_gradient = crossed / student * pixel.weighted_factor;
+  const V differences = sums.value.others - sums.value.anchor * sums.weighted.others;
   pixel.loss = hot * hot * pixel.weighted_factor * fma(weighted, log_ratio, differences * cold);
   return pixel;
 }

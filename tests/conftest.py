@@ -1,0 +1,27 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hetero_kernels import native
+from hetero_kernels.ops import backends
+
+sys.path.insert(0, str(Path(__file__).parent))
+torch.set_num_threads(2)
+
+
+def fused_backends() -> list[str]:
+    """Every backend this machine can run, the CPU's once per instruction set: "cpu", "cpu:avx2", ..."""
+    names = [b for b in backends.BACKENDS if b != "reference" and backends.unavailable(b) is None]
+    host = native.host_module()
+    return names + [f"cpu:{isa}" for isa in (host.instruction_sets()[1:] if host and "cpu" in names else [])]
+
+
+@pytest.fixture(params=fused_backends())
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name to pass as ``backend=``; the test runs once for each that is here."""
+    name, _, isa = request.param.partition(":")
+    if isa:
+        monkeypatch.setenv("HETERO_KERNELS_CPU_ISA", isa)
+    return name
