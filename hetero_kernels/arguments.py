@@ -5,9 +5,11 @@ Every error names the argument, what came and what was expected.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,8 +85,13 @@ def check_vector(name: str, x: object, size: int, like: Tensor) -> None:
 def check_projection(name: str, weight: object, bias: object, features: Tensor, num_classes: int | None) -> None:
     """Weight [K, C] (K given or free) and bias [K] or None of a 1x1 convolution on ``features``."""
     k = "K" if num_classes is None else str(num_classes)
-    good = isinstance(weight, Tensor) and weight.dim() == 2 and weight.is_floating_point()
-    if not good or weight.shape[1] != features.shape[1] or (num_classes or weight.shape[0]) != weight.shape[0]:
+    if (
+        not isinstance(weight, Tensor)
+        or weight.dim() != 2
+        or not weight.is_floating_point()
+        or weight.shape[1] != features.shape[1]
+        or weight.shape[0] != (num_classes or weight.shape[0])
+    ):
         raise ValueError(f"{name}_weight is {_describe(weight)}, expected a floating Tensor [{k}, {features.shape[1]}]")
     check_device(f"{name}_weight", weight, features)
     if bias is not None:
@@ -98,8 +105,8 @@ def check_number(name: str, x: object, *, positive: bool = False, below: float |
     wanted = ("> 0" if positive else ">= 0") + (f" and < {below}" if below is not None else "")
     if isinstance(x, bool) or not isinstance(x, Real):
         raise TypeError(f"{name} is {_describe(x)}, expected a number {wanted}")
-    finite = float("-inf") < float(x) < float("inf")
-    if not finite or x < 0 or (positive and x == 0) or (below is not None and x >= below):
+    value = float(x)
+    if not math.isfinite(value) or value < 0 or (positive and value == 0) or (below is not None and value >= below):
         raise ValueError(f"{name} is {x}, expected a finite number {wanted}")
 
 
@@ -107,7 +114,7 @@ def split_normalizer(normalizer: object, terms: tuple[str, ...]) -> tuple[Tensor
     """The divisor of each term: one 0-dim tensor for all of them, or a mapping from term to tensor."""
     if normalizer is None:
         return (None,) * len(terms)
-    chosen = normalizer if isinstance(normalizer, Mapping) else dict.fromkeys(terms, normalizer)
+    chosen: Mapping[str, Any] = normalizer if isinstance(normalizer, Mapping) else dict.fromkeys(terms, normalizer)
     unknown = set(chosen) - set(terms)
     if unknown:
         raise ValueError(f"normalizer has {sorted(unknown)}, expected a 0-dim Tensor or keys among {list(terms)}")

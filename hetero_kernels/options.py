@@ -72,4 +72,3 @@ class SegmentationOptions:
     def __post_init__(self) -> None:
         for name in ("align_corners", "ignore_index", "reduction"):
             check_option(name, getattr(self, name))
-

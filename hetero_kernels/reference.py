@@ -79,7 +79,7 @@ def _nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
 class _Target(NamedTuple):
     """Labels of the loss grid, ready for the terms below."""
 
-    index: Tensor  # int64 [B, H, W], 0 where ignored
+    classes: Tensor  # int64 [B, H, W], 0 where ignored
     valid: Tensor  # bool [B, H, W]
     poison: Tensor | None  # 0-dim: NaN where a label is out of range (devices that must not synchronise), else 0
 
@@ -115,8 +115,8 @@ def binary_cross_entropy(z: Tensor, labelled: Tensor) -> Tensor:
 
 
 def _one_hot(target: _Target, num_classes: int) -> Tensor:
-    classes = torch.arange(num_classes, device=target.index.device)
-    return target.index[:, None] == classes[:, None, None]
+    classes = torch.arange(num_classes, device=target.classes.device)
+    return target.classes[:, None] == classes[:, None, None]
 
 
 # Sections 3 and 4: mixing, evaluation --------------------------------------------------------------------------
@@ -219,9 +219,7 @@ def hakd_loss(
 ) -> Tensor | HakdTerms:
     """Sections 1 to 6 and 8; see :func:`hetero_kernels.functional.hakd_loss`."""
     with torch.autocast(student_logits.device.type, enabled=False):
-        z_s, z_t, target = _loss_grid(
-            student_logits, teacher_logits, labels, resolution, align_corners, ignore_index
-        )
+        z_s, z_t, target = _loss_grid(student_logits, teacher_logits, labels, resolution, align_corners, ignore_index)
         hakd, proj = _hakd_per_pixel(z_s, z_t, target, temperature, kmm, kem, divergence)
         count = target.valid.sum()
         images = torch.full_like(count, max(z_s.shape[0], 1) * z_s.shape[1]) if kem == "spatial" else count
@@ -293,10 +291,10 @@ def segmentation_loss(
 
         weight = None if class_weight is None else class_weight.to(o_s.dtype)
         task = F.cross_entropy(
-            o_s, target.index, weight=weight, label_smoothing=label_smoothing, reduction="none", ignore_index=-100
+            o_s, target.classes, weight=weight, label_smoothing=label_smoothing, reduction="none", ignore_index=-100
         )
         count = target.valid.sum()
-        weights = count if weight is None else (weight[target.index] * target.valid).sum()
+        weights = count if weight is None else (weight[target.classes] * target.valid).sum()
         task = _reduce(task, target, reduction, _normalizer(normalizer, "task", weights))
 
         if o_t is None:
@@ -323,9 +321,7 @@ def hakd_maps(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sections 1 to 4 as pictures; see :func:`hetero_kernels.functional.hakd_maps`."""
     with torch.autocast(student_logits.device.type, enabled=False):
-        z_s, z_t, target = _loss_grid(
-            student_logits, teacher_logits, labels, resolution, align_corners, ignore_index
-        )
+        z_s, z_t, target = _loss_grid(student_logits, teacher_logits, labels, resolution, align_corners, ignore_index)
         labelled = _one_hot(target, z_s.shape[1])
         h_s, h_t = binary_cross_entropy(z_s, labelled), binary_cross_entropy(z_t, labelled)
         reliability, hybrid = mix(z_s, z_t, h_s, h_t) if kmm else (torch.ones_like(z_s), z_t)

@@ -39,9 +39,7 @@ OPTIONS = {
 def pairwise(options: dict[str, tuple]) -> Iterator[dict]:
     """Option sets in which every two values of different options meet at least once (greedy, deterministic)."""
     names = list(options)
-    missing = {
-        ((a, x), (b, y)) for a, b in itertools.combinations(names, 2) for x in options[a] for y in options[b]
-    }
+    missing = {((a, x), (b, y)) for a, b in itertools.combinations(names, 2) for x in options[a] for y in options[b]}
     while missing:
         (a, x), (b, y) = min(missing, key=repr)
         case = {a: x, b: y}
@@ -49,7 +47,8 @@ def pairwise(options: dict[str, tuple]) -> Iterator[dict]:
             if name not in case:
                 gain = {
                     value: sum(
-                        ((n, case[n]), (name, value)) in missing or ((name, value), (n, case[n])) in missing for n in case
+                        ((n, case[n]), (name, value)) in missing or ((name, value), (n, case[n])) in missing
+                        for n in case
                     )
                     for value in options[name]
                 }

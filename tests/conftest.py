@@ -18,10 +18,20 @@ def fused_backends() -> list[str]:
     return names + [f"cpu:{isa}" for isa in (host.instruction_sets()[1:] if host and "cpu" in names else [])]
 
 
-@pytest.fixture(params=fused_backends())
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name to pass as ``backend=``; the test runs once for each that is here."""
-    name, _, isa = request.param.partition(":")
+def _select(parameter: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    name, _, isa = parameter.partition(":")
     if isa:
         monkeypatch.setenv("HETERO_KERNELS_CPU_ISA", isa)
     return name
+
+
+@pytest.fixture(params=fused_backends())
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name to pass as ``backend=``; the test runs once for each fused one that is here."""
+    return _select(request.param, monkeypatch)
+
+
+@pytest.fixture(params=["reference", *fused_backends()])
+def any_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """As ``backend``, the reference too."""
+    return _select(request.param, monkeypatch)

@@ -7,7 +7,7 @@ pixel to pixel: the backward runs the pass again with ``upstream`` [B, loss grid
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -57,14 +57,13 @@ def _hakd_backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tens
     needed = ctx.needs_input_grad[:2]
     if grad_loss is not None and any(needed):
         *tensors, student_gradient, teacher_gradient = ctx.saved_tensors
-        saved, factor = (student_gradient, teacher_gradient), grad_loss
+        saved, factor = (student_gradient, teacher_gradient), cast(Tensor | None, grad_loss)
         per_pixel = ctx.options[-1] == "none"
         if per_pixel or any(n and not c for n, c in zip(needed, ctx.computed, strict=True)):
             saved = hakd_op(*tensors, grad_loss if per_pixel else None, *ctx.options, *needed)[3:]
             factor = None if per_pixel else grad_loss
         gradients = [
-            scale_gradient(g, factor, x) if n else None
-            for g, x, n in zip(saved, tensors[:2], needed, strict=True)
+            scale_gradient(g, factor, x) if n else None for g, x, n in zip(saved, tensors[:2], needed, strict=True)
         ]
     return (*gradients, *([None] * 14))
 

@@ -1,0 +1,45 @@
+# Everything a newcomer needs: `make demo` and `make test` build their own .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+# Tests and demo need one CUDA architecture compiled, not the release list.
+CUDA_ARCHS ?= 90
+SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
+
+.PHONY: demo test test-kernels test-trainer test-packaging lint bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/heteroakd demo
+
+test: lint test-kernels test-trainer test-packaging
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+KERNEL_TESTS := $(addprefix tests/test_,reference.py pixel_losses.py edges.py ops.py loss.py arguments.py house.py native.py benchmarks.py)
+test-kernels: $(VENV)/installed
+	$(BIN)/python -m pytest -q $(KERNEL_TESTS)
+
+test-trainer: $(VENV)/installed
+	$(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging
+
+# Wheels, source distribution, build isolation, and one build under an older torch.
+test-packaging: $(VENV)/installed
+	$(BIN)/python -m pytest -q tests/packaging
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.bench_pixel_losses
+
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q $(TORCH)
+	touch $@
+
+$(VENV)/installed: $(VENV)/torch $(SOURCES)
+	HETERO_KERNELS_CUDA_ARCHS=$(CUDA_ARCHS) $(BIN)/pip install -q -e ".[train,bench,test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info hetero_kernels/*.so runs

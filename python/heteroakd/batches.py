@@ -1,0 +1,97 @@
+"""Training batches that depend on seed and step alone: the same for every method, worker count and continued run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class SampleKey(NamedTuple):
+    """Which image, and the seed of its augmentation."""
+
+    image: int
+    seed: int
+
+
+class SeededSamples(Dataset[tuple[Tensor, Tensor]]):
+    """A data set whose augmentation, drawn from torch's generator, is a function of the key instead of the past."""
+
+    def __init__(self, dataset: Dataset[tuple[Tensor, Tensor]]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, Tensor]:
+        with torch.random.fork_rng(devices=[]):  # the training process's own draws (dropout) stay out of it
+            torch.default_generator.manual_seed(key.seed)
+            return self.dataset[key.image]
+
+
+class BatchSampler(Sampler[list[SampleKey]]):
+    """The batches of steps `first_step` to `steps` - 1.
+
+    The images come in one endless stream of epochs, each a permutation of its own; a batch may span two of them, so
+    that no image is left out and no batch is short.
+
+    Args:
+        dataset_size: number of images.
+        batch_size: images per batch.
+        steps: steps of the whole run.
+        seed: of permutations and augmentations.
+        first_step: where a continued run starts.
+    """
+
+    def __init__(self, dataset_size: int, batch_size: int, steps: int, seed: int, first_step: int = 0) -> None:
+        if dataset_size < 1 or batch_size < 1:
+            raise ValueError(f"dataset and batch must hold at least one image, got {dataset_size} and {batch_size}")
+        self.dataset_size = dataset_size
+        self.batch_size = batch_size
+        self.steps = steps
+        self.seed = seed
+        self.first_step = first_step
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.first_step)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        epoch, order = -1, torch.empty(0, dtype=torch.int64)
+        for step in range(self.first_step, self.steps):
+            batch = []
+            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+                if position // self.dataset_size != epoch:
+                    epoch = position // self.dataset_size
+                    generator = torch.Generator().manual_seed(_mix("order", self.seed, epoch))
+                    order = torch.randperm(self.dataset_size, generator=generator)
+                index = int(order[position % self.dataset_size])
+                batch.append(SampleKey(index, _mix("augmentation", self.seed, position)))
+            yield batch
+
+
+def _mix(purpose: str, *numbers: int) -> int:
+    """A 63-bit seed; hashed, so that neighbouring numbers give unrelated streams."""
+    digest = hashlib.blake2b(repr((purpose, *numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def training_batches(
+    dataset: Dataset[tuple[Tensor, Tensor]],
+    *,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    first_step: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Batches (images float32 [B, 3, H, W], labels int64 [B, H, W]) of steps `first_step` to `steps` - 1."""
+    sampler = BatchSampler(len(dataset), batch_size, steps, seed, first_step)  # type: ignore[arg-type]
+    return DataLoader(
+        SeededSamples(dataset),
+        batch_sampler=sampler,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(seed),  # else the loader draws from torch's own, and shifts dropout
+    )

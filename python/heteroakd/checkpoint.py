@@ -1,0 +1,160 @@
+"""Checkpoints: one file with all that evaluation, teaching and an exact continuation need, never half-written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import torch
+from torch import Tensor
+
+FORMAT = "heteroakd checkpoint"
+VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A file that is missing, damaged, not a checkpoint of this trainer, or a checkpoint of another run."""
+
+
+@dataclass
+class Checkpoint:
+    """The state of a run after `step` optimiser steps; tensors, numbers, strings and containers of them only."""
+
+    kind: Literal["teacher", "student"]
+    """Which command wrote it."""
+    step: int
+    """Optimiser steps taken."""
+    config: dict[str, Any]
+    """The run's configuration, as `config.to_dict` gives it."""
+    model: dict[str, Any]
+    """The part of the configuration that builds the network: a ModelConfig as a dictionary."""
+    classes: list[str]
+    """K class names, in the order of the labels."""
+    network: dict[str, Tensor]
+    """state_dict of the network."""
+    loss: dict[str, Tensor]
+    """state_dict of the loss: the projectors."""
+    optimizer: dict[str, Any]
+    """state_dict of the optimiser."""
+    random_states: dict[str, Any]
+    """From `random_states`."""
+    metrics: dict[str, float]
+    """miou of the evaluation at this step (NaN where there was none) and best_miou of the run so far."""
+
+
+def random_states() -> dict[str, Any]:
+    """States of torch's generators, CPU and CUDA. (Order and augmentation of images depend on seed and step alone.)"""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Undo what happened since `random_states`, on as many CUDA devices as were recorded and are there."""
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available():
+        for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, device)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears at `path`, complete and on disk, when the block ends; after an error `path` is as it
+    was. Raises OSError where it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would hide it from a group that shares the folder
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too, survives a crash
+        finally:
+            os.close(folder)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` atomically. Raises OSError where the file cannot be written; an older one then stays."""
+    contents = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
+    with atomic_file(path) as file:
+        torch.save({"format": FORMAT, "version": VERSION, **contents}, file)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU, executing nothing that is in it (`weights_only=True`).
+
+    Raises CheckpointError, naming the file, where it is missing, truncated or not written by `save_checkpoint`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and OS errors: torch documents no common kind
+        first_line = str(error).strip().partition("\n")[0]
+        raise CheckpointError(
+            f"{path}: truncated or not a checkpoint ({type(error).__name__}: {first_line})"
+        ) from error
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: a file of torch, but not a checkpoint that heteroakd wrote")
+    if contents.get("version") != VERSION:
+        raise CheckpointError(f"{path}: version {contents.get('version')}, expected {VERSION}")
+    missing = [field.name for field in fields(Checkpoint) if field.name not in contents]
+    if missing:
+        raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
+    return Checkpoint(**{field.name: contents[field.name] for field in fields(Checkpoint)})
+
+
+def load_state(target: Callable[[dict[str, Any]], object], state: dict[str, Any], source: str) -> None:
+    """Apply a strict `load_state_dict`. Raises CheckpointError, naming `source`, where names or shapes differ."""
+    try:
+        target(state)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{source}: does not fit the configured network: {error}") from error
+
+
+def check_same_run(path: Path, saved: dict[str, Any], current: dict[str, Any], *, may_differ: set[str]) -> None:
+    """Refuse to continue another run: raises CheckpointError naming the options, as `a.b`, that differ."""
+    saved, current = _flatten(saved), _flatten(current)
+    names = sorted(saved.keys() | current.keys())
+    differing = [
+        f"{name} ({saved.get(name)!r} there, {current.get(name)!r} now)"
+        for name in names
+        if name.partition(".")[0] not in may_differ and saved.get(name) != current.get(name)
+    ]
+    if differing:
+        raise CheckpointError(f"{path}: cannot be resumed with other options: {'; '.join(differing)}")
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

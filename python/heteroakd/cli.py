@@ -1,0 +1,81 @@
+"""The command `heteroakd`: options from typed dataclasses, YAML files and the command line (jsonargparse)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from heteroakd.config import DemoRun, DistillRun, EvaluateRun, PredictRun, TeacherRun
+
+COMMANDS: dict[str, tuple[type[Any], str]] = {
+    "teacher": (TeacherRun, "train a teacher on labels alone"),
+    "distill": (DistillRun, "distil a student from a trained teacher: method none, kd or heteroakd"),
+    "evaluate": (EvaluateRun, "IoU per class and mIoU of a checkpoint"),
+    "predict": (PredictRun, "overlay PNGs of a checkpoint's predictions"),
+    "demo": (DemoRun, "teacher, three students and a report on built-in data, in minutes on two CPU cores"),
+}
+TRAINING = ("teacher", "distill")
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of the command line: one subcommand per entry of COMMANDS."""
+    parser = ArgumentParser(
+        prog="heteroakd", description="Distil segmentation networks across architectures with HeteroAKD."
+    )
+    subcommands = parser.add_subcommands(dest="command", required=True)
+    for name, (config_class, summary) in COMMANDS.items():
+        command = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.")
+        command.add_argument("--config", action="config", help="YAML file of the options below; may be repeated.")
+        command.add_class_arguments(config_class)
+        if name in TRAINING:
+            command.add_argument("--resume", action="store_true", help="Continue the run in the output folder.")
+            command.add_argument("--overwrite", action="store_true", help="Replace the run in the output folder.")
+        subcommands.add_subcommand(name, command, help=summary)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 for an error that is printed, 2 for wrong usage.
+
+    With HETEROAKD_DEBUG=1 in the environment errors keep their tracebacks.
+    """
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    name = parsed.command
+    options = parser.instantiate(parsed)[name]
+    config_class = COMMANDS[name][0]
+    config = config_class(**{field.name: options[field.name] for field in dataclasses.fields(config_class)})
+    flags = {flag: options[flag] for flag in ("resume", "overwrite") if name in TRAINING}
+    try:
+        _run(name, config, flags)
+    except (ValueError, OSError, ImportError, ArithmeticError) as error:
+        if os.environ.get("HETEROAKD_DEBUG") == "1":
+            raise
+        print(f"heteroakd {name}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"heteroakd {name}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(name: str, config: Any, flags: dict[str, bool]) -> None:
+    # Imported here, so that help and usage errors do not wait for torch's model libraries.
+    if name == "demo":
+        from heteroakd.demo import run_demo
+
+        run_demo(config)
+    elif name == "predict":
+        from heteroakd.prediction import run_predict
+
+        run_predict(config)
+    else:
+        from heteroakd import commands
+
+        run: Callable[..., object] = getattr(commands, f"run_{name}")
+        run(config, **flags)

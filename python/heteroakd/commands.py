@@ -1,0 +1,213 @@
+"""What the subcommands do: put together networks, data and loss by a configuration, and hand them over."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import yaml  # type: ignore[import-untyped]
+
+import hetero_kernels
+from heteroakd.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_state, write_text
+from heteroakd.config import DistillRun, EvaluateRun, LossConfig, ModelConfig, TeacherRun, from_dict, to_dict
+from heteroakd.data import DataConfig, SegmentationData, build_data
+from heteroakd.distiller import METHODS, Teacher, build_distiller
+from heteroakd.engine import BEST, LAST, PICTURES, SUMMARY, Run, choose_device, train
+from heteroakd.evaluate import Evaluation, evaluate
+from heteroakd.logs import METRICS_FILE
+from heteroakd.models import TappedNetwork, build_tapped, probe
+
+CONFIG = "config.yaml"
+
+
+def run_teacher(config: TeacherRun, *, resume: bool = False, overwrite: bool = False) -> Evaluation:
+    """`heteroakd teacher`: train a network on labels alone into `config.output`."""
+    output = check_output(Path(config.output), resume=resume, overwrite=overwrite)
+    device = choose_device(config.runtime.device, config.runtime.threads)
+    backend = select_backend(config.loss, device)
+    data = build_data(config.data)
+    torch.manual_seed(config.schedule.seed)
+    network, loaded = build_tapped(config.model, len(data.classes))
+    print(f"teacher: {loaded}\n  {describe(network, config.data.crop_size)}")
+    distiller = build_distiller(network, None, "none", config.loss, len(data.classes), config.data.crop_size)
+    return _train(
+        Run(
+            kind="teacher",
+            distiller=distiller.to(device),
+            teacher=None,
+            data=data,
+            schedule=config.schedule,
+            optimizer=config.optimizer,
+            runtime=config.runtime,
+            output=output,
+            config=to_dict(config),
+            model=to_dict(config.model),
+            loss_backend=backend,
+            align_corners=config.loss.logits_align_corners,
+        ),
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+
+def run_distill(config: DistillRun, *, resume: bool = False, overwrite: bool = False) -> Evaluation:
+    """`heteroakd distill`: train a student by `config.method` into `config.output`.
+
+    Under one seed all methods start from the same student and see the same batches.
+    """
+    if config.method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {config.method!r}")
+    config = replace(config, output=config.output.replace("{method}", config.method))
+    device = choose_device(config.runtime.device, config.runtime.threads)
+    backend = select_backend(config.loss, device)
+    data = build_data(config.data)
+    num_classes, crop_size = len(data.classes), config.data.crop_size
+    teacher = None
+    if config.method != "none":
+        checkpoint = load_checkpoint(config.teacher.checkpoint)
+        check_classes(config.teacher.checkpoint, checkpoint, data)
+        teacher_network = restore_network(config.teacher.checkpoint, checkpoint, tap=config.teacher.tap)
+        print(
+            f"teacher: {config.teacher.checkpoint}, step {checkpoint.step}, mIoU {checkpoint.metrics['miou']:.4f}\n"
+            f"  {describe(teacher_network, crop_size)}"
+        )
+        teacher = Teacher(teacher_network.to(device))
+    output = check_output(Path(config.output), resume=resume, overwrite=overwrite)
+    torch.manual_seed(config.schedule.seed)  # here, so that the teacher leaves the student's initialisation alone
+    student, loaded = build_tapped(config.student, num_classes)
+    print(f"student: {loaded}\n  {describe(student, crop_size)}")
+    distiller = build_distiller(student.to(device), teacher, config.method, config.loss, num_classes, crop_size)
+    return _train(
+        Run(
+            kind="student",
+            distiller=distiller.to(device),
+            teacher=teacher,
+            data=data,
+            schedule=config.schedule,
+            optimizer=config.optimizer,
+            runtime=config.runtime,
+            output=output,
+            config=to_dict(config),
+            model=to_dict(config.student),
+            loss_backend=backend,
+            align_corners=config.loss.logits_align_corners,
+        ),
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+
+def _train(run: Run, *, resume: bool, overwrite: bool) -> Evaluation:
+    device = next(run.distiller.parameters()).device
+    method = run.config.get("method", "cross-entropy")
+    print(
+        f"{run.kind} into {run.output}: {method}, {run.schedule.steps} steps of {run.schedule.batch_size} images, "
+        f"seed {run.schedule.seed}, {device} ({torch.get_num_threads()} threads), loss backend {run.loss_backend}",
+        flush=True,
+    )
+    if overwrite:  # only now: nothing is lost to a configuration that cannot run
+        clear_output(run.output)
+    if not resume:
+        write_text(run.output / CONFIG, yaml.safe_dump(run.config, sort_keys=False))
+    evaluation = train(run, resume=resume)
+    print(f"{evaluation.table()}\nwritten: {run.output / LAST}", flush=True)
+    return evaluation
+
+
+def run_evaluate(config: EvaluateRun) -> Evaluation:
+    """`heteroakd evaluate`: print IoU per class and mIoU of a checkpoint on a val set."""
+    checkpoint, network, data = load_trained(config.checkpoint, config.data, config.root, config.device, config.threads)
+    evaluation = evaluate(
+        network,
+        data.val,
+        data.classes,
+        align_corners=saved_loss(checkpoint).logits_align_corners,
+        limit=config.limit,
+    )
+    print(evaluation.table())
+    if config.output is not None:
+        write_text(Path(config.output), json.dumps(evaluation.to_dict(), indent=2) + "\n")
+    return evaluation
+
+
+def load_trained(
+    path: str, data_config: DataConfig | None, root: str | None, device_name: str, threads: int | None
+) -> tuple[Checkpoint, TappedNetwork, SegmentationData]:
+    """A checkpoint, its network in eval mode on the device, and the data set it is to be used on.
+
+    Raises CheckpointError where the data set's classes are not those of the checkpoint.
+    """
+    device = choose_device(device_name, threads)
+    checkpoint = load_checkpoint(path)
+    network = restore_network(path, checkpoint).to(device).eval()
+    if data_config is None:
+        data_config = from_dict(DataConfig, checkpoint.config["data"], path)
+    data = build_data(data_config if root is None else replace(data_config, root=root))
+    check_classes(path, checkpoint, data)
+    return checkpoint, network, data
+
+
+def restore_network(path: str, checkpoint: Checkpoint, *, tap: str | None = None) -> TappedNetwork:
+    """The network that a checkpoint holds, with its own tap unless another is given; nothing is downloaded."""
+    model = from_dict(ModelConfig, checkpoint.model, path)
+    network, _ = build_tapped(model, len(checkpoint.classes), tap=tap, load_weights=False)
+    load_state(network.network.load_state_dict, checkpoint.network, path)
+    return network
+
+
+def saved_loss(checkpoint: Checkpoint) -> LossConfig:
+    """The loss options that the checkpoint was trained with."""
+    return from_dict(LossConfig, checkpoint.config["loss"], "checkpoint")
+
+
+def check_classes(path: str, checkpoint: Checkpoint, data: SegmentationData) -> None:
+    """Raises CheckpointError, saying how they differ, where the data set has other classes than the checkpoint."""
+    there, here = checkpoint.classes, list(data.classes)
+    if len(there) != len(here):
+        raise CheckpointError(f"{path}: trained for {len(there)} classes, the data set has {len(here)}")
+    if there != here:
+        index = next(i for i, (a, b) in enumerate(zip(there, here, strict=True)) if a != b)
+        raise CheckpointError(f"{path}: class {index} is {there[index]!r} there and {here[index]!r} in the data set")
+
+
+def select_backend(config: LossConfig, device: torch.device) -> str:
+    """Name of the backend that will compute the losses. Raises ValueError, with the reason, where it cannot run."""
+    try:
+        return hetero_kernels.select_backend(config.backend, device.type)
+    except RuntimeError as error:
+        raise ValueError(f"loss.backend: {error}") from error
+
+
+def describe(network: TappedNetwork, image_size: tuple[int, int]) -> str:
+    """A line with the network's size and the shapes of tap and logits for a crop; raises as `models.probe`."""
+    output = probe(network, image_size)
+    parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    return (
+        f"{parameters:.2f} M parameters, crop {tuple(image_size)} -> tap {network.tap} "
+        f"{tuple(output.features.shape[1:])}, logits {tuple(output.logits.shape[1:])}"
+    )
+
+
+def check_output(folder: Path, *, resume: bool, overwrite: bool) -> Path:
+    """The output folder, where the run to come may write into it.
+
+    Raises ValueError where it holds a run that is neither to be resumed nor overwritten, and for both at once.
+    """
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    started = [name for name in (LAST, BEST, METRICS_FILE) if (folder / name).exists()]
+    if started and not resume and not overwrite:
+        raise ValueError(
+            f"{folder} holds a run already ({', '.join(started)}): --resume continues it, --overwrite replaces it, "
+            f"--output names another folder"
+        )
+    return folder
+
+
+def clear_output(folder: Path) -> None:
+    """Delete what an earlier run wrote into the folder, and nothing else."""
+    patterns = (LAST, BEST, SUMMARY, CONFIG, METRICS_FILE, "events.out.tfevents.*", f"{PICTURES}/step_*.png")
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        path.unlink()

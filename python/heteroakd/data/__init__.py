@@ -1,0 +1,80 @@
+"""Data sets for semantic segmentation: procedural streets, CamVid, and folders of one's own."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from heteroakd.data import camvid, folder, street
+from heteroakd.data.augmentation import EvalTransform, TrainTransform
+from heteroakd.data.config import DataConfig
+from heteroakd.data.files import DataError
+from heteroakd.data.samples import (
+    IGNORE_INDEX,
+    CachedSource,
+    Sample,
+    SegmentationData,
+    SegmentationDataset,
+    Source,
+    denormalize,
+)
+
+__all__ = [
+    "DataConfig",
+    "DataError",
+    "IGNORE_INDEX",
+    "Sample",
+    "SegmentationData",
+    "build_data",
+    "denormalize",
+]
+
+
+@lru_cache(maxsize=4)
+def _street_source(part: Literal["train", "val"], count: int, size: tuple[int, int], seed: int) -> CachedSource:
+    """Scenes that are generated once per process, however many runs use them."""
+    return CachedSource(street.StreetScenes(part, count, size, seed))
+
+
+def build_data(config: DataConfig) -> SegmentationData:
+    """Training and validation part of the data set that `config` names; lazy, but for the lists of files.
+
+    Raises DataError, naming the file or folder, if the files under `config.root` are not laid out as `camvid`
+    and `folder` describe; what is inside the pictures is checked when they are read. Raises ValueError if a
+    root is needed and missing.
+    """
+    train: Source
+    val: Source
+    if config.name == "street":
+        size = (config.image_size[0], config.image_size[1])
+        train = _street_source("train", config.train_images, size, config.seed)
+        val = _street_source("val", config.val_images, size, config.seed)
+        classes, colours = street.CLASSES, street.PALETTE
+    else:
+        if config.root is None:
+            raise ValueError(f"root must name the folder of the data set {config.name!r}, got None")
+        root = Path(config.root).expanduser()
+        if not root.is_dir():
+            raise DataError(f"{root}: no such folder; expected the root of the data set {config.name!r}")
+        if config.name == "camvid":
+            train, val = (
+                camvid.camvid_source(root, "train"),
+                camvid.camvid_source(root, config.evaluation_part),
+            )
+            classes, colours = camvid.CLASSES, camvid.PALETTE
+        elif config.name == "folder":
+            classes, colours = folder.read_classes(root / "classes.txt")
+            train = folder.folder_source(root, "train", len(classes))
+            val = folder.folder_source(root, "val", len(classes))
+        else:
+            raise ValueError(f"name must be 'street', 'camvid' or 'folder', got {config.name!r}")
+        if config.cache:
+            train = CachedSource(train)
+    augmentation = TrainTransform(config.crop_size, config.scale_range, config.scale_step, config.flip_probability)
+    return SegmentationData(
+        SegmentationDataset(train, augmentation),
+        SegmentationDataset(val, EvalTransform()),
+        classes,
+        torch.tensor(colours, dtype=torch.uint8),
+    )

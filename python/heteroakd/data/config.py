@@ -1,0 +1,58 @@
+"""What a user can say about the data of a run."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class DataConfig:
+    """Data set and augmentation of a run.
+
+    Raises ValueError, naming the field, for sizes, counts, ranges and probabilities that make no sense.
+    """
+
+    name: Literal["street", "camvid", "folder"] = "street"
+    """Data set: "street" (procedural, built in, no files), "camvid" or "folder" (see `root`)."""
+    root: str | None = None
+    """Folder that holds the data set; required by "camvid" and "folder", unused by "street"."""
+    crop_size: tuple[int, int] = (128, 192)
+    """Height and width of the training crops, in pixels."""
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest factor by which a training image is resized before it is cropped."""
+    scale_step: float = 0.1
+    """Spacing of the factors within `scale_range`; 0 draws them continuously."""
+    flip_probability: float = 0.5
+    """Probability of mirroring a training image left to right."""
+    image_size: tuple[int, int] = (128, 192)
+    """Height and width of the images that "street" generates, in pixels."""
+    train_images: int = 480
+    """Number of training images that "street" generates."""
+    val_images: int = 96
+    """Number of validation images that "street" generates."""
+    seed: int = 0
+    """Seed of the scenes of "street"; the randomness of the augmentation is torch's own."""
+    evaluation_part: Literal["val", "test"] = "val"
+    """Part of "camvid" to evaluate on; its published results are on "test"."""
+    cache: bool = False
+    """Keep decoded training images of "camvid" and "folder" in memory ("street" always keeps its own);
+    every worker process has a cache of its own."""
+
+    def __post_init__(self) -> None:
+        for field in ("crop_size", "image_size"):
+            value = getattr(self, field)
+            if len(value) != 2 or min(value) < 1:
+                raise ValueError(f"{field} must be a (height, width) of at least 1 pixel each, got {value}")
+        smallest_scene = (32, 32)
+        if any(size < limit for size, limit in zip(self.image_size, smallest_scene, strict=True)):
+            raise ValueError(f"image_size must be at least {smallest_scene}, got {self.image_size}")
+        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(f"scale_range must be 0 < smallest <= largest, got {self.scale_range}")
+        if self.scale_step < 0:
+            raise ValueError(f"scale_step must not be negative, got {self.scale_step}")
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"flip_probability must lie in [0, 1], got {self.flip_probability}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        for field in ("train_images", "val_images"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")

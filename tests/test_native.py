@@ -1,0 +1,110 @@
+"""Libraries that are missing, broken or forced: the reference keeps working and the reason is said."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cases import make_case
+
+import hetero_kernels
+from hetero_kernels import functional, native
+
+PACKAGE = Path(hetero_kernels.__file__).parent
+SCRIPT = """
+import warnings, torch, hetero_kernels
+from hetero_kernels import functional
+hetero_kernels.show_config()
+logits, labels = torch.randn(1, 3, 4, 4), torch.zeros(1, 8, 8, dtype=torch.long)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(3):
+        print("loss", functional.hakd_loss(logits, logits, labels).item())
+print("warnings", len(caught), caught[0].message if caught else "")
+try:
+    functional.hakd_loss(logits, logits, labels, backend="cpu")
+except RuntimeError as error:
+    print("refused", error)
+"""
+
+
+def run(folder: Path, **environment: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(folder), **environment}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def copied(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "hetero_kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def test_this_build_has_its_library():
+    """Every other test of the CPU backend would be skipped silently without it."""
+    assert native.libraries()["cpu"].problem is None
+    assert native.host_module() is not None
+
+
+def test_missing_library(copied):
+    for library in (copied / "hetero_kernels").glob("libhetero_kernels_cpu*"):
+        library.unlink()
+    out = run(copied)
+    assert "cpu        not available: the cpu library was not built" in out
+    assert "reference  available" in out and out.count("loss ") == 3
+    assert "warnings 1 hetero_kernels runs its 'reference' backend for cpu tensors" in out
+    assert "refused backend='cpu' was asked for but is not available: the cpu library was not built" in out
+
+
+def test_broken_library(copied):
+    (library,) = (copied / "hetero_kernels").glob("libhetero_kernels_cpu*")
+    library.write_bytes(b"not a library")
+    out = run(copied)
+    assert f"cpu        not available: {library.name} cannot be loaded" in out
+    assert out.count("loss ") == 3 and "refused" in out
+
+
+def test_missing_host_module(copied):
+    for module in (copied / "hetero_kernels").glob("_host*"):
+        module.unlink()
+    out = run(copied)
+    assert "the compiled parts are not installed" in out and out.count("loss ") == 3
+
+
+def test_environment_chooses_the_backend(copied):
+    assert "refused" not in run(copied, HETERO_KERNELS_BACKEND="cpu")
+    out = run(copied, HETERO_KERNELS_BACKEND="reference")
+    assert "warnings 0" in out
+
+
+def test_environment_must_name_a_backend(monkeypatch):
+    monkeypatch.setenv("HETERO_KERNELS_BACKEND", "fast")
+    with pytest.raises(ValueError, match="HETERO_KERNELS_BACKEND is 'fast', expected one of"):
+        functional.hakd_loss(*make_case("stride 8", "randn"))
+
+
+def test_forced_instruction_set(monkeypatch):
+    case = make_case("stride 8", "randn")
+    losses = []
+    for isa in native.host_module().instruction_sets():
+        monkeypatch.setenv("HETERO_KERNELS_CPU_ISA", isa)
+        assert native.host_module().active_instruction_set() == isa
+        losses.append(functional.hakd_loss(*case))
+    assert "portable" in native.host_module().instruction_sets()
+    torch.testing.assert_close(torch.stack(losses), losses[0].expand(len(losses)), rtol=1e-5, atol=0)
+    monkeypatch.setenv("HETERO_KERNELS_CPU_ISA", "avx10")
+    with pytest.raises(
+        RuntimeError, match="HETERO_KERNELS_CPU_ISA is 'avx10', this machine and build have: .*portable"
+    ):
+        functional.hakd_loss(*case)
+
+
+def test_show_config_names_every_backend(capsys):
+    hetero_kernels.show_config()
+    out = capsys.readouterr().out
+    for word in ("reference", "cpu", "cuda", "triton", "instruction set", torch.__version__):
+        assert word in out

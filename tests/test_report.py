@@ -1,0 +1,153 @@
+"""The HTML report."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from heteroakd.report import Curve, Picture, Table, write_report
+from PIL import Image
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+REFERENCES = {"src", "href", "xlink:href", "srcset", "data", "action"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced and collects references, ids and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        self.references += [value or "" for name, value in attrs if name in REFERENCES]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [value or "" for name, value in attrs if name in REFERENCES]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data.strip())
+
+
+def png(colour: tuple[int, int, int] = (1, 2, 3)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 3), colour).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_sample(path: Path) -> str:
+    picture = path.parent / "picture.png"
+    picture.write_bytes(png((9, 9, 9)))
+    write_report(
+        path,
+        title="A <run> & more",
+        introduction="First paragraph.\n\nSecond <b>paragraph</b>.",
+        tables=[
+            Table(
+                "Results",
+                ("method", "mIoU", "steps"),
+                [("none", 0.123456, 200), ("a<b", float("nan"), None)],
+                "note!",
+            )
+        ],
+        curves=[
+            Curve(
+                "Loss",
+                "step",
+                "loss",
+                {"none": [(0, 2.0), (1, float("nan")), (2, 1.0)], "kd": [(0, 1.5), (2, 0.5)]},
+            ),
+            Curve("Empty", "step", "mIoU", {}),
+        ],
+        pictures=[
+            Picture("from bytes", png()),
+            Picture('from a "file"', picture),
+            Picture("from a name", str(picture)),
+        ],
+    )
+    return path.read_text(encoding="utf-8")
+
+
+def test_report_is_self_contained(tmp_path: Path):
+    text = write_sample(tmp_path / "report.html")
+    page = Page(text)
+    assert not re.search(r"https?:|//www|url\((?!#)|@import|<script|<link", text)
+    assert page.references and all(
+        reference.startswith(("#", "data:image/png;base64,")) for reference in page.references
+    )
+    identifiers = set(re.findall(r'id="([^"]*)"', text))
+    assert {reference[1:] for reference in page.references if reference.startswith("#")} <= identifiers
+    assert set(re.findall(r"url\(#([^)]*)\)", text)) <= identifiers
+
+
+def test_report_shows_everything_once_and_escaped(tmp_path: Path):
+    page = Page(write_sample(tmp_path / "report.html"))
+    assert page.tags.count("svg") == 2 and page.tags.count("img") == 3 and page.tags.count("table") == 1
+    assert page.text.count("A <run> & more") == 2  # title of the window and of the page
+    for shown in (
+        "First paragraph.",
+        "Second <b>paragraph</b>.",
+        "a<b",
+        "0.1235",
+        "200",
+        "note!",
+        'from a "file"',
+    ):
+        assert shown in page.text
+    assert page.text.count("–") == 2
+    assert "b" not in page.tags
+
+
+def test_report_holds_the_pictures(tmp_path: Path):
+    page = Page(write_sample(tmp_path / "report.html"))
+    data = [base64.b64decode(link.split(",")[1]) for link in page.references if link.startswith("data:")]
+    assert data == [png(), png((9, 9, 9)), png((9, 9, 9))]
+
+
+def test_report_follows_light_and_dark(tmp_path: Path):
+    text = write_sample(tmp_path / "report.html")
+    assert "prefers-color-scheme: dark" in text and "color-scheme: light dark" in text
+    assert "currentColor" in text and "#123456" not in text
+    for svg in re.findall(r"<svg.*?</svg>", text, re.S):
+        assert "#ffffff" not in svg  # nothing paints a white ground under the diagram
+
+
+def test_report_is_reproducible_and_replaces_the_old_one(tmp_path: Path):
+    first = write_sample(tmp_path / "report.html")
+    assert write_sample(tmp_path / "report.html") == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["picture.png", "report.html"]
+
+
+def test_report_makes_folders(tmp_path: Path):
+    write_report(tmp_path / "a" / "b" / "report.html", title="t", introduction="i")
+    assert "<h1>t</h1>" in (tmp_path / "a" / "b" / "report.html").read_text()
+
+
+def test_report_errors_keep_the_old_one(tmp_path: Path):
+    path = tmp_path / "report.html"
+    before = write_sample(path)
+    with pytest.raises(ValueError, match="table 'T': row 1 has 1 cells, expected 2, one per column"):
+        write_report(path, title="t", introduction="", tables=[Table("T", ("a", "b"), [(1, 2), (1,)])])
+    with pytest.raises(ValueError, match="picture 'P': its bytes: expected a PNG"):
+        write_report(path, title="t", introduction="", pictures=[Picture("P", b"GIF89a")])
+    with pytest.raises(ValueError, match=r"picture 'P': .*report\.html: expected a PNG"):
+        write_report(path, title="t", introduction="", pictures=[Picture("P", path)])
+    with pytest.raises(FileNotFoundError, match="nothing.png"):
+        write_report(path, title="t", introduction="", pictures=[Picture("P", tmp_path / "nothing.png")])
+    assert path.read_text() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["picture.png", "report.html"]
