@@ -52,27 +52,44 @@ def check_device(name: str, x: Tensor, like: Tensor) -> None:
         raise ValueError(f"{name} is on {x.device}, expected {like.device} like the other tensors")
 
 
-def check_labels(labels: object, batch: int, num_classes: int, like: Tensor, ignore_index: int) -> None:
-    """Integer [B, H, W]; with ``HETERO_KERNELS_CHECK_LABELS=1`` also the values, on any device."""
+def check_labels(labels: object, batch: int, num_classes: int, like: Tensor) -> None:
+    """Integer [B, H, W] on the device of ``like``."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels is {_describe(labels)}, expected an integer Tensor [B, H, W]")
     if labels.dim() != 3 or labels.shape[0] != batch or min(labels.shape[1:]) < 1:
         hint = ""
         if labels.dim() == 4:
             hint = "; use labels.squeeze(1)" if labels.shape[1] == 1 else "; use labels.argmax(1) if it is one-hot"
-        raise ValueError(f"labels is {_describe(labels)}, expected [B, H, W] with B={batch}{hint}")
+        raise ValueError(f"labels is {_describe(labels)}, expected [B, H, W] with B={batch} and H, W >= 1{hint}")
     if labels.dtype not in LABELS:
         raise TypeError(f"labels is {_describe(labels)}, expected one of {_names(LABELS)}")
     if labels.dtype == torch.uint8 and num_classes > 255:
         raise ValueError(f"labels is uint8, which cannot hold {num_classes} classes; use int32 or int64")
     check_device("labels", labels, like)
-    if os.environ.get("HETERO_KERNELS_CHECK_LABELS") == "1" and not torch.compiler.is_compiling():
+
+
+def label_values_wanted() -> bool:
+    """Whether ``HETERO_KERNELS_CHECK_LABELS=1`` asks for labels to be checked at the price of a synchronisation."""
+    return not torch.compiler.is_compiling() and os.environ.get("HETERO_KERNELS_CHECK_LABELS") == "1"
+
+
+def check_label_values(labels: Tensor, num_classes: int, ignore_index: int) -> None:
+    """The values too, on any device, where :func:`label_values_wanted`."""
+    if label_values_wanted():
+        labels = labels.long()  # an ignore_index outside the labels' dtype would wrap around
         wrong = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
         if wrong.any():
             values = labels[wrong].unique().tolist()[:8]
             raise RuntimeError(
                 f"labels holds {values}, expected classes in [0, {num_classes}) or ignore_index={ignore_index}"
             )
+
+
+def check_class_weight(x: Tensor, num_classes: int, like: Tensor) -> None:
+    """A floating [K] tensor that is a constant, as in ``F.cross_entropy``."""
+    check_vector("class_weight", x, num_classes, like)
+    if x.requires_grad:
+        raise ValueError("class_weight requires gradients, expected a constant: there is no derivative by it")
 
 
 def check_vector(name: str, x: object, size: int, like: Tensor) -> None:
@@ -89,6 +106,7 @@ def check_projection(name: str, weight: object, bias: object, features: Tensor, 
         not isinstance(weight, Tensor)
         or weight.dim() != 2
         or not weight.is_floating_point()
+        or weight.shape[0] < 1
         or weight.shape[1] != features.shape[1]
         or weight.shape[0] != (num_classes or weight.shape[0])
     ):
@@ -98,6 +116,16 @@ def check_projection(name: str, weight: object, bias: object, features: Tensor, 
         check_vector(f"{name}_bias", bias, weight.shape[0], features)
 
 
+TEMPERATURES = (1e-6, 1e6)  # outside, 1 / T or T^2 leave float32's useful range
+
+
+def check_temperature(name: str, x: object) -> None:
+    """A real number within :data:`TEMPERATURES`. Skipped while compiling; the operators check it then."""
+    check_number(name, x, positive=True)
+    if not torch.compiler.is_compiling() and not TEMPERATURES[0] <= float(x) <= TEMPERATURES[1]:  # type: ignore[arg-type]
+        raise ValueError(f"{name} is {x}, expected a number in [{TEMPERATURES[0]:g}, {TEMPERATURES[1]:g}]")
+
+
 def check_number(name: str, x: object, *, positive: bool = False, below: float | None = None) -> None:
     """A finite real number >= 0 (or > 0). Skipped while compiling, where it would pin the value."""
     if torch.compiler.is_compiling():
@@ -105,20 +133,29 @@ def check_number(name: str, x: object, *, positive: bool = False, below: float |
     wanted = ("> 0" if positive else ">= 0") + (f" and < {below}" if below is not None else "")
     if isinstance(x, bool) or not isinstance(x, Real):
         raise TypeError(f"{name} is {_describe(x)}, expected a number {wanted}")
-    value = float(x)
+    try:
+        value = float(x)
+    except OverflowError:
+        value = math.inf
     if not math.isfinite(value) or value < 0 or (positive and value == 0) or (below is not None and value >= below):
         raise ValueError(f"{name} is {x}, expected a finite number {wanted}")
 
 
-def split_normalizer(normalizer: object, terms: tuple[str, ...]) -> tuple[Tensor | None, ...]:
+def split_normalizer(normalizer: object, terms: tuple[str, ...], like: Tensor) -> tuple[Tensor | None, ...]:
     """The divisor of each term: one 0-dim tensor for all of them, or a mapping from term to tensor."""
     if normalizer is None:
         return (None,) * len(terms)
     chosen: Mapping[str, Any] = normalizer if isinstance(normalizer, Mapping) else dict.fromkeys(terms, normalizer)
     unknown = set(chosen) - set(terms)
     if unknown:
-        raise ValueError(f"normalizer has {sorted(unknown)}, expected a 0-dim Tensor or keys among {list(terms)}")
+        raise ValueError(
+            f"normalizer has {sorted(map(str, unknown))}, expected a 0-dim Tensor or keys among {list(terms)}"
+        )
     for term, value in chosen.items():
-        if value is not None and (not isinstance(value, Tensor) or value.dim() != 0):
-            raise ValueError(f"normalizer for {term!r} is {_describe(value)}, expected a 0-dim Tensor")
-    return tuple(chosen.get(term) for term in terms)
+        if value is None:
+            continue
+        if not isinstance(value, Tensor) or value.dim() != 0 or value.is_complex():
+            raise ValueError(f"normalizer for {term!r} is {_describe(value)}, expected a real 0-dim Tensor")
+        check_device(f"normalizer for {term!r}", value, like)
+    # Constants, like the labels they count.
+    return tuple(None if chosen.get(term) is None else chosen[term].detach() for term in terms)

@@ -27,8 +27,11 @@ def _check_hakd(
     check.check_maps("teacher_logits", teacher_logits, "K")
     check.check_pair("student_logits", student_logits, "teacher_logits", teacher_logits, channels=True)
     batch, num_classes = student_logits.shape[:2]
-    check.check_labels(labels, batch, num_classes, student_logits, options.ignore_index)
-    check.check_number("temperature", temperature, positive=True)
+    check.check_labels(labels, batch, num_classes, student_logits)
+    if check.label_values_wanted() and options.resolution == "feature":
+        labels = reference.sample_labels(labels, (student_logits.shape[2], student_logits.shape[3]))
+    check.check_label_values(labels, num_classes, options.ignore_index)
+    check.check_temperature("temperature", temperature)
     check.check_number("hakd_weight", hakd_weight)
     check.check_number("proj_weight", proj_weight)
 
@@ -62,11 +65,11 @@ def hakd_loss(
     is weak. The weighted KL can be negative, and its minimiser is the normalised ``W p^h`` rather than ``p^h``.
 
     Args:
-        student_logits: [B, K, hs, ws], K in 1..1000. B may be 0.
+        student_logits: [B, K, hs, ws], K >= 1 (tested to 1000). B may be 0.
         teacher_logits: [B, K, ht, wt], grid and dtype may differ from the student's. Gradients reach it through
             ``proj_weight`` only; with 0 they are exact zeros.
         labels: int64, int32 or uint8 [B, H, W], classes in [0, K) or ``ignore_index``.
-        temperature: T > 0 of the divergence (section 5).
+        temperature: T in [1e-6, 1e6] of the divergence (section 5).
         kmm, kem, divergence, resolution, align_corners, ignore_index, reduction: see
             :class:`hetero_kernels.options.HakdOptions`.
         hakd_weight, proj_weight: numbers >= 0; like ``temperature`` they may change at every call.
@@ -84,10 +87,12 @@ def hakd_loss(
         RuntimeError: a label outside [0, K) that is not ``ignore_index`` (CPU tensors; on a GPU the loss becomes NaN
             unless ``HETERO_KERNELS_CHECK_LABELS=1`` asks for a synchronising check), a backend that is not available,
             or a second derivative of a fused backend.
+
+    Forward-mode derivatives (``torch.func.jvp``) exist for ``backend="reference"`` only.
     """
     options = HakdOptions(kmm, kem, divergence, resolution, align_corners, ignore_index, reduction)  # type: ignore[arg-type]
     _check_hakd(student_logits, teacher_logits, labels, options, temperature, hakd_weight, proj_weight)
-    normalizers = check.split_normalizer(normalizer, ("hakd", "proj"))
+    normalizers = check.split_normalizer(normalizer, ("hakd", "proj"), student_logits)
     if backends.select(backend, student_logits.device.type) == "reference":
         return reference.hakd_loss(
             student_logits, teacher_logits, labels, temperature=temperature, kmm=kmm, kem=kem, divergence=divergence,
@@ -178,7 +183,7 @@ def segmentation_loss(
         labels: int64, int32 or uint8 [B, H, W], classes in [0, K) or ``ignore_index``.
         teacher_logits: [B, K, ht, wt] or None (then the distillation term is 0); a constant, gets no gradient.
         task_weight, kd_weight: numbers >= 0 that may change at every call.
-        temperature: T > 0 of the distillation term.
+        temperature: T in [1e-6, 1e6] of the distillation term.
         class_weight: floating [K] or None; ``label_smoothing``: number in [0, 1): as ``F.cross_entropy``.
         align_corners, ignore_index, reduction: see :class:`hetero_kernels.options.SegmentationOptions`.
         normalizer: as :func:`hakd_loss`, keys "task" and "kd".
@@ -194,14 +199,15 @@ def segmentation_loss(
     if teacher_logits is not None:
         check.check_maps("teacher_logits", teacher_logits, "K")
         check.check_pair("logits", logits, "teacher_logits", teacher_logits, channels=True)
-    check.check_labels(labels, batch, num_classes, logits, ignore_index)
+    check.check_labels(labels, batch, num_classes, logits)
+    check.check_label_values(labels, num_classes, ignore_index)
     if class_weight is not None:
-        check.check_vector("class_weight", class_weight, num_classes, logits)
+        check.check_class_weight(class_weight, num_classes, logits)
     check.check_number("task_weight", task_weight)
     check.check_number("kd_weight", kd_weight)
-    check.check_number("temperature", temperature, positive=True)
+    check.check_temperature("temperature", temperature)
     check.check_number("label_smoothing", label_smoothing, below=1.0)
-    normalizers = check.split_normalizer(normalizer, ("task", "kd"))
+    normalizers = check.split_normalizer(normalizer, ("task", "kd"), logits)
     if backends.select(backend, logits.device.type) == "reference":
         return reference.segmentation_loss(
             logits, labels, teacher_logits, task_weight=task_weight, kd_weight=kd_weight, temperature=temperature,

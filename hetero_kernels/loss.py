@@ -105,8 +105,8 @@ class HeteroAKDLoss(nn.Module):
     ) -> None:
         super().__init__()
         HakdOptions(kmm, kem, divergence, resolution, align_corners, ignore_index)  # type: ignore[arg-type]
-        check.check_number("temperature", temperature, positive=True)
-        check.check_number("kd_temperature", kd_temperature, positive=True)
+        check.check_temperature("temperature", temperature)
+        check.check_temperature("kd_temperature", kd_temperature)
         check.check_number("label_smoothing", label_smoothing, below=1.0)
         weights = {"task": task_weight, "kd": kd_weight, "hakd": hakd_weight, "proj": proj_weight}
         for name, weight in weights.items():
@@ -156,7 +156,6 @@ class HeteroAKDLoss(nn.Module):
         Raises:
             as :func:`hetero_kernels.functional.hakd_loss`.
         """
-        check.split_normalizer(normalizer, ("task", "kd", "hakd", "proj"))
         for name, features, projector in (
             ("student_features", student_features, self.student_projector),
             ("teacher_features", teacher_features, self.teacher_projector),
@@ -166,6 +165,7 @@ class HeteroAKDLoss(nn.Module):
                 raise ValueError(
                     f"{name} is {list(features.shape)}, expected {projector[0].in_channels} channels as constructed"
                 )
+        check.split_normalizer(normalizer, ("task", "kd", "hakd", "proj"), student_features)
         distilled = functional.hakd_loss(
             self.student_projector(student_features), self.teacher_projector(teacher_features), labels,
             temperature=self.temperature, kmm=self.kmm, kem=self.kem, divergence=self.divergence,

@@ -28,11 +28,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
 def check_option(name: str, value: object) -> None:
     """Raises TypeError or ValueError naming the option, what came and what was expected."""
     if name in CHOICES:
-        if value not in CHOICES[name]:
+        if not isinstance(value, str) or value not in CHOICES[name]:
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, CHOICES[name]))}")
     elif name == "ignore_index":
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} is {value!r}, expected an int")
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"{name} is {value!r}, expected an int of 64 bits")
     elif not isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}, expected True or False")
 

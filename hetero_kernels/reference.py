@@ -42,11 +42,12 @@ Normalizer = Tensor | Mapping[str, Tensor] | None
 
 def project(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """1x1 convolution: features [B, C, h, w], weight [K, C], bias [K] -> logits [B, K, h, w]."""
-    return F.conv2d(_real(features), _real(weight)[:, :, None, None], None if bias is None else _real(bias))
-
-
-def _real(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+    if bias is None:
+        features, weight = _same_precision(features, weight)
+    else:
+        features, weight, bias = _same_precision(features, weight, bias)
+    with torch.autocast(features.device.type, enabled=False):
+        return F.conv2d(features, weight[:, :, None, None], bias)
 
 
 def _same_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -62,7 +63,7 @@ def _to_grid(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tens
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
 
 
-def _nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
+def sample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels [B, H, W] sampled as ``F.interpolate(mode="nearest")`` does, for any integer dtype."""
     if tuple(labels.shape[-2:]) == size:
         return labels
@@ -172,7 +173,7 @@ def _normalizer(normalizer: Normalizer, term: str, own: Tensor) -> Tensor:
     if normalizer is None:
         return own
     chosen = normalizer.get(term) if isinstance(normalizer, Mapping) else normalizer
-    return own if chosen is None else chosen.to(own.device)
+    return own if chosen is None else chosen.detach().to(own.device)
 
 
 def _reduce(per_pixel: Tensor, target: _Target, reduction: str, divisor: Tensor) -> Tensor:
@@ -192,7 +193,7 @@ def _loss_grid(
     z_s: Tensor, z_t: Tensor, labels: Tensor, resolution: str, align_corners: bool, ignore_index: int
 ) -> tuple[Tensor, Tensor, _Target]:
     size = (labels.shape[1], labels.shape[2]) if resolution == "label" else (z_s.shape[2], z_s.shape[3])
-    target = _target(_nearest(labels, size), z_s.shape[1], ignore_index)
+    target = _target(sample_labels(labels, size), z_s.shape[1], ignore_index)
     z_s, z_t = _same_precision(z_s, z_t)
     grids = (_to_grid(z, size, align_corners) for z in (z_s, z_t))
     z_s, z_t = (_masked(z, target) for z in grids)
@@ -252,9 +253,8 @@ def projected_hakd_loss(
     return_terms: bool = False,
 ) -> Tensor | HakdTerms:
     """Section 1's projection, then :func:`hakd_loss`."""
-    with torch.autocast(student_features.device.type, enabled=False):
-        student_logits = project(student_features, student_weight, student_bias)
-        teacher_logits = project(teacher_features, teacher_weight, teacher_bias)
+    student_logits = project(student_features, student_weight, student_bias)
+    teacher_logits = project(teacher_features, teacher_weight, teacher_bias)
     return hakd_loss(
         student_logits, teacher_logits, labels, temperature=temperature, kmm=kmm, kem=kem, divergence=divergence,
         hakd_weight=hakd_weight, proj_weight=proj_weight, resolution=resolution, align_corners=align_corners,

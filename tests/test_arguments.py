@@ -45,9 +45,16 @@ BAD = [
     (lambda: hakd(reduction="avg"), ValueError, "reduction is 'avg'"),
     (lambda: hakd(kmm=1), TypeError, "kmm is 1, expected True or False"),
     (lambda: hakd(ignore_index=255.0), TypeError, "ignore_index is 255.0, expected an int"),
-    (lambda: hakd(normalizer=3.0), ValueError, "normalizer for 'hakd' is float 3.0, expected a 0-dim Tensor"),
+    (lambda: hakd(normalizer=3.0), ValueError, "normalizer for 'hakd' is float 3.0, expected a real 0-dim Tensor"),
     (lambda: hakd(normalizer=torch.ones(2)), ValueError, "normalizer for 'hakd'"),
     (lambda: hakd(normalizer={"task": torch.tensor(1)}), ValueError, r"normalizer has \['task'\]"),
+    (lambda: hakd(normalizer=torch.tensor(1.0, device="meta")), ValueError, "normalizer for 'hakd' is on meta"),
+    (lambda: hakd(normalizer=torch.tensor(1j)), ValueError, "expected a real 0-dim Tensor"),
+    (lambda: hakd(normalizer={1: None, "foo": None}), ValueError, "normalizer has"),
+    (lambda: hakd(temperature=1e-40), ValueError, r"temperature is 1e-40, expected a number in \[1e-06, 1e\+06\]"),
+    (lambda: hakd(hakd_weight=10**400), ValueError, "hakd_weight is 1000"),
+    (lambda: hakd(ignore_index=2**63), ValueError, "ignore_index is 9223372036854775808, expected an int of 64 bits"),
+    (lambda: segmentation(class_weight=torch.ones(5, requires_grad=True)), ValueError, "class_weight requires grad"),
     (lambda: hakd(backend="gpu"), ValueError, "backend is 'gpu', expected one of"),
     (lambda: hakd(backend="triton"), ValueError, "backend='triton' does not serve tensors on 'cpu'"),
     (lambda: segmentation(logits=LOGITS[0]), ValueError, "logits is"),
@@ -96,3 +103,8 @@ def test_debug_switch_reports_all_wrong_labels(monkeypatch):
     labels[0, :2, 0] = torch.tensor([7, 9])
     with pytest.raises(RuntimeError, match=r"labels holds \[7, 9\], expected classes in \[0, 5\)"):
         hakd(labels=labels)
+    with pytest.raises(RuntimeError, match=r"labels holds \[255\]"):  # -1 would wrap to 255 in uint8
+        hakd(labels=torch.full_like(LABELS, 255, dtype=torch.uint8), ignore_index=-1)
+    labels = LABELS.clone()
+    labels[:, 1] = 99  # not sampled
+    hakd(labels=labels, resolution="feature")

@@ -121,6 +121,64 @@ def test_poison_under_a_valid_pixel_propagates(any_backend, poison, who, options
         assert not functional.segmentation_loss(student, labels, backend=any_backend).isfinite()
 
 
+@pytest.mark.parametrize("large", [30.0, 300.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("first", [False, True])
+def test_spatial_rows_of_both_kinds_in_one_item(any_backend, large, first):
+    """One row beyond the unguarded range (or behind ignored pixels, poisoned) beside rows within it."""
+    student, teacher, labels = make_case("same grid", "randn")
+    row = 4 if first else 6
+    student[:, 1, row, 3:9] = large
+    if not torch.tensor(large).isfinite():
+        labels[:, row, 3:9] = 255
+    results = []
+    for dtype, backend in ((torch.float32, any_backend), (torch.float64, "reference")):
+        s, t = leaves(student, teacher, dtype=dtype)
+        loss = hakd(s, t, labels, backend, kem="spatial")
+        loss.backward()
+        results.append((loss, s.grad))
+    assert relative_l2(results[0][0], results[1][0]) <= 2e-6
+    assert relative_l2(results[0][1], results[1][1]) <= 2e-5  # |z| = 300 itself is uncertain by 1e-5
+
+
+@pytest.mark.parametrize("temperature", [0.7, 0.5, 0.25, 0.1, 0.05, 1.0, 3.0])
+@pytest.mark.parametrize("scale", [0.5, 0.95, 1.05])
+@pytest.mark.parametrize("classes", [3, 19, 1000])
+def test_temperatures_around_the_limit_of_the_unguarded_visit(any_backend, temperature, scale, classes):
+    """Logits as large as the unguarded mathematics takes them, with opposite signs in the two networks, at any T."""
+    torch.manual_seed(0)
+    limit = min(24.0, 70 / (2 + 1 / temperature), 38 * temperature) * scale
+    student = limit * (torch.rand(1, classes, 4, 16) * 2 - 1).sign() * (1 - 0.1 * torch.rand(1, classes, 4, 16))
+    teacher = -student
+    teacher[..., 8:] = student[..., 8:] - limit / 100
+    labels = torch.randint(0, classes, (1, 4, 16))
+    options = {"temperature": temperature}
+    results = []
+    for dtype, backend in ((torch.float32, any_backend), (torch.float64, "reference"), (torch.float32, "reference")):
+        s, t = leaves(student, teacher, dtype=dtype)
+        loss = functional.hakd_loss(s, t, labels, backend=backend, **options)
+        kd = functional.segmentation_loss(s, labels, t, task_weight=0.0, kd_weight=1.0, backend=backend, **options)
+        (loss + kd).backward()
+        results.append((loss, kd, s.grad))
+    for actual, expected, eager in zip(*results, strict=True):
+        assert actual.isfinite().all()
+        assert relative_l2(actual, expected) <= max(2e-5, 2 * relative_l2(eager, expected))
+
+
+@pytest.mark.parametrize("magnitude", [20.0, 1e3, 1e4])
+def test_a_teacher_that_is_very_sure(any_backend, magnitude):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(1, 19, 8, 16), torch.randn(1, 19, 8, 16) * magnitude
+    labels = torch.randint(0, 19, (1, 8, 16))
+    kwargs = {"task_weight": 0.0, "kd_weight": 1.0, "reduction": "none"}
+    actual = functional.segmentation_loss(student, labels, teacher, backend=any_backend, **kwargs)
+    expected = functional.segmentation_loss(student.double(), labels, teacher, backend="reference", **kwargs)
+    assert relative_l2(actual, expected) <= 5e-6
+    kwargs = {"kmm": False, "reduction": "none"}
+    actual = functional.hakd_loss(student, teacher, labels, backend=any_backend, **kwargs)
+    expected = functional.hakd_loss(student.double(), teacher, labels, backend="reference", **kwargs)
+    assert relative_l2(actual, expected) <= 5e-6
+
+
 def test_empty_batch(any_backend):
     student, teacher = torch.randn(0, 3, 4, 5, requires_grad=True), torch.randn(0, 3, 2, 2, requires_grad=True)
     labels = torch.zeros(0, 16, 20, dtype=torch.long)

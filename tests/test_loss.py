@@ -124,6 +124,19 @@ def test_projected_loss_is_projection_then_loss(batch, resolution):
     assert all(relative_l2(a, b) <= 5e-6 for a, b in pairs)
 
 
+def test_projected_loss_takes_mixed_dtypes_and_ignores_autocast(batch):
+    arguments = (
+        batch["student_features"],
+        batch["teacher_features"].half(),
+        torch.randn(5, 8).double(),
+        torch.randn(5, 12),
+    )
+    plain = functional.projected_hakd_loss(*arguments, batch["labels"])
+    assert plain.dtype == torch.float64
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(functional.projected_hakd_loss(*arguments, batch["labels"]), plain)
+
+
 def test_overfits_a_batch(batch):
     torch.manual_seed(0)
     loss = HeteroAKDLoss(8, 12, 5)

@@ -108,3 +108,15 @@ def test_show_config_names_every_backend(capsys):
     out = capsys.readouterr().out
     for word in ("reference", "cpu", "cuda", "triton", "instruction set", torch.__version__):
         assert word in out
+
+
+def test_cuda_library_is_a_library_of_its_own():
+    """Where it was built it loads beside this torch, GPU or not, and the CPU's does not need it."""
+    built = native.host_module().build_info()["cuda"]
+    found = list(PACKAGE.glob("libhetero_kernels_cuda*"))
+    assert bool(found) == bool(built)
+    if found and torch.version.cuda:
+        torch.ops.load_library(str(found[0]))
+    assert native.libraries()["cpu"].problem is None
+    if not torch.cuda.is_available():
+        assert native.libraries()["cuda"].problem is not None

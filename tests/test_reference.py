@@ -139,7 +139,7 @@ def test_kd_is_the_divergence_of_softmaxes():
 def test_labels_are_sampled_like_interpolate(n_in, n_out):
     labels = torch.arange(n_in)[None, None, :].expand(1, n_in, n_in).contiguous()
     expected = F.interpolate(labels[:, None].float(), (n_out, n_out), mode="nearest")[:, 0].long()
-    assert torch.equal(reference._nearest(labels, (n_out, n_out)), expected)
+    assert torch.equal(reference.sample_labels(labels, (n_out, n_out)), expected)
 
 
 def test_mixing_of_two_certain_networks_is_even():

@@ -87,7 +87,7 @@ std::vector<double> scalars(const Tensor& packed, int64_t count) {
   STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Double && packed.numel() == count, "scalars must be float64 [", count, "]");
   const Tensor dense = torch::stable::contiguous(packed);
   const double* values = static_cast<const double*>(dense.const_data_ptr());
-  STD_TORCH_CHECK(values[0] > 0, "temperature is ", values[0], ", expected a number > 0");
+  STD_TORCH_CHECK(values[0] >= 1e-6 && values[0] <= 1e6, "temperature is ", values[0], ", expected a number in [1e-6, 1e6]");
   return {values, values + count};
 }
 

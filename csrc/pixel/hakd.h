@@ -22,9 +22,11 @@ struct HakdParameters {
   bool cross_entropy = false;  // divergence "ce"
 };
 
-// Largest |z| for which products of `visit` stay finite over a thousand classes: e^{2z} e^{z/T} < e^80.
+// Largest |z| for which `visit` and `finish` stay in float's range over a thousand classes: their largest product is
+// K^2 e^{2z} e^{z/T}, their largest quotient K e^{2z/T}.
 inline double logit_limit(double temperature) {
-  const double limit = 78.0 / (2.0 + 1.0 / temperature);
+  const double product = 70.0 / (2.0 + 1.0 / temperature), quotient = 38.0 * temperature;
+  const double limit = product < quotient ? product : quotient;
   return limit < 24.0 ? limit : 24.0;
 }
 
@@ -39,7 +41,7 @@ struct HakdClass {
 
 // A sum over classes that keeps one class apart, the anchor. A network that is sure of a class has all but 1e-6 of its
 // mass there, and its tiny loss and gradient are differences from it: they are formed from the others' part. For
-// cross-entropy the anchor is the label, for a divergence between networks the student's best class.
+// cross-entropy the anchor is the label, for a divergence a network's best class.
 template <class V>
 struct SplitSum {
   V anchor = V(0.f), others = V(0.f);
@@ -111,7 +113,7 @@ HK_INLINE HakdClass<V> visit(V z_s, V z_t, Chosen<V> label, Chosen<V> anchor, co
   const V u_s = V(1.f) + a_s, u_t = V(1.f) + a_t;
   const V h_s = math::log1p(a_s), h_t = math::log1p(a_t);
   const V step = mixing_step(h_s, h_t, z_s, z_t, p.kmm);
-  const V z_h = z_s + step;
+  const V z_h = p.kmm ? z_s + step : z_t;
   const V hybrid = math::exp_bounded(z_h * cold);
   kept.weighted = hybrid;
   if (p.kem != Kem::kNone) {
@@ -144,7 +146,7 @@ HK_INLINE HakdScore<V> score_guarded(V z_s, V z_t, Chosen<V> label, bool kmm) {
   s.h_s = math::softplus(label.negate(z_s));
   s.h_t = math::softplus(label.negate(z_t));
   s.step = mixing_step(s.h_s, s.h_t, z_s, z_t, kmm);
-  const V gain = s.h_s - math::softplus(label.negate(z_s + s.step));
+  const V gain = s.h_s - math::softplus(label.negate(kmm ? z_s + s.step : z_t));
   s.score = s.h_s + select(gain > V(0.f), gain, V(0.f));
   return s;
 }
@@ -153,7 +155,7 @@ HK_INLINE HakdScore<V> score_guarded(V z_s, V z_t, Chosen<V> label, bool kmm) {
 template <class V>
 HK_INLINE V exp_score(V z_s, V z_t, Chosen<V> label, bool kmm) {
   const V a_s = label.invert(math::exp_bounded(z_s)), a_t = label.invert(math::exp_bounded(z_t));
-  const V z_h = z_s + mixing_step(math::log1p(a_s), math::log1p(a_t), z_s, z_t, kmm);
+  const V z_h = kmm ? z_s + mixing_step(math::log1p(a_s), math::log1p(a_t), z_s, z_t, kmm) : z_t;
   const V u_s = V(1.f) + a_s;
   const V ratio = u_s / (V(1.f) + label.invert(math::exp_bounded(z_h)));
   return u_s * select(ratio > V(1.f), ratio, V(1.f));
@@ -167,7 +169,7 @@ struct HakdMaxima {
 
 template <class V>
 struct HakdMeasured {
-  V z_s, step, score;
+  V z_s, z_h, step, score;
 };
 
 template <bool Errors, class V, class Real>
@@ -175,14 +177,15 @@ HK_INLINE HakdMeasured<V> measure(V z_s, V z_t, Chosen<V> label, const HakdParam
                                   HakdSums<V>& sums, HakdClass<V>& kept) {
   const HakdScore<V> s = score_guarded(z_s, z_t, label, p.kmm);
   maxima.student = math::maximum(z_s, maxima.student);
-  maxima.hybrid = math::maximum(z_s + s.step, maxima.hybrid);
+  const V z_h = p.kmm ? z_s + s.step : z_t;
+  maxima.hybrid = math::maximum(z_h, maxima.hybrid);
   maxima.score = math::maximum(s.score, maxima.score);
   sums.proj = sums.proj + (s.h_s + s.h_t);
   if constexpr (Errors) {
     kept.student_error = label.negate(math::sigmoid(label.negate(z_s)));
     kept.teacher_error = label.negate(math::sigmoid(label.negate(z_t)));
   }
-  return {z_s, s.step, s.score};
+  return {z_s, z_h, s.step, s.score};
 }
 
 // Second guarded visit. `spatial_maximum` m and `spatial_scale` 1 / sum_n e^{q - m} are the class's over the image
@@ -193,7 +196,7 @@ HK_INLINE void visit_guarded(const HakdMeasured<V>& m, Chosen<V> anchor, const H
                              HakdClass<V>& kept) {
   const V cold = V(Real(1) / p.temperature);
   kept.student = math::exp_nonpositive((m.z_s - maxima.student) * cold);
-  const V hybrid = math::exp_nonpositive((m.z_s + m.step - maxima.hybrid) * cold);
+  const V hybrid = math::exp_nonpositive((m.z_h - maxima.hybrid) * cold);
   kept.weighted = hybrid;
   if (p.kem != Kem::kNone) {
     const V weight = p.kem == Kem::kSpatial ? math::exp_nonpositive(m.score - spatial_maximum) * spatial_scale
@@ -232,8 +235,9 @@ HK_INLINE HakdPixel<V> finish(const HakdSums<V>& sums, const HakdParameters<Real
   HakdPixel<V> pixel;
   pixel.weighted_factor = V(1.f) / (p.kem == Kem::kClass ? hybrid * sums.weight : hybrid);
   pixel.student_factor = weighted * pixel.weighted_factor / student;
-  const V crossed = sums.student.anchor * sums.weighted.others - sums.weighted.anchor * sums.student.others;
-  pixel.anchor_gradient = crossed / student * pixel.weighted_factor;
+  // Of probabilities, not of numerators, whose products would leave float's range.
+  pixel.anchor_gradient = sums.student.anchor / student * (sums.weighted.others * pixel.weighted_factor) -
+                          sums.weighted.anchor * pixel.weighted_factor * (sums.student.others / student);
   const V differences = sums.value.others - sums.value.anchor * sums.weighted.others;
   pixel.loss = hot * hot * pixel.weighted_factor * fma(weighted, log_ratio, differences * cold);
   return pixel;

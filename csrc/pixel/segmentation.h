@@ -25,7 +25,7 @@ struct SegmentationClass {
 
 template <class V>
 struct SegmentationSums {
-  SplitSum<V> student;            // anchored at the label; the other three at the student's best class
+  SplitSum<V> student;            // anchored at the label; the other three at the teacher's best class
   SplitSum<V> tempered, teacher;
   SplitSum<V> value;              // of v_c = o^t_c - o^s_c (the anchor) and e^{o^t/T} v_c (the others)
   V smoothed = V(0.f);            // sum_c w_c (o^s_y - o^s_c)

@@ -118,7 +118,7 @@ def _data(config: DemoRun) -> DataConfig:
 def _set_runtime(run: TeacherRun | DistillRun, config: DemoRun, steps: int) -> None:
     run.runtime.threads = config.threads
     run.runtime.log_every = max(1, steps // CURVE_POINTS)
-    run.runtime.evaluate_every = max(1, steps // 3)
+    run.runtime.evaluate_every = max(1, -(-steps // 3))
     run.runtime.save_every = 0
     run.runtime.progress = "auto" if sys.stderr.isatty() else "lines"
     run.runtime.tensorboard = config.tensorboard
