@@ -7,9 +7,10 @@ backend chosen by name raises.
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import types
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import torch
@@ -62,7 +63,13 @@ def libraries() -> dict[str, Library]:
 @functools.cache
 def host_module() -> types.ModuleType | None:
     """The pybind11 module with build facts and the CPU's instruction sets, or None where it is not built."""
+    # From this very folder: an editable install of another copy would answer an ordinary import.
+    spec = PathFinder.find_spec("hetero_kernels._host", [str(_FOLDER)])
+    if spec is None or spec.loader is None:
+        return None
     try:
-        return importlib.import_module("hetero_kernels._host")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
     except ImportError:
         return None
+    return module

@@ -145,9 +145,9 @@ def test_large_logits(backend, kind, kem, divergence):
     fused, eager = (run_hakd(f, *case, torch.float32, options) for f in (ours, reference.hakd_loss))
     for name, expected in exact.items():
         assert fused[name].isfinite().all(), name
-        # 1e-30: where both networks agree to 1e-100, "0" and "4e-127" are the same loss.
+        # 1e-20: where both networks agree to 1e-30, "0" and "4e-127" are the same loss.
         error, double_error, eager_error = (
-            relative_l2(result[name].double() + 1e-30, expected + 1e-30) for result in (fused, double, eager)
+            relative_l2(result[name].double() + 1e-20, expected + 1e-20) for result in (fused, double, eager)
         )
         assert double_error <= 1e-9, name
         assert error <= max(1e-5, 8 * eager_error), (name, eager_error)
