@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib import metadata
 
@@ -29,14 +30,21 @@ def describe_config() -> str:
     for backend in backends.BACKENDS:
         problem = backends.unavailable(backend)
         lines.append(f"  {backend:<10} {'available' if problem is None else 'not available: ' + problem}")
+    if forced := os.environ.get("HETERO_KERNELS_BACKEND"):
+        known = "" if forced in backends.BACKENDS else ", which is no backend"
+        lines.append(f"HETERO_KERNELS_BACKEND={forced}{known}: every call without backend= uses it")
     host = native.host_module()
     if host is None:
         lines.append("build: the compiled parts are not installed; only the reference runs")
     else:
         built = host.build_info()
         lines.append("build: " + ", ".join(f"{key} {value}" for key, value in built.items()))
+        try:
+            active = host.active_instruction_set()
+        except RuntimeError as error:
+            active = f"none: {error}"
         lines.append(
-            f"cpu instruction set: {host.active_instruction_set()} "
+            f"cpu instruction set: {active} "
             f"(this machine has {', '.join(host.instruction_sets())}; HETERO_KERNELS_CPU_ISA forces one)"
         )
     return "\n".join(lines)

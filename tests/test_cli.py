@@ -287,3 +287,36 @@ def test_classes_of_teacher_and_data_must_agree(
     message = fails(distill(workplace, "x", "--teacher.checkpoint", str(tmp_path / "teacher.pt")), capsys)
     expected = f"trained for 2 classes, the data set has {count}" if other else "class 0 is 'boat' there and 'road'"
     assert expected in message
+
+
+def test_abbreviated_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["teacher", "--schedule.step", "3", "--output", str(tmp_path / "run")])
+    assert "--schedule.step" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_own_network_from_the_current_folder(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine_of_this_test.py").write_text(
+        "from torch import nn\n"
+        "def network(num_classes):\n"
+        "    body = nn.Conv2d(3, 8, 3, stride=4, padding=1)\n"
+        "    return nn.Sequential(body, nn.Conv2d(8, num_classes, 1))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    own = "{architecture: 'mine_of_this_test:network', tap: '0', options: {}}"
+    options = ["teacher", "--config", str(workplace / "tiny.yaml"), "--output", "run", "--model"]
+    assert main([*options, own]) == 0
+    assert main([*options, own.replace("{}", "{depth: 3}"), "--overwrite"]) == 1
+    assert "cannot be called with num_classes and options {'depth': 3}" in capsys.readouterr().err
+
+
+def test_foreign_checkpoint_is_refused_without_dangerous_advice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "foreign.pt").write_text("no checkpoint")
+    assert main(["evaluate", "--checkpoint", str(tmp_path / "foreign.pt")]) == 1
+    message = capsys.readouterr().err
+    assert "truncated or not a checkpoint" in message and "weights_only" not in message

@@ -110,6 +110,15 @@ def test_show_config_names_every_backend(capsys):
         assert word in out
 
 
+def test_show_config_shows_what_the_environment_forces(monkeypatch, capsys):
+    monkeypatch.setenv("HETERO_KERNELS_BACKEND", "fast")
+    monkeypatch.setenv("HETERO_KERNELS_CPU_ISA", "avx10")
+    hetero_kernels.show_config()
+    out = capsys.readouterr().out
+    assert "HETERO_KERNELS_BACKEND=fast, which is no backend" in out
+    assert "cpu instruction set: none: HETERO_KERNELS_CPU_ISA is 'avx10'" in out
+
+
 def test_cuda_library_is_a_library_of_its_own():
     """Where it was built it loads beside this torch, GPU or not, and the CPU's does not need it."""
     built = native.host_module().build_info()["cuda"]

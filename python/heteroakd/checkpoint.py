@@ -115,7 +115,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and OS errors: torch documents no common kind
-        first_line = str(error).strip().partition("\n")[0]
+        # Of a foreign pickle torch says how to load it after all: no advice to pass on.
+        first_line = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise CheckpointError(
             f"{path}: truncated or not a checkpoint ({type(error).__name__}: {first_line})"
         ) from error

@@ -25,11 +25,13 @@ TRAINING = ("teacher", "distill")
 def build_parser() -> ArgumentParser:
     """The parser of the command line: one subcommand per entry of COMMANDS."""
     parser = ArgumentParser(
-        prog="heteroakd", description="Distil segmentation networks across architectures with HeteroAKD."
+        prog="heteroakd",
+        description="Distil segmentation networks across architectures with HeteroAKD.",
+        allow_abbrev=False,
     )
     subcommands = parser.add_subcommands(dest="command", required=True)
     for name, (config_class, summary) in COMMANDS.items():
-        command = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.")
+        command = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False)
         command.add_argument("--config", action="config", help="YAML file of the options below; may be repeated.")
         command.add_class_arguments(config_class)
         if name in TRAINING:
@@ -51,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config_class = COMMANDS[name][0]
     config = config_class(**{field.name: options[field.name] for field in dataclasses.fields(config_class)})
     flags = {flag: options[flag] for flag in ("resume", "overwrite") if name in TRAINING}
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's own networks are named by import path
     try:
         _run(name, config, flags)
     except (ValueError, OSError, ImportError, ArithmeticError) as error:

@@ -198,7 +198,14 @@ def _build_own(config: ModelConfig, num_classes: int) -> nn.Module:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"architecture {config.architecture!r} cannot be imported: {error}") from error
-    network = function(num_classes=num_classes, **config.options)
+    try:
+        network = function(num_classes=num_classes, **config.options)
+    except TypeError as error:
+        raise ValueError(
+            f"architecture {config.architecture!r} cannot be called with num_classes and options "
+            f"{config.options or '{}'}: {error}. "
+            "Files are merged key by key: `options: {}` drops another file's options"
+        ) from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"architecture {config.architecture!r} must return a torch.nn.Module, got {type(network)}")
     return network
