@@ -112,7 +112,7 @@ struct HakdLoop {
           buffers.record(image, row, x0, x, n, pixels.masked(pixel.loss), pixels.masked(sums.proj * per_class_share));
           if (student.gradient || teacher.gradient) gradients<Errors>(x, pixels, anchors, pixel, student, teacher);
         },
-        [](int64_t, bool) {});
+        [](int64_t) {});
   }
 
   template <int Power>
@@ -178,7 +178,7 @@ void hakd_scores(const HakdProblem<typename V::Real>& problem, int64_t begin, in
           }
         }
       },
-      [&](int64_t index, bool) {
+      [&](int64_t index) {
         for (int64_t c = 0; c < problem.classes; ++c) {
           alignas(64) Real m[V::kLanes], s[V::kLanes];
           maxima[c].store(m);
@@ -255,7 +255,7 @@ struct SegmentationLoop {
             pixel<0, Teacher, true>(image, row, x0, x, n, pixels, student, teacher, buffers);
           }
         },
-        [](int64_t, bool) {});
+        [](int64_t) {});
   }
 };
 

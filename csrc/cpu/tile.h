@@ -1,5 +1,5 @@
 // One network's logits over a block of columns of one item: interpolated horizontally once, for both coarse rows, so that
-// a pixel's logit costs one fused multiply-add; and the gradient the same way back.
+// a pixel's logit costs one vertical interpolation; and the gradient the same way back.
 #pragma once
 
 #include "rows.h"

@@ -113,8 +113,8 @@ class RowBuffers {
   Real* const factors;
 };
 
-// Walks items [begin, end): `pixels(image, row, x0, x, n, Pixels, student row, teacher row, bounded, buffers)` for every
-// vector with a pixel that counts; `block_done(item, bounded)` after every block.
+// Walks items [begin, end): `on_pixels(image, row, x0, x, n, Pixels, student row, teacher row, bounded, buffers)` for every
+// vector with a pixel that counts; `on_block(item)` after every block.
 template <class V, class OnPixels, class OnBlock>
 void walk(const PixelProblem<typename V::Real>& problem, Scratch& scratch, int64_t begin, int64_t end, OnPixels on_pixels,
           OnBlock on_block) {
@@ -164,7 +164,7 @@ void walk(const PixelProblem<typename V::Real>& problem, Scratch& scratch, int64
       for (Tile<V>* network : networks) {
         if (network != nullptr && !network->per_row()) network->flush(index, item.image, item.row_begin, x0, n);
       }
-      on_block(index, bounded[0] && bounded[1]);
+      on_block(index);
     }
   }
 }

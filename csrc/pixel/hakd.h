@@ -82,6 +82,12 @@ HK_INLINE V mixing_step(V h_s, V h_t, V z_s, V z_t, bool kmm) {  // z^h - z^s
   return guarded / (guarded + (h_t + guard)) * (z_t - z_s);
 }
 
+// z^h. Without mixing it is z^t itself: z^s + (z^t - z^s) would round away what a sure teacher says.
+template <class V>
+HK_INLINE V hybrid_logit(V z_s, V z_t, V step, bool kmm) {
+  return kmm ? z_s + step : z_t;
+}
+
 // e^z from e^{z / T}; Power is T where that is 1, 2 or 4, else 0.
 template <int Power, class V>
 HK_INLINE V untempered(V tempered, V z) {
@@ -113,7 +119,7 @@ HK_INLINE HakdClass<V> visit(V z_s, V z_t, Chosen<V> label, Chosen<V> anchor, co
   const V u_s = V(1.f) + a_s, u_t = V(1.f) + a_t;
   const V h_s = math::log1p(a_s), h_t = math::log1p(a_t);
   const V step = mixing_step(h_s, h_t, z_s, z_t, p.kmm);
-  const V z_h = p.kmm ? z_s + step : z_t;
+  const V z_h = hybrid_logit(z_s, z_t, step, p.kmm);
   const V hybrid = math::exp_bounded(z_h * cold);
   kept.weighted = hybrid;
   if (p.kem != Kem::kNone) {
@@ -134,10 +140,10 @@ HK_INLINE HakdClass<V> visit(V z_s, V z_t, Chosen<V> label, Chosen<V> anchor, co
   return kept;
 }
 
-// KEM's score q of one class, with the mixing step and both reliabilities: right for any z.
+// KEM's score q of one class, with the mixing step, z^h and both reliabilities: right for any z.
 template <class V>
 struct HakdScore {
-  V step, score, h_s, h_t;
+  V step, z_h, score, h_s, h_t;
 };
 
 template <class V>
@@ -146,7 +152,8 @@ HK_INLINE HakdScore<V> score_guarded(V z_s, V z_t, Chosen<V> label, bool kmm) {
   s.h_s = math::softplus(label.negate(z_s));
   s.h_t = math::softplus(label.negate(z_t));
   s.step = mixing_step(s.h_s, s.h_t, z_s, z_t, kmm);
-  const V gain = s.h_s - math::softplus(label.negate(kmm ? z_s + s.step : z_t));
+  s.z_h = hybrid_logit(z_s, z_t, s.step, kmm);
+  const V gain = s.h_s - math::softplus(label.negate(s.z_h));
   s.score = s.h_s + select(gain > V(0.f), gain, V(0.f));
   return s;
 }
@@ -155,7 +162,8 @@ HK_INLINE HakdScore<V> score_guarded(V z_s, V z_t, Chosen<V> label, bool kmm) {
 template <class V>
 HK_INLINE V exp_score(V z_s, V z_t, Chosen<V> label, bool kmm) {
   const V a_s = label.invert(math::exp_bounded(z_s)), a_t = label.invert(math::exp_bounded(z_t));
-  const V z_h = kmm ? z_s + mixing_step(math::log1p(a_s), math::log1p(a_t), z_s, z_t, kmm) : z_t;
+  const V step = mixing_step(math::log1p(a_s), math::log1p(a_t), z_s, z_t, kmm);
+  const V z_h = hybrid_logit(z_s, z_t, step, kmm);
   const V u_s = V(1.f) + a_s;
   const V ratio = u_s / (V(1.f) + label.invert(math::exp_bounded(z_h)));
   return u_s * select(ratio > V(1.f), ratio, V(1.f));
@@ -177,15 +185,14 @@ HK_INLINE HakdMeasured<V> measure(V z_s, V z_t, Chosen<V> label, const HakdParam
                                   HakdSums<V>& sums, HakdClass<V>& kept) {
   const HakdScore<V> s = score_guarded(z_s, z_t, label, p.kmm);
   maxima.student = math::maximum(z_s, maxima.student);
-  const V z_h = p.kmm ? z_s + s.step : z_t;
-  maxima.hybrid = math::maximum(z_h, maxima.hybrid);
+  maxima.hybrid = math::maximum(s.z_h, maxima.hybrid);
   maxima.score = math::maximum(s.score, maxima.score);
   sums.proj = sums.proj + (s.h_s + s.h_t);
   if constexpr (Errors) {
     kept.student_error = label.negate(math::sigmoid(label.negate(z_s)));
     kept.teacher_error = label.negate(math::sigmoid(label.negate(z_t)));
   }
-  return {z_s, z_h, s.step, s.score};
+  return {z_s, s.z_h, s.step, s.score};
 }
 
 // Second guarded visit. `spatial_maximum` m and `spatial_scale` 1 / sum_n e^{q - m} are the class's over the image
