@@ -65,9 +65,11 @@ class Call {
     std::memcpy(problem.label_stride, a.labels.stride, sizeof(problem.label_stride));
     problem.label_row = label_rows_.data();
     problem.label_column = label_columns_.data();
+    problem.label_columns_identity = width_ == a.labels.width;
     problem.ignore_index = a.ignore_index;
     problem.items = items_.data();
-    problem.logit_limit = logit_limit(a.temperature);
+    problem.logit_limit = static_cast<Real>(logit_limit(a.temperature));
+    problem.logit_scale = static_cast<Real>(math::kLog2e / a.temperature);
     problem.upstream = a.upstream;
     std::memcpy(problem.upstream_stride, a.upstream_stride, sizeof(problem.upstream_stride));
     problem.partial = partial_.data();
@@ -84,7 +86,7 @@ class Call {
   const std::vector<Item>& items() const { return items_; }
 
   LabelSummary check_labels(const Real* class_weight) const {
-    const LabelSummary labels = summarize_labels(problem_, class_weight, runtime_);
+    const LabelSummary labels = summarize_labels(problem_, class_weight, kernels<Real>(), runtime_);
     if (labels.wrong) {
       throw std::runtime_error("labels[" + std::to_string(labels.image) + ", " + std::to_string(labels.row) + ", " +
                                std::to_string(labels.column) + "] is " + std::to_string(labels.value) +

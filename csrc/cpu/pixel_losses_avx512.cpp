@@ -1,5 +1,5 @@
 #include "pixel_losses_kernel.h"
 
 namespace hetero::cpu {
-const Kernels<float> kAvx512Kernels = make_kernels<Vec<16>>();
+const Kernels<float> kAvx512Kernels = make_kernels<Pair<Vec<16>>>();
 }  // namespace hetero::cpu

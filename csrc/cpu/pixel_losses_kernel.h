@@ -2,19 +2,32 @@
 // instruction set.
 #pragma once
 
+#include <type_traits>
+
+#include "pair.h"
 #include "walk.h"
 
 namespace hetero::cpu {
 
-// A network's best class of each pixel of a vector, the first where several are.
+// A network's best class of each pixel of a vector. Where logits are bounded it may be one of several within 0.1 % of the
+// best: the class's number takes the place of the logit's last bits, so that one maximum finds both.
 template <class V>
-HK_INLINE void best_classes(const TileRow<V>& network, int64_t classes, int x, int32_t* best) {
+HK_INLINE void best_classes(const TileRow<V>& network, int64_t classes, int x, bool bounded, int32_t* best) {
   using Real = typename V::Real;
+  if constexpr (std::is_same_v<Real, float>) {
+    if (bounded && classes <= kMaxTag) {
+      V highest = with_tag(network.logit(0, x), 0);
+      for (int64_t c = 1; c < classes; ++c) {
+        highest = maximum(with_tag(network.logit(c, x), static_cast<int32_t>(c)), highest);
+      }
+      return tags(highest, best);
+    }
+  }
   V highest(-INFINITY), index(Real(0));
   for (int64_t c = 0; c < classes; ++c) {
     const V z = network.logit(c, x);
     index = select(z > highest, V(static_cast<Real>(c)), index);
-    highest = math::maximum(z, highest);
+    highest = maximum(z, highest);
   }
   alignas(64) Real lanes[V::kLanes];
   index.store(lanes);
@@ -23,12 +36,16 @@ HK_INLINE void best_classes(const TileRow<V>& network, int64_t classes, int x, i
 
 // hakd ---------------------------------------------------------------------------------------------------------
 
+constexpr int kChunk = 8;  // classes that take a step before the next one begins
+
 template <class V>
 struct HakdLoop {
   using Real = typename V::Real;
   const HakdProblem<Real>& problem;
-  HakdClass<V>* kept;        // [K]
-  HakdMeasured<V>* measured; // [K]
+  // [K]; the errors and what the guarded visit measured only where they are wanted.
+  HakdClass<V>* kept;
+  HakdErrors<V>* errors;
+  HakdMeasured<V>* measured;
 
   HK_INLINE V per_class(const Real* values, int64_t image, int64_t c) const {
     return V(values[image * problem.classes + c]);
@@ -36,61 +53,95 @@ struct HakdLoop {
 
   template <int Power, bool Errors>
   HK_INLINE HakdPixel<V> unguarded(int64_t image, int x, const Pixels<V>& pixels, const ClassPerPixel<V>& anchors,
-                                   const TileRow<V>& student, const TileRow<V>& teacher, HakdSums<V>& sums) const {
-    const HakdParameters<Real>& p = problem.parameters;
+                                   const TileRow<V>& student_row, const TileRow<V>& teacher_row, HakdSums<V>& out) const {
+    // Copies, so that no store can be taken for one of theirs and they stay in registers.
+    const HakdParameters<Real> p = problem.parameters;
+    const TileRow<V> student = student_row, teacher = teacher_row;
+    HakdClass<V>* const kept = this->kept;
+    HakdErrors<V>* const errors = this->errors;
+    const int64_t classes = problem.classes;
+    HakdSums<V> sums;
     const bool spatial = p.kem == Kem::kSpatial;
-    for (int64_t c = 0; c < problem.classes; ++c) {
-      const V scale = spatial ? per_class(problem.spatial_scale_unguarded, image, c) : V(Real(1));
-      kept[c] = visit<Power, Errors>(student.logit(c, x), teacher.logit(c, x), pixels.labels.at(c), anchors.at(c), p,
-                                     scale, sums);
+    HakdVisit<V> visits[kChunk];
+    for (int64_t first = 0; first < classes; first += kChunk) {
+      const int64_t end = first + kChunk < classes ? first + kChunk : classes;
+      pixels.labels.each(first, end, [&](int64_t c, auto label) HK_INLINE_LAMBDA {
+        visits[c - first] = exponentials<Power>(student.logit(c, x), teacher.logit(c, x), label, p);
+      });
+      if constexpr (Errors) {
+        pixels.labels.each(first, end, [&](int64_t c, auto label) HK_INLINE_LAMBDA { mix<true>(visits[c - first], label, p, sums, errors + c); });
+      } else {
+        for (int64_t c = first; c < end; ++c) mix<false>(visits[c - first], NotChosen<V>(), p, sums, errors);
+      }
+      pixels.labels.each(first, end, [&](int64_t c, auto label) HK_INLINE_LAMBDA {
+        const V scale = spatial ? per_class(problem.spatial_scale_unguarded, image, c) : V(Real(1));
+        const V w_t = p.kmm ? V(Real(0)) : teacher.logit(c, x);
+        kept[c] = weigh<Power>(visits[c - first], w_t, label, anchors.at(c), p, scale, sums);
+      });
     }
+    to_natural(sums, p);
+    out = sums;
     V log_ratio = surprise(sums.student);
     if (!p.cross_entropy) log_ratio = log_ratio - surprise(sums.hybrid);
     return finish(sums, p, log_ratio);
   }
 
   template <bool Errors>
-  HakdPixel<V> guarded(int64_t image, int x, const Pixels<V>& pixels, const ClassPerPixel<V>& anchors,
-                       const TileRow<V>& student, const TileRow<V>& teacher, HakdSums<V>& sums) const {
-    const HakdParameters<Real>& p = problem.parameters;
+  HK_NOINLINE HakdPixel<V> guarded(int64_t image, int x, const Pixels<V>& pixels, const ClassPerPixel<V>& anchors,
+                                   const TileRow<V>& student_row, const TileRow<V>& teacher_row, HakdSums<V>& out) const {
+    const HakdParameters<Real> p = problem.parameters;
+    const TileRow<V> student = student_row, teacher = teacher_row;
+    HakdClass<V>* const kept = this->kept;
+    HakdErrors<V>* const errors = this->errors;
+    HakdMeasured<V>* const measured = this->measured;
+    const int64_t classes = problem.classes;
+    HakdSums<V> sums;
     const bool spatial = p.kem == Kem::kSpatial;
     const V lowest(-INFINITY), zero(Real(0)), cold(Real(1) / p.temperature);
     HakdMaxima<V> maxima{lowest, lowest, lowest};
-    for (int64_t c = 0; c < problem.classes; ++c) {
-      measured[c] =
-          measure<Errors>(student.logit(c, x), teacher.logit(c, x), pixels.labels.at(c), p, maxima, sums, kept[c]);
+    for (int64_t first = 0; first < classes; first += kChunk) {
+      const int64_t end = first + kChunk < classes ? first + kChunk : classes;
+      for (int64_t c = first; c < end; ++c) {
+        reliabilities(student.logit(c, x), teacher.logit(c, x), pixels.labels.at(c), measured[c]);
+      }
+      for (int64_t c = first; c < end; ++c) {
+        measure<Errors>(measured[c].z_s, teacher.logit(c, x), pixels.labels.at(c), p, measured[c], maxima, sums, errors + c);
+      }
     }
-    for (int64_t c = 0; c < problem.classes; ++c) {
+    HakdAnchor<V> at_anchor;
+    for (int64_t c = 0; c < classes; ++c) {
       const V maximum = spatial ? per_class(problem.spatial_maximum, image, c) : zero;
       const V scale = spatial ? per_class(problem.spatial_scale, image, c) : zero;
-      visit_guarded(measured[c], anchors.at(c), p, maximum, scale, maxima, sums, kept[c]);
+      visit_guarded(measured[c], anchors.at(c), p, maximum, scale, maxima, sums, at_anchor, kept[c]);
     }
-    const V z_s = anchors.pick([&](int c) { return measured[c].z_s; });
-    V log_ratio = surprise_guarded(sums.student, (maxima.student - z_s) * cold);
+    out = sums;
+    V log_ratio = surprise_guarded(sums.student, (maxima.student - at_anchor.z_s) * cold);
     if (!p.cross_entropy) {
-      const V z_h = anchors.pick([&](int c) { return measured[c].z_h; });
-      log_ratio = log_ratio - surprise_guarded(sums.hybrid, (maxima.hybrid - z_h) * cold);
+      log_ratio = log_ratio - surprise_guarded(sums.hybrid, (maxima.hybrid - at_anchor.z_h) * cold);
     }
     return finish(sums, p, log_ratio);
   }
 
   template <bool Errors>
   HK_INLINE void gradients(int x, const Pixels<V>& pixels, const ClassPerPixel<V>& anchors, const HakdPixel<V>& pixel,
-                           const TileRow<V>& student, const TileRow<V>& teacher) const {
+                           const TileRow<V>& student_row, const TileRow<V>& teacher_row) const {
+    const TileRow<V> student = student_row, teacher = teacher_row;
+    const HakdClass<V>* const kept = this->kept;
+    const HakdErrors<V>* const errors = this->errors;
+    const int64_t classes = problem.classes;
     const V hakd = pixels.factor * V(problem.coefficient[0] * problem.parameters.temperature);
     const V proj = pixels.factor * V(problem.coefficient[1] / static_cast<Real>(problem.classes));
     const V student_factor = hakd * pixel.student_factor, weighted_factor = hakd * pixel.weighted_factor;
     const V anchored = hakd * pixel.anchor_gradient;
-    for (int64_t c = 0; c < problem.classes; ++c) {
+    for (int64_t c = 0; c < classes; ++c) {
       if (student.gradient) {
         V g = kept[c].student * student_factor - kept[c].weighted * weighted_factor;
-        const Chosen<V> anchor = anchors.at(c);
-        if (!anchor.none) g = select(anchor.mask, anchored, g);
-        if constexpr (Errors) g = fma(kept[c].student_error, proj, g);
+        g = select(anchors.at(c).mask, anchored, g);
+        if constexpr (Errors) g = fma(errors[c].student, proj, g);
         student.add(c, x, pixels.masked(g));
       }
       if constexpr (Errors) {
-        if (teacher.gradient) teacher.add(c, x, pixels.masked(kept[c].teacher_error * proj));
+        if (teacher.gradient) teacher.add(c, x, pixels.masked(errors[c].teacher * proj));
       }
     }
   }
@@ -104,7 +155,7 @@ struct HakdLoop {
             const TileRow<V>& teacher, bool bounded, RowBuffers<V>& buffers) {
           HakdSums<V> sums;
           alignas(64) int32_t best[V::kLanes];
-          best_classes(problem.parameters.kmm ? student : teacher, problem.classes, x, best);
+          best_classes(problem.parameters.kmm ? student : teacher, problem.classes, x, bounded, best);
           const ClassPerPixel<V> anchors(best);
           const HakdPixel<V> pixel = bounded
                                          ? unguarded<Power, Errors>(image, x, pixels, anchors, student, teacher, sums)
@@ -122,13 +173,18 @@ struct HakdLoop {
   }
 };
 
+template <class V, class T>
+T* take_classes(Scratch& scratch, const PixelProblem<typename V::Real>& problem) {
+  return static_cast<T*>(scratch.take(problem.classes * int64_t(sizeof(T))));
+}
+
 template <class V>
 void hakd(const HakdProblem<typename V::Real>& problem, int64_t begin, int64_t end) {
-  const int64_t kept_bytes = problem.classes * int64_t(sizeof(HakdClass<V>));
-  const int64_t measured_bytes = problem.classes * int64_t(sizeof(HakdMeasured<V>));
-  Scratch scratch(walk_bytes<V>(problem) + kept_bytes + measured_bytes + 128);
-  const HakdLoop<V> loop{problem, static_cast<HakdClass<V>*>(scratch.take(kept_bytes)),
-                         static_cast<HakdMeasured<V>*>(scratch.take(measured_bytes))};
+  const int64_t per_class = sizeof(HakdClass<V>) + sizeof(HakdErrors<V>) + sizeof(HakdMeasured<V>);
+  Scratch scratch(walk_bytes<V>(problem) + problem.classes * per_class + 3 * 64);
+  const HakdLoop<V> loop{problem, take_classes<V, HakdClass<V>>(scratch, problem),
+                         take_classes<V, HakdErrors<V>>(scratch, problem),
+                         take_classes<V, HakdMeasured<V>>(scratch, problem)};
   const double temperature = problem.parameters.temperature;
   if (temperature == 1) {
     loop.template run_errors<1>(scratch, begin, end);
@@ -159,7 +215,7 @@ void hakd_scores(const HakdProblem<typename V::Real>& problem, int64_t begin, in
     }
   };
   clear();
-  const bool kmm = problem.parameters.kmm;
+  const HakdParameters<Real>& p = problem.parameters;
   walk<V>(
       problem, scratch, begin, end,
       [&](int64_t, int64_t, int64_t, int x, int, const Pixels<V>& pixels, const TileRow<V>& student,
@@ -167,14 +223,19 @@ void hakd_scores(const HakdProblem<typename V::Real>& problem, int64_t begin, in
         guarded = guarded || !bounded;
         for (int64_t c = 0; c < problem.classes; ++c) {
           const V z_s = student.logit(c, x), z_t = teacher.logit(c, x);
-          if (bounded && !guarded) {
-            sums[c] = sums[c] + pixels.masked(exp_score(z_s, z_t, pixels.labels.at(c), kmm));
+          if (bounded) {
+            V e = spatial_score(z_s, z_t, pixels.labels.at(c), p);
+            if (guarded) e = e * math::exp_nonpositive(-maximum(maxima[c], zero));
+            sums[c] = sums[c] + pixels.masked(e);
           } else {
-            const V score = select(pixels.valid, score_guarded(z_s, z_t, pixels.labels.at(c), kmm).score, lowest);
-            const V maximum = math::maximum(score, math::maximum(maxima[c], zero));
-            const V old = math::exp_nonpositive(math::maximum(maxima[c], zero) - maximum);
-            sums[c] = fma(sums[c], old, pixels.masked(math::exp_nonpositive(score - maximum)));
-            maxima[c] = maximum;
+            HakdMeasured<V> m;
+            reliabilities(z_s, z_t, pixels.labels.at(c), m);
+            score(z_t, pixels.labels.at(c), p.kmm, m);
+            const V q = select(pixels.valid, m.score, lowest);
+            const V before = maximum(maxima[c], zero), now = maximum(q, before);
+            const V old = sums[c] * math::exp_nonpositive(before - now);
+            sums[c] = old + pixels.masked(math::exp_nonpositive(q - now));
+            maxima[c] = now;
           }
         }
       },
@@ -203,59 +264,73 @@ struct SegmentationLoop {
   const SegmentationProblem<Real>& problem;
   SegmentationClass<V>* kept;  // [K]
 
-  template <int Power, bool Teacher, bool Guarded>
+  template <int Power, bool Teacher, bool Guarded, bool Smooth>
   HK_INLINE void pixel(int64_t image, int64_t row, int64_t x0, int x, int n, const Pixels<V>& pixels,
-                       const TileRow<V>& student, const TileRow<V>& teacher, RowBuffers<V>& buffers) const {
-    const SegmentationParameters<Real>& p = problem.parameters;
+                       const TileRow<V>& student_row, const TileRow<V>& teacher_row, RowBuffers<V>& buffers) const {
+    // Copies, so that no store can be taken for one of theirs and they stay in registers.
+    const SegmentationParameters<Real> p = problem.parameters;
+    const TileRow<V> student = student_row, teacher = teacher_row;
+    SegmentationClass<V>* const kept = this->kept;
+    const Real* const class_weight = problem.class_weight;
+    const int64_t classes = problem.classes;
+    const auto student_logit = [&](int64_t c) { return student.logit(c, x); };
     const auto teacher_logit = [&](int64_t c) { return Teacher ? teacher.logit(c, x) : V(Real(0)); };
+
     SegmentationMaxima<V> maxima;
     if constexpr (Guarded) {
       maxima.student = maxima.teacher = V(-INFINITY);
-      for (int64_t c = 0; c < problem.classes; ++c) {
-        maxima.student = math::maximum(student.logit(c, x), maxima.student);
-        if constexpr (Teacher) maxima.teacher = math::maximum(teacher_logit(c), maxima.teacher);
+      for (int64_t c = 0; c < classes; ++c) {
+        maxima.student = maximum(student_logit(c), maxima.student);
+        if constexpr (Teacher) maxima.teacher = maximum(teacher_logit(c), maxima.teacher);
       }
     }
     alignas(64) int32_t best[V::kLanes];
-    if constexpr (Teacher) best_classes(teacher, problem.classes, x, best);
+    if constexpr (Teacher) best_classes(teacher, classes, x, !Guarded, best);
     const ClassPerPixel<V> anchors = Teacher ? ClassPerPixel<V>(best) : pixels.labels;
-    const auto student_logit = [&](int64_t c) { return student.logit(c, x); };
     SegmentationReference<V> reference;
-    if (Guarded || p.smoothing != 0) reference.label = pixels.labels.pick(student_logit);
+    if constexpr (Guarded || Smooth) reference.label = pixels.labels.pick(student_logit);
     if constexpr (Guarded && Teacher) {
       reference.student_anchor = anchors.pick(student_logit);
       reference.teacher_anchor = anchors.pick(teacher_logit);
     }
-    const V label_weight = pixels.labels.pick([&](int c) { return V(problem.class_weight[c]); });
+
     SegmentationSums<V> sums;
-    for (int64_t c = 0; c < problem.classes; ++c) {
-      kept[c] = visit<Power, Teacher, Guarded>(student_logit(c), teacher_logit(c), pixels.labels.at(c), anchors.at(c),
-                                               V(problem.class_weight[c]), reference.label, p, maxima, sums);
-    }
-    const SegmentationPixel<V> done = finish<Teacher, Guarded>(sums, p, reference, label_weight, maxima);
+    pixels.labels.each(0, classes, [&](int64_t c, auto label) HK_INLINE_LAMBDA {
+      kept[c] = visit<Power, Teacher, Guarded, Smooth>(student_logit(c), teacher_logit(c), label, anchors.at(c),
+                                                       V(class_weight[c]), reference.label, p, maxima, sums);
+    });
+    if constexpr (!Guarded) to_natural(sums, p);
+    const V label_weight = pixels.labels.pick([&](int c) { return V(class_weight[c]); });
+    const SegmentationPixel<V> done =
+        finish<Teacher, Guarded>(sums, p, reference, label_weight, pixels.factor * V(problem.coefficient[0]),
+                                 pixels.factor * V(problem.coefficient[1]), maxima);
     buffers.record(image, row, x0, x, n, pixels.masked(done.task), pixels.masked(done.kd));
     if (!student.gradient) return;
-    const V task = pixels.factor * V(problem.coefficient[0]), kd = pixels.factor * V(problem.coefficient[1]);
-    for (int64_t c = 0; c < problem.classes; ++c) {
-      V g = task * task_gradient(kept[c], done, pixels.labels.at(c), V(problem.class_weight[c]), label_weight, p);
-      if constexpr (Teacher) g = fma(kd, kd_gradient(kept[c], done, anchors.at(c), p), g);
+    pixels.labels.each(0, classes, [&](int64_t c, auto label) HK_INLINE_LAMBDA {
+      const V g = gradient<Power, Teacher, Smooth>(kept[c], done, label, anchors.at(c), V(class_weight[c]));
       student.add(c, x, pixels.masked(g));
-    }
+    });
   }
 
-  template <int Power, bool Teacher>
+  template <int Power, bool Teacher, bool Smooth>
   void run(Scratch& scratch, int64_t begin, int64_t end) const {
     walk<V>(
         problem, scratch, begin, end,
         [&](int64_t image, int64_t row, int64_t x0, int x, int n, const Pixels<V>& pixels, const TileRow<V>& student,
             const TileRow<V>& teacher, bool bounded, RowBuffers<V>& buffers) {
           if (bounded) {
-            pixel<Power, Teacher, false>(image, row, x0, x, n, pixels, student, teacher, buffers);
+            pixel<Power, Teacher, false, Smooth>(image, row, x0, x, n, pixels, student, teacher, buffers);
           } else {
-            pixel<0, Teacher, true>(image, row, x0, x, n, pixels, student, teacher, buffers);
+            pixel<0, Teacher, true, Smooth>(image, row, x0, x, n, pixels, student, teacher, buffers);
           }
         },
         [](int64_t) {});
+  }
+
+  template <int Power, bool Teacher>
+  void run_smooth(Scratch& scratch, int64_t begin, int64_t end) const {
+    problem.parameters.smoothing != 0 ? run<Power, Teacher, true>(scratch, begin, end)
+                                      : run<Power, Teacher, false>(scratch, begin, end);
   }
 };
 
@@ -266,21 +341,21 @@ void segmentation(const SegmentationProblem<typename V::Real>& problem, int64_t 
   const SegmentationLoop<V> loop{problem, static_cast<SegmentationClass<V>*>(scratch.take(bytes))};
   const double temperature = problem.parameters.temperature;
   if (!problem.has_teacher) {
-    loop.template run<1, false>(scratch, begin, end);
+    loop.template run_smooth<1, false>(scratch, begin, end);
   } else if (temperature == 1) {
-    loop.template run<1, true>(scratch, begin, end);
+    loop.template run_smooth<1, true>(scratch, begin, end);
   } else if (temperature == 2) {
-    loop.template run<2, true>(scratch, begin, end);
+    loop.template run_smooth<2, true>(scratch, begin, end);
   } else if (temperature == 4) {
-    loop.template run<4, true>(scratch, begin, end);
+    loop.template run_smooth<4, true>(scratch, begin, end);
   } else {
-    loop.template run<0, true>(scratch, begin, end);
+    loop.template run_smooth<0, true>(scratch, begin, end);
   }
 }
 
 template <class V>
 constexpr Kernels<typename V::Real> make_kernels() {
-  return {hakd_scores<V>, hakd<V>, segmentation<V>, V::kLanes};
+  return {hakd_scores<V>, hakd<V>, segmentation<V>, summarize_labels<typename V::Real>, V::kLanes};
 }
 
 }  // namespace hetero::cpu

@@ -221,7 +221,7 @@ SegmentationOutput segmentation(const Tensor& logits, const std::optional<Tensor
   }
   Bound<Real> bound(labels, describe<Real>(logits, "logits", gradient, grad), teacher_logits, logits, true, align_corners,
                     ignore_index, reduction, task_normalizer, kd_normalizer, upstream);
-  bound.arguments.temperature = values[0];
+  bound.arguments.temperature = teacher ? values[0] : 1.0;  // nothing else looks at it
   bound.arguments.weight[0] = values[1];
   bound.arguments.weight[1] = values[2];
   std::optional<Tensor> weight;

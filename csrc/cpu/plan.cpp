@@ -12,8 +12,8 @@ namespace {
 
 constexpr int64_t kMaxItemRows = 64;     // bounds the rows that one float sum runs over, and feeds many threads
 constexpr int64_t kFlatItemRows = 4;     // where every network is read row by row
-constexpr int64_t kTileBytes = 256 << 10;
-constexpr int kMaxBlock = 128;
+constexpr int64_t kTileBytes = 512 << 10;
+constexpr int kMaxBlock = 256;
 
 }  // namespace
 

@@ -15,7 +15,7 @@ namespace hetero::cpu {
 enum class DType : int { kFloat, kBFloat16, kHalf, kDouble };
 enum class LabelType : int { kInt64, kInt32, kUInt8 };
 
-constexpr int kMaxLanes = 16;
+constexpr int kMaxLanes = 32;
 
 // One axis of a coarse grid, seen from the loss grid. Tables are padded by kMaxLanes copies of their last entry.
 template <class Real>
@@ -54,11 +54,13 @@ struct PixelProblem {
   int64_t label_stride[3];
   const int32_t* label_row;  // row and column of the labels for each of the loss grid
   const int32_t* label_column;
+  bool label_columns_identity;
   int64_t ignore_index;
 
   const Item* items;
   int block;                // columns per block, a multiple of the lanes
-  double logit_limit;       // |z| up to which the unguarded mathematics holds
+  Real logit_limit;         // |z| up to which the unguarded mathematics holds,
+  Real logit_scale;         // and what it wants logits multiplied by
   const Real* upstream;     // factor of each pixel's gradient, or null for 1
   int64_t upstream_stride[3];
   Real coefficient[2];      // factors of the two terms' gradients
@@ -80,12 +82,21 @@ struct SegmentationProblem : PixelProblem<Real> {
   const Real* class_weight;  // [K]
 };
 
+struct LabelSummary {
+  int64_t valid = 0;         // pixels of the loss grid that count
+  double weight = 0;         // sum of their labels' class weights (`valid` without weights)
+  bool wrong = false;        // some label is neither a class nor ignore_index; then the first such pixel:
+  int64_t image = 0, row = 0, column = 0, value = 0;  // in the labels' own coordinates
+};
+
 // The loops of one instruction set, over items [begin, end).
 template <class Real>
 struct Kernels {
   void (*hakd_scores)(const HakdProblem<Real>&, int64_t begin, int64_t end);
   void (*hakd)(const HakdProblem<Real>&, int64_t begin, int64_t end);
   void (*segmentation)(const SegmentationProblem<Real>&, int64_t begin, int64_t end);
+  // Rows [begin, end) of the loss grid, all images' rows counted through; `class_weight` is [K] or null.
+  void (*summarize_labels)(const PixelProblem<Real>&, const Real* class_weight, int64_t begin, int64_t end, LabelSummary* rows);
   int lanes;
 };
 

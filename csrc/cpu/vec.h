@@ -1,7 +1,7 @@
-// Values that the per-pixel mathematics runs on: Vec<N>, N floats in compiler vector extensions, and Lane<double>.
+// Values that the per-pixel mathematics runs on: Vec<N>, N floats in compiler vector extensions, and Lane, one double.
 //
 // Every instruction set has an N of its own, so that each translation unit instantiates its own templates and the linker
-// never takes code compiled for one machine on another.
+// never takes code compiled for one machine on another. pair.h makes values of two vectors.
 #pragma once
 
 #include <cmath>
@@ -15,11 +15,12 @@ namespace hetero {
 // The native types, spelled out: GCC takes a vector type of dependent size for its element type in overloads.
 template <int N>
 struct Native;
-#define HK_NATIVE(N)                                          \
-  template <>                                                 \
-  struct Native<N> {                                          \
-    typedef float Floats __attribute__((vector_size(4 * N))); \
-    typedef int32_t Ints __attribute__((vector_size(4 * N))); \
+#define HK_NATIVE(N)                                                                    \
+  template <>                                                                           \
+  struct Native<N> {                                                                    \
+    typedef float Floats __attribute__((vector_size(4 * N)));                           \
+    typedef float Unaligned __attribute__((vector_size(4 * N), aligned(4), may_alias)); \
+    typedef int32_t Ints __attribute__((vector_size(4 * N)));                           \
   };
 HK_NATIVE(4)
 HK_NATIVE(8)
@@ -27,15 +28,19 @@ HK_NATIVE(16)
 #undef HK_NATIVE
 
 template <int N>
+struct LaneMask {  // vec_avx512.h has another
+  typename Native<N>::Ints bits;
+};
+
+template <int N>
 struct Vec {
   using Floats = typename Native<N>::Floats;
   using Ints = typename Native<N>::Ints;
+  using Unaligned = typename Native<N>::Unaligned;
   using Real = float;
+  using Part = Vec;
+  using Mask = LaneMask<N>;
   static constexpr int kLanes = N;
-
-  struct Mask {
-    Ints bits;
-  };
 
   Floats v;
 
@@ -43,12 +48,8 @@ struct Vec {
   HK_INLINE Vec(Floats x) : v(x) {}
   HK_INLINE explicit Vec(float x) : v(x - Floats{}) {}
 
-  static HK_INLINE Vec load(const float* p) {
-    Vec x;
-    std::memcpy(&x.v, p, sizeof(x.v));
-    return x;
-  }
-  HK_INLINE void store(float* p) const { std::memcpy(p, &v, sizeof(v)); }
+  static HK_INLINE Vec load(const float* p) { return Floats(*reinterpret_cast<const Unaligned*>(p)); }
+  HK_INLINE void store(float* p) const { *reinterpret_cast<Unaligned*>(p) = v; }
 };
 
 template <int N> HK_INLINE Vec<N> operator+(Vec<N> a, Vec<N> b) { return a.v + b.v; }
@@ -65,10 +66,21 @@ HK_INLINE Vec<N> select(typename Vec<N>::Mask mask, Vec<N> a, Vec<N> b) {
   return mask.bits ? a.v : b.v;
 }
 
+template <int N>
+HK_INLINE Vec<N> maximum(Vec<N> a, Vec<N> b) {  // b where either is NaN
+  return select(a > b, a, b);
+}
+
 // a b + c, one rounding where the machine has the instruction (the compiler contracts it).
 template <int N>
 HK_INLINE Vec<N> fma(Vec<N> a, Vec<N> b, Vec<N> c) {
   return a.v * b.v + c.v;
+}
+
+// sum + x, and the sum alone where the mask is set.
+template <int N>
+HK_INLINE Vec<N> add_unless(typename Vec<N>::Mask mask, Vec<N> sum, Vec<N> x) {
+  return sum.v + (mask.bits ? typename Vec<N>::Floats{} : x.v);
 }
 
 template <int N>
@@ -86,15 +98,15 @@ HK_INLINE Vec<N> scale_by_power(Vec<N> x, Vec<N> n) {  // n integral, x 2^n norm
   return x.v * factor;
 }
 
-// Returns 2^-n with u 2^-n in [sqrt(1/2), sqrt(2)).
+// Returns 2^-n with u 2^-n in [1, 2).
 template <int N>
 HK_INLINE Vec<N> split_exponent(Vec<N> u, Vec<N>& n) {
   using Ints = typename Vec<N>::Ints;
   Ints bits;
   std::memcpy(&bits, &u.v, sizeof(bits));
-  const Ints exponent = (bits - 0x3f3504f3) >> 23;  // 0x3f3504f3: sqrt(1/2)
-  const Ints scale = (127 - exponent) << 23;
-  n.v = __builtin_convertvector(exponent, typename Vec<N>::Floats);
+  const Ints exponent = bits & 0x7f800000;
+  const Ints scale = 0x7f000000 - exponent;
+  n.v = __builtin_convertvector((exponent >> 23) - 127, typename Vec<N>::Floats);
   typename Vec<N>::Floats factor;
   std::memcpy(&factor, &scale, sizeof(factor));
   return factor;
@@ -112,9 +124,30 @@ HK_INLINE Vec<N> permute(Vec<N> table, typename Vec<N>::Ints index) {
 #endif
 }
 
+// The last ten bits of a float, used to carry a small number with it through a maximum.
+constexpr int kMaxTag = 1024;
+
+template <int N>
+HK_INLINE Vec<N> with_tag(Vec<N> x, int32_t tag) {
+  typename Vec<N>::Ints bits;
+  std::memcpy(&bits, &x.v, sizeof(bits));
+  bits = (bits & ~(kMaxTag - 1)) | tag;
+  std::memcpy(&x.v, &bits, sizeof(bits));
+  return x;
+}
+
+template <int N>
+HK_INLINE void tags(Vec<N> x, int32_t* out) {
+  typename Vec<N>::Ints bits;
+  std::memcpy(&bits, &x.v, sizeof(bits));
+  bits &= kMaxTag - 1;
+  std::memcpy(out, &bits, sizeof(bits));
+}
+
 // One double with the same interface: float64 is for checking, not for speed.
 struct Lane {
   using Real = double;
+  using Part = Lane;
   using Ints = int32_t;
   static constexpr int kLanes = 1;
   struct Mask {
@@ -136,17 +169,22 @@ HK_INLINE Lane::Mask operator<(Lane a, Lane b) { return {a.v < b.v}; }
 HK_INLINE Lane::Mask operator>(Lane a, Lane b) { return {a.v > b.v}; }
 HK_INLINE Lane::Mask operator==(Lane a, Lane b) { return {a.v == b.v}; }
 HK_INLINE Lane select(Lane::Mask mask, Lane a, Lane b) { return mask.bits ? a : b; }
+HK_INLINE Lane maximum(Lane a, Lane b) { return select(a > b, a, b); }
+HK_INLINE Lane add_unless(Lane::Mask mask, Lane sum, Lane x) { return mask.bits ? sum : sum + x; }
 HK_INLINE Lane fma(Lane a, Lane b, Lane c) { return Lane(a.v * b.v + c.v); }
 HK_INLINE Lane permute(Lane table, int32_t) { return table; }
 
 namespace math {
-template <> HK_INLINE Lane exp_bounded(Lane x) { return Lane(std::exp(x.v)); }
+template <>
+struct Functions<Lane> {
+  static HK_INLINE Lane exp2_bounded(Lane x) { return Lane(std::exp2(x.v)); }
+  static HK_INLINE Lane log2_1p(Lane x) { return Lane(std::log1p(x.v) / kLn2); }
+};
 template <> HK_INLINE Lane exp_nonpositive(Lane x) { return Lane(std::exp(x.v)); }
-template <> HK_INLINE Lane log(Lane x) { return Lane(std::log(x.v)); }
 template <> HK_INLINE Lane log1p(Lane x) { return Lane(std::log1p(x.v)); }
 }  // namespace math
 
-// Lanes of int32 labels equal to one class.
+// Lanes of int32 labels equal to one class, or that have one.
 template <int N>
 HK_INLINE typename Vec<N>::Mask equals(const int32_t* labels, int32_t value, Vec<N>) {
   typename Vec<N>::Ints x;
@@ -164,3 +202,7 @@ HK_INLINE typename Vec<N>::Mask not_negative(const int32_t* labels, Vec<N>) {
 HK_INLINE Lane::Mask not_negative(const int32_t* labels, Lane) { return {*labels >= 0}; }
 
 }  // namespace hetero
+
+#if defined(__AVX512F__)
+#include "vec_avx512.h"
+#endif

@@ -1,6 +1,8 @@
 // The walk over the loss grid that every loss shares: items, blocks of columns, rows, vectors of pixels.
 #pragma once
 
+#include <optional>
+
 #include "tile.h"
 
 namespace hetero::cpu {
@@ -9,29 +11,38 @@ namespace hetero::cpu {
 template <class V>
 struct ClassPerPixel {
   const int32_t* classes;
-  int lowest = INT32_MAX, highest = -1;
+  int lowest, highest;
 
   explicit ClassPerPixel(const int32_t* per_pixel) : classes(per_pixel) {
+    uint32_t low = INT32_MAX;
+    int32_t high = -1;
     for (int i = 0; i < V::kLanes; ++i) {
-      const int32_t k = classes[i];
-      lowest = k >= 0 && k < lowest ? k : lowest;
-      highest = k > highest ? k : highest;
+      const uint32_t k = static_cast<uint32_t>(classes[i]);  // -1 is the highest
+      low = k < low ? k : low;
+      high = classes[i] > high ? classes[i] : high;
     }
+    lowest = static_cast<int>(low);
+    highest = high;
   }
 
-  HK_INLINE Chosen<V> at(int64_t c) const {
-    const int32_t k = static_cast<int32_t>(c);
-    return {equals(classes, k, V()), k < lowest || k > highest};
+  HK_INLINE Chosen<V> at(int64_t c) const { return {equals(classes, static_cast<int32_t>(c), V())}; }
+
+  // use(c, Chosen or NotChosen) for classes [begin, end).
+  template <class Use>
+  HK_INLINE void each(int64_t begin, int64_t end, Use use) const {
+    const int64_t first = lowest < begin ? begin : lowest > end ? end : lowest;
+    const int64_t last = highest + 1 < first ? first : highest + 1 > end ? end : highest + 1;
+    for (int64_t c = begin; c < first; ++c) use(c, NotChosen<V>());
+    for (int64_t c = first; c < last; ++c) use(c, at(c));
+    for (int64_t c = last; c < end; ++c) use(c, NotChosen<V>());
   }
 
-  // The value that each pixel has at its class: `value(k)` is asked for the classes that occur.
+  // The value that each pixel has at its class.
   template <class Value>
   V pick(Value value) const {
     V found(typename V::Real(0));
     for (int k = lowest; k <= highest; ++k) {
-      bool occurs = false;
-      for (int i = 0; i < V::kLanes; ++i) occurs = occurs || classes[i] == k;
-      if (occurs) found = select(equals(classes, k, V()), value(k), found);
+      found = select(equals(classes, k, V()), value(k), found);
     }
     return found;
   }
@@ -61,24 +72,21 @@ class RowBuffers {
   RowBuffers(const PixelProblem<Real>& problem, Scratch& scratch)
       : problem_(problem),
         labels(static_cast<int32_t*>(scratch.take(int64_t(problem.block) * 4))),
-        factors(static_cast<Real*>(scratch.take(int64_t(problem.block) * sizeof(Real)))) {}
+        factors(static_cast<Real*>(scratch.take(int64_t(problem.block) * sizeof(Real)))) {
+    for (int x = 0; x < problem_.block; ++x) factors[x] = 1;
+  }
 
   static int64_t bytes(const PixelProblem<Real>& problem) { return int64_t(problem.block) * (4 + sizeof(Real)) + 128; }
 
-  // Returns whether any pixel counts.
-  bool load(int64_t image, int64_t row, int64_t x0, int n) {
-    const int valid = load_labels(problem_, image, row, x0, n, labels);
+  void load(int64_t image, int64_t row, int64_t x0, int n) {
+    load_labels(problem_, image, row, x0, n, labels);
     for (int x = n; x < problem_.block; ++x) labels[x] = -1;
-    const Real* upstream = problem_.upstream;
-    if (upstream == nullptr) {
-      for (int x = 0; x < problem_.block; ++x) factors[x] = 1;
-    } else {
+    if (const Real* upstream = problem_.upstream) {
       upstream += image * problem_.upstream_stride[0] + row * problem_.upstream_stride[1];
       for (int x = 0; x < n; ++x) factors[x] = upstream[(x0 + x) * problem_.upstream_stride[2]];
       for (int x = n; x < problem_.block; ++x) factors[x] = 0;
     }
     sums_[0] = sums_[1] = V(Real(0));
-    return valid > 0;
   }
 
   // Takes both terms of a vector of pixels, 0 where ignored.
@@ -114,55 +122,57 @@ class RowBuffers {
 };
 
 // Walks items [begin, end): `on_pixels(image, row, x0, x, n, Pixels, student row, teacher row, bounded, buffers)` for every
-// vector with a pixel that counts; `on_block(item)` after every block.
+// vector with a pixel that counts; `on_block(item)` after every block. The teacher's row is empty where there is none.
 template <class V, class OnPixels, class OnBlock>
 void walk(const PixelProblem<typename V::Real>& problem, Scratch& scratch, int64_t begin, int64_t end, OnPixels on_pixels,
           OnBlock on_block) {
-  Tile<V> student(problem.student, problem, scratch);
-  Tile<V> teacher(problem.has_teacher ? problem.teacher : problem.student, problem, scratch);
+  using Real = typename V::Real;
   RowBuffers<V> buffers(problem, scratch);
-  Tile<V>* networks[2] = {&student, problem.has_teacher ? &teacher : nullptr};
+  Tile<V> student(problem.student, problem, scratch);
+  std::optional<Tile<V>> teacher;
+  if (problem.has_teacher) teacher.emplace(problem.teacher, problem, scratch);
+  Tile<V>* networks[2] = {&student, teacher ? &*teacher : nullptr};
+  const int count = teacher ? 2 : 1;
 
   for (int64_t index = begin; index < end; ++index) {
     const Item& item = problem.items[index];
-    for (Tile<V>* network : networks) {
-      if (network == nullptr) continue;
-      const int64_t last = network->per_row() ? item.row_end : item.row_begin + 1;
-      for (int64_t row = item.row_begin; row < last; ++row) network->clear(index, item.image, row);
+    for (int i = 0; i < count; ++i) {
+      const int64_t last = networks[i]->per_row() ? item.row_end : item.row_begin + 1;
+      for (int64_t row = item.row_begin; row < last; ++row) networks[i]->clear(index, item.image, row);
     }
     for (int64_t x0 = 0; x0 < problem.width; x0 += problem.block) {
       const int64_t left = problem.width - x0;
       const int n = left < problem.block ? static_cast<int>(left) : problem.block;
-      bool bounded[2] = {true, true};
-      for (int i = 0; i < 2; ++i) {
-        if (networks[i] != nullptr && !networks[i]->per_row()) {
-          bounded[i] = networks[i]->stage(item.image, item.row_begin, x0, n);
-        }
+      for (int i = 0; i < count; ++i) {
+        if (!networks[i]->per_row()) networks[i]->stage(item.image, item.row_begin, x0, n);
+        networks[i]->clear_gradient();
       }
       for (int64_t row = item.row_begin; row < item.row_end; ++row) {
-        for (int i = 0; i < 2; ++i) {
-          if (networks[i] != nullptr && networks[i]->per_row()) bounded[i] = networks[i]->stage(item.image, row, x0, n);
+        bool bounded = true;
+        for (int i = 0; i < count; ++i) {
+          if (networks[i]->per_row()) networks[i]->stage(item.image, row, x0, n);
+          bounded = bounded && networks[i]->bounded();
         }
-        if (buffers.load(item.image, row, x0, n)) {
-          const TileRow<V> student_row = student.row(row), teacher_row = teacher.row(row);
-          for (int x = 0; x < n; x += V::kLanes) {
-            const Pixels<V> pixels(buffers.labels, buffers.factors, x);
-            if (pixels.none_valid()) {
-              buffers.record(item.image, row, x0, x, n, V(0), V(0));
-            } else {
-              on_pixels(item.image, row, x0, x, n, pixels, student_row, teacher_row, bounded[0] && bounded[1], buffers);
-            }
+        for (int i = 0; i < count; ++i) networks[i]->use(!bounded);
+        buffers.load(item.image, row, x0, n);
+        const TileRow<V> student_row = student.row(row), teacher_row = teacher ? teacher->row(row) : TileRow<V>{};
+        for (int x = 0; x < n; x += V::kLanes) {
+          const Pixels<V> pixels(buffers.labels, buffers.factors, x);
+          if (pixels.none_valid()) {
+            buffers.record(item.image, row, x0, x, n, V(Real(0)), V(Real(0)));
+            student_row.add_nothing(problem.classes, x);
+            teacher_row.add_nothing(problem.classes, x);
+          } else {
+            on_pixels(item.image, row, x0, x, n, pixels, student_row, teacher_row, bounded, buffers);
           }
-          buffers.add_to(problem.partial + 2 * index);
-        } else if (problem.maps[0] != nullptr) {
-          for (int x = 0; x < n; x += V::kLanes) buffers.record(item.image, row, x0, x, n, V(0), V(0));
         }
-        for (Tile<V>* network : networks) {
-          if (network != nullptr && network->per_row()) network->flush(index, item.image, row, x0, n);
+        buffers.add_to(problem.partial + 2 * index);
+        for (int i = 0; i < count; ++i) {
+          if (networks[i]->per_row()) networks[i]->flush(index);
         }
       }
-      for (Tile<V>* network : networks) {
-        if (network != nullptr && !network->per_row()) network->flush(index, item.image, item.row_begin, x0, n);
+      for (int i = 0; i < count; ++i) {
+        if (!networks[i]->per_row()) networks[i]->flush(index);
       }
       on_block(index);
     }
@@ -171,8 +181,8 @@ void walk(const PixelProblem<typename V::Real>& problem, Scratch& scratch, int64
 
 template <class V>
 int64_t walk_bytes(const PixelProblem<typename V::Real>& problem) {
-  return Tile<V>::bytes(problem, problem.student) +
-         Tile<V>::bytes(problem, problem.has_teacher ? problem.teacher : problem.student) + RowBuffers<V>::bytes(problem);
+  return RowBuffers<V>::bytes(problem) + Tile<V>::bytes(problem.student, problem) +
+         (problem.has_teacher ? Tile<V>::bytes(problem.teacher, problem) : 0);
 }
 
 }  // namespace hetero::cpu

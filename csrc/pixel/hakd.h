@@ -2,8 +2,10 @@
 //
 // A pixel is evaluated in three steps: one visit of every class, which adds up the normalisers; `finish`, which turns
 // them into the pixel's loss and the factors of the gradient; and the gradient of every class.
-// Two visits exist. `visit` works on the numbers e^z themselves: 3 exponentials and 2 logarithms per class, right for
-// |z| <= logit_limit(T). `measure` and `visit_guarded` work with maxima and logarithms and are right for any z.
+// Two visits exist. The unguarded one works on the numbers e^z themselves: 3 exponentials and 2 logarithms per class, right for
+// |z| <= logit_limit(T); it takes logits in units of T ln 2 (w = z / (T ln 2), so that e^{z / T} = 2^w) and counts
+// reliabilities in units of ln 2, which `to_natural` undoes once per pixel. The guarded one works with maxima and
+// logarithms, in natural units, and is right for any z.
 #pragma once
 
 #include "math.h"
@@ -33,10 +35,14 @@ inline double logit_limit(double temperature) {
 // What a class keeps until the gradient is formed.
 template <class V>
 struct HakdClass {
-  V student;        // e^{z^s / T}
-  V weighted;       // W e^{z^h / T}
-  V student_error;  // sigma(z^s) - y
-  V teacher_error;  // sigma(z^t) - y
+  V student;   // e^{z^s / T}
+  V weighted;  // W e^{z^h / T}
+};
+
+// The same for L_proj.
+template <class V>
+struct HakdErrors {
+  V student, teacher;  // sigma(z) - y
 };
 
 // A sum over classes that keeps one class apart, the anchor. A network that is sure of a class has all but 1e-6 of its
@@ -55,31 +61,33 @@ struct HakdSums {
   V weight = V(0.f), proj = V(0.f);
 };
 
-// A class that each pixel singles out (its label, its anchor), seen from class c: `mask` is set where it is c, and `none`
-// spares the work where it is c for no pixel.
+// A class that each pixel singles out (its label, its anchor), seen from class c: `mask` is set where it is c.
 template <class V>
 struct Chosen {
   typename V::Mask mask;
-  bool none;
-  HK_INLINE V negate(V z) const { return none ? z : select(mask, -z, z); }
-  HK_INLINE V invert(V e) const { return none ? e : select(mask, V(1.f) / e, e); }
+  HK_INLINE V negate(V z) const { return select(mask, -z, z); }
+  HK_INLINE V invert(V e) const { return select(mask, V(1.f) / e, e); }
+  HK_INLINE V choose(V chosen, V other) const { return select(mask, chosen, other); }
   HK_INLINE void add(SplitSum<V>& sum, V x) const { add(sum, x, x); }
   HK_INLINE void add(SplitSum<V>& sum, V anchor, V other) const {
-    if (none) {
-      sum.others = sum.others + other;
-    } else {
-      sum.others = sum.others + select(mask, V(0.f), other);
-      sum.anchor = select(mask, anchor, sum.anchor);
-    }
+    sum.others = add_unless(mask, sum.others, other);
+    sum.anchor = select(mask, anchor, sum.anchor);
   }
 };
 
+// The same for a class that no pixel singles out.
 template <class V>
-HK_INLINE V mixing_step(V h_s, V h_t, V z_s, V z_t, bool kmm) {  // z^h - z^s
-  if (!kmm) return z_t - z_s;
-  const V guard = V(typename V::Real(kMixGuard));
-  const V guarded = h_s + guard;
-  return guarded / (guarded + (h_t + guard)) * (z_t - z_s);
+struct NotChosen {
+  HK_INLINE V negate(V z) const { return z; }
+  HK_INLINE V invert(V e) const { return e; }
+  HK_INLINE V choose(V, V other) const { return other; }
+  HK_INLINE void add(SplitSum<V>& sum, V x) const { sum.others = sum.others + x; }
+};
+
+// S; `reliabilities` is H^s + H^t, `guard` eps in the same units.
+template <class V>
+HK_INLINE V mixing_ratio(V h_s, V reliabilities, V guard) {
+  return (h_s + guard) / (reliabilities + (guard + guard));
 }
 
 // z^h. Without mixing it is z^t itself: z^s + (z^t - z^s) would round away what a sure teacher says.
@@ -88,13 +96,13 @@ HK_INLINE V hybrid_logit(V z_s, V z_t, V step, bool kmm) {
   return kmm ? z_s + step : z_t;
 }
 
-// e^z from e^{z / T}; Power is T where that is 1, 2 or 4, else 0.
+// e^z from e^{z / T}; Power is T where that is 1, 2 or 4, else 0. `w` is z in units of T ln 2.
 template <int Power, class V>
-HK_INLINE V untempered(V tempered, V z) {
+HK_INLINE V untempered(V tempered, V w, V temperature) {
   if constexpr (Power == 1) return tempered;
   if constexpr (Power == 2) return tempered * tempered;
   if constexpr (Power == 4) return (tempered * tempered) * (tempered * tempered);
-  return math::exp_bounded(z);
+  return math::exp2_bounded(w * temperature);
 }
 
 template <class V, class Real>
@@ -107,92 +115,127 @@ HK_INLINE void add_class(const HakdClass<V>& kept, V hybrid, V z_s, V step, Chos
   anchor.add(sums.value, value, kept.weighted * value);
 }
 
-// One class. `spatial_scale` is 1 / sum_n e^q of the class over the image (Kem::kSpatial).
-template <int Power, bool Errors, class V, class Real>
-HK_INLINE HakdClass<V> visit(V z_s, V z_t, Chosen<V> label, Chosen<V> anchor, const HakdParameters<Real>& p,
-                             V spatial_scale, HakdSums<V>& sums) {
-  const V cold = V(Real(1) / p.temperature);
-  HakdClass<V> kept;
-  kept.student = math::exp_bounded(z_s * cold);
-  const V a_s = label.invert(untempered<Power>(kept.student, z_s));
-  const V a_t = label.invert(math::exp_bounded(z_t));
-  const V u_s = V(1.f) + a_s, u_t = V(1.f) + a_t;
-  const V h_s = math::log1p(a_s), h_t = math::log1p(a_t);
-  const V step = mixing_step(h_s, h_t, z_s, z_t, p.kmm);
-  const V z_h = hybrid_logit(z_s, z_t, step, p.kmm);
-  const V hybrid = math::exp_bounded(z_h * cold);
-  kept.weighted = hybrid;
+// e^q = e^{H^s} max(1, e^{H^s} / e^{H^h}), of u = e^H = 1 + e^{-+z}.
+template <class V>
+HK_INLINE V exp_score(V u_s, V u_h) {
+  return u_s * maximum(u_s / u_h, V(1.f));
+}
+
+// A class's visit is three steps, `exponentials`, `mix` and `weigh`, to be taken by many classes each before the next: in
+// one go they are a chain of 200 cycles of latency, of which a processor's window holds only two.
+// `label` is Chosen, or NotChosen where the class is no pixel's label: inverting costs a division.
+template <class V>
+struct HakdVisit {
+  V w_s, step;   // z^s and z^h - z^s in units of T ln 2; before `mix`, step is z^t - z^s
+  V student;     // e^{z^s / T}
+  V a_s, a_t;    // e^{-+z}: e^H = 1 + a
+};
+
+template <int Power, class V, class Label, class Real>
+HK_INLINE HakdVisit<V> exponentials(V w_s, V w_t, Label label, const HakdParameters<Real>& p) {
+  const V hot(p.temperature), student = math::exp2_bounded(w_s);
+  return {w_s, w_t - w_s, student, label.invert(untempered<Power>(student, w_s, hot)),
+          label.invert(math::exp2_bounded(Power == 1 ? w_t : w_t * hot))};
+}
+
+template <bool Errors, class V, class Label, class Real>
+HK_INLINE void mix(HakdVisit<V>& visit, Label label, const HakdParameters<Real>& p, HakdSums<V>& sums,
+                   HakdErrors<V>* errors) {
+  const V h_s = math::log2_1p(visit.a_s), reliabilities = h_s + math::log2_1p(visit.a_t);
+  sums.proj = sums.proj + reliabilities;
+  if (p.kmm) visit.step = mixing_ratio(h_s, reliabilities, V(Real(kMixGuard * math::kLog2e))) * visit.step;
+  if constexpr (Errors) {
+    const V one(Real(1));
+    *errors = {label.negate(visit.a_s / (one + visit.a_s)), label.negate(visit.a_t / (one + visit.a_t))};
+  }
+}
+
+// `w_t` is looked at only without mixing; `spatial_scale` is 1 / sum_n e^q of the class over the image (Kem::kSpatial).
+template <int Power, class V, class Label, class Real>
+HK_INLINE HakdClass<V> weigh(const HakdVisit<V>& visit, V w_t, Label label, Chosen<V> anchor,
+                             const HakdParameters<Real>& p, V spatial_scale, HakdSums<V>& sums) {
+  const V w_h = hybrid_logit(visit.w_s, w_t, visit.step, p.kmm);
+  const V hybrid = math::exp2_bounded(w_h);
+  HakdClass<V> kept{visit.student, hybrid};
   if (p.kem != Kem::kNone) {
-    // e^q = e^{H^s} max(1, e^{H^s} / e^{H^h}) with e^H = 1 + e^{-+z}
-    const V ratio = u_s / (V(1.f) + label.invert(untempered<Power>(hybrid, z_h)));
-    V weight = u_s * select(ratio > V(1.f), ratio, V(1.f));
+    const V one(Real(1)), a_h = label.invert(untempered<Power>(hybrid, w_h, V(p.temperature)));
+    V weight = exp_score(one + visit.a_s, one + a_h);
     if (p.kem == Kem::kSpatial) weight = weight * spatial_scale;
     sums.weight = sums.weight + weight;
     kept.weighted = hybrid * weight;
   }
-  if constexpr (Errors) {
-    const V sigma_s = a_s / u_s, sigma_t = a_t / u_t;
-    kept.student_error = label.negate(sigma_s);
-    kept.teacher_error = label.negate(sigma_t);
-  }
-  sums.proj = sums.proj + (h_s + h_t);
-  add_class(kept, hybrid, z_s, step, anchor, p, sums);
+  add_class(kept, hybrid, visit.w_s, visit.step, anchor, p, sums);
   return kept;
 }
 
-// KEM's score q of one class, with the mixing step, z^h and both reliabilities: right for any z.
+// The sums of `visit` in natural units.
+template <class V, class Real>
+HK_INLINE void to_natural(HakdSums<V>& sums, const HakdParameters<Real>& p) {
+  const V ln2(Real(math::kLn2)), unit(static_cast<Real>(p.temperature * math::kLn2));
+  sums.proj = sums.proj * ln2;
+  sums.value.anchor = sums.value.anchor * unit;
+  sums.value.others = sums.value.others * unit;
+}
+
+// The guarded counterpart of HakdVisit, in natural units, in two steps that many classes take together: `reliabilities`
+// and `score`.
 template <class V>
-struct HakdScore {
-  V step, z_h, score, h_s, h_t;
+struct HakdMeasured {
+  V z_s, step;  // z^s and z^h - z^s; before `score`, step is z^t - z^s
+  V h_s, h_t;   // H(z^s), H(z^t)
+  V z_h, score; // z^h and KEM's q
 };
 
 template <class V>
-HK_INLINE HakdScore<V> score_guarded(V z_s, V z_t, Chosen<V> label, bool kmm) {
-  HakdScore<V> s;
-  s.h_s = math::softplus(label.negate(z_s));
-  s.h_t = math::softplus(label.negate(z_t));
-  s.step = mixing_step(s.h_s, s.h_t, z_s, z_t, kmm);
-  s.z_h = hybrid_logit(z_s, z_t, s.step, kmm);
-  const V gain = s.h_s - math::softplus(label.negate(s.z_h));
-  s.score = s.h_s + select(gain > V(0.f), gain, V(0.f));
-  return s;
+HK_INLINE void reliabilities(V z_s, V z_t, Chosen<V> label, HakdMeasured<V>& m) {
+  m.z_s = z_s;
+  m.step = z_t - z_s;
+  m.h_s = math::softplus(label.negate(z_s));
+  m.h_t = math::softplus(label.negate(z_t));
 }
 
-// e^q of one class for |z| <= logit_limit(T): what kem="spatial" adds up over the image.
+// `z_t` is looked at only without mixing.
 template <class V>
-HK_INLINE V exp_score(V z_s, V z_t, Chosen<V> label, bool kmm) {
-  const V a_s = label.invert(math::exp_bounded(z_s)), a_t = label.invert(math::exp_bounded(z_t));
-  const V step = mixing_step(math::log1p(a_s), math::log1p(a_t), z_s, z_t, kmm);
-  const V z_h = hybrid_logit(z_s, z_t, step, kmm);
-  const V u_s = V(1.f) + a_s;
-  const V ratio = u_s / (V(1.f) + label.invert(math::exp_bounded(z_h)));
-  return u_s * select(ratio > V(1.f), ratio, V(1.f));
+HK_INLINE void score(V z_t, Chosen<V> label, bool kmm, HakdMeasured<V>& m) {
+  if (kmm) m.step = mixing_ratio(m.h_s, m.h_s + m.h_t, V(typename V::Real(kMixGuard))) * m.step;
+  m.z_h = hybrid_logit(m.z_s, z_t, m.step, kmm);
+  m.score = m.h_s + maximum(V(0.f), m.h_s - math::softplus(label.negate(m.z_h)));
 }
 
-// First guarded visit: what the second one needs to know beforehand.
+// e^q of one class, logits in units of T ln 2: what kem="spatial" adds up over the image.
+template <class V, class Real>
+HK_INLINE V spatial_score(V w_s, V w_t, Chosen<V> label, const HakdParameters<Real>& p) {
+  HakdSums<V> unused;
+  HakdVisit<V> visit = exponentials<0>(w_s, w_t, label, p);
+  mix<false>(visit, label, p, unused, static_cast<HakdErrors<V>*>(nullptr));
+  const V one(Real(1)), w_h = hybrid_logit(w_s, w_t, visit.step, p.kmm);
+  return exp_score(one + visit.a_s, one + label.invert(math::exp2_bounded(w_h * V(p.temperature))));
+}
+
+// What the second guarded visit needs to know beforehand.
 template <class V>
 struct HakdMaxima {
   V student, hybrid, score;
 };
 
+// The anchor's logits.
 template <class V>
-struct HakdMeasured {
-  V z_s, z_h, step, score;
+struct HakdAnchor {
+  V z_s = V(0.f), z_h = V(0.f);
 };
 
+// Second step of the first guarded visit; `reliabilities` was the first.
 template <bool Errors, class V, class Real>
-HK_INLINE HakdMeasured<V> measure(V z_s, V z_t, Chosen<V> label, const HakdParameters<Real>& p, HakdMaxima<V>& maxima,
-                                  HakdSums<V>& sums, HakdClass<V>& kept) {
-  const HakdScore<V> s = score_guarded(z_s, z_t, label, p.kmm);
-  maxima.student = math::maximum(z_s, maxima.student);
-  maxima.hybrid = math::maximum(s.z_h, maxima.hybrid);
-  maxima.score = math::maximum(s.score, maxima.score);
-  sums.proj = sums.proj + (s.h_s + s.h_t);
+HK_INLINE void measure(V z_s, V z_t, Chosen<V> label, const HakdParameters<Real>& p, HakdMeasured<V>& m,
+                       HakdMaxima<V>& maxima, HakdSums<V>& sums, HakdErrors<V>* errors) {
+  score(z_t, label, p.kmm, m);
+  maxima.student = maximum(m.z_s, maxima.student);
+  maxima.hybrid = maximum(m.z_h, maxima.hybrid);
+  maxima.score = maximum(m.score, maxima.score);
+  sums.proj = sums.proj + (m.h_s + m.h_t);
   if constexpr (Errors) {
-    kept.student_error = label.negate(math::sigmoid(label.negate(z_s)));
-    kept.teacher_error = label.negate(math::sigmoid(label.negate(z_t)));
+    *errors = {label.negate(math::sigmoid(label.negate(z_s))), label.negate(math::sigmoid(label.negate(z_t)))};
   }
-  return {z_s, s.z_h, s.step, s.score};
 }
 
 // Second guarded visit. `spatial_maximum` m and `spatial_scale` 1 / sum_n e^{q - m} are the class's over the image
@@ -200,7 +243,7 @@ HK_INLINE HakdMeasured<V> measure(V z_s, V z_t, Chosen<V> label, const HakdParam
 template <class V, class Real>
 HK_INLINE void visit_guarded(const HakdMeasured<V>& m, Chosen<V> anchor, const HakdParameters<Real>& p,
                              V spatial_maximum, V spatial_scale, const HakdMaxima<V>& maxima, HakdSums<V>& sums,
-                             HakdClass<V>& kept) {
+                             HakdAnchor<V>& at_anchor, HakdClass<V>& kept) {
   const V cold = V(Real(1) / p.temperature);
   kept.student = math::exp_nonpositive((m.z_s - maxima.student) * cold);
   const V hybrid = math::exp_nonpositive((m.z_h - maxima.hybrid) * cold);
@@ -211,6 +254,8 @@ HK_INLINE void visit_guarded(const HakdMeasured<V>& m, Chosen<V> anchor, const H
     sums.weight = sums.weight + weight;
     kept.weighted = hybrid * weight;
   }
+  at_anchor.z_s = anchor.choose(m.z_s, at_anchor.z_s);
+  at_anchor.z_h = anchor.choose(m.z_h, at_anchor.z_h);
   add_class(kept, hybrid, m.z_s, m.step, anchor, p, sums);
 }
 
@@ -222,7 +267,7 @@ HK_INLINE V surprise(const SplitSum<V>& sum) {
 }
 template <class V>
 HK_INLINE V surprise_guarded(const SplitSum<V>& sum, V distance) {
-  return distance + select(distance == V(0.f), math::log1p(sum.others), math::log(sum.total()));
+  return distance + select(distance == V(0.f), math::log1p(sum.others), math::log_from_one(sum.total()));
 }
 
 template <class V>

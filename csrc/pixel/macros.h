@@ -3,6 +3,9 @@
 
 #if defined(__CUDACC__)
 #define HK_INLINE __host__ __device__ __forceinline__
+#define HK_NOINLINE __noinline__
 #else
 #define HK_INLINE inline __attribute__((always_inline))
+#define HK_NOINLINE __attribute__((noinline))
+#define HK_INLINE_LAMBDA __attribute__((always_inline))
 #endif

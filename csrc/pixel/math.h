@@ -1,76 +1,88 @@
-// exp, log and log1p for any value type V, such as a vector of floats (csrc/cpu/vec.h).
+// exp and log1p for any value type V, such as a vector of floats (csrc/cpu/vec.h).
 //
-// V provides: V::Real, V::Mask, arithmetic and comparison operators, V(scalar), select(mask, a, b), fma(a, b, c),
-// round_to_integer(x), scale_by_power(x, n) = x 2^n and split_exponent(u, n) (below); a type of other precision
-// specialises the functions instead. Comparisons are ordered so that a NaN passes through every select here: max and
-// clamp would swallow it.
+// V provides: V::Real, V::Mask, arithmetic and comparison operators, V(scalar), select(mask, a, b), maximum(a, b) =
+// select(a > b, a, b), which is b where either is NaN, add_unless(mask, sum, x), fma(a, b, c), round_to_integer(x), scale_by_power(x, n) = x 2^n and
+// split_exponent(u, n) (below); a type of other precision specialises the functions instead. Comparisons are ordered so
+// that a NaN passes through every select here: max and clamp would swallow it.
 #pragma once
 
 #include "macros.h"
 
 namespace hetero::math {
 
-// Polynomials: minimax fits of the relative error, in float: exp 3.3e-9 on |r| <= ln2 / 2, log1p 3.2e-8 on
-// [sqrt(1/2) - 1, sqrt(2) - 1].
+constexpr double kLn2 = 0.69314718055994530942, kLog2e = 1.44269504088896340736;
 
-// e^x for -87 <= x <= 88.
+// The two functions that everything rests on. A type may specialise them.
 template <class V>
-HK_INLINE V exp_bounded(V x) {
-  const V n = round_to_integer(x * V(1.44269504088896341f));
-  V r = fma(n, V(-0.693145751953125f), x);  // ln2 in two parts: the first product is exact
-  r = fma(n, V(-1.42860682030941723e-6f), r);
-  V p = V(1.381314237e-3f);
-  p = fma(p, r, V(8.369419044e-3f));
-  p = fma(p, r, V(4.166845683e-2f));
-  p = fma(p, r, V(1.666651479e-1f));
-  p = fma(p, r, V(4.999999305e-1f));
-  p = fma(p * r, r, r);
-  return scale_by_power(p + V(1.f), n);
+struct Functions {
+  // Polynomials: minimax fits of the relative error: 2^r to 2.0e-9 on |r| <= 1/2, log2(1 + f) to 3.0e-8 on [0, 1].
+
+  static HK_INLINE V exp2_bounded(V x) {
+    const V n = round_to_integer(x), r = x - n;
+    V p = V(1.535336196e-4f);
+    p = fma(p, r, V(1.339887385e-3f));
+    p = fma(p, r, V(9.618436918e-3f));
+    p = fma(p, r, V(5.550332367e-2f));
+    p = fma(p, r, V(2.402264774e-1f));
+    p = fma(p, r, V(6.931471825e-1f));
+    return scale_by_power(fma(p, r, V(1.f)), n);
+  }
+
+  // (1 + e) 2^-n - 1 is formed from e itself, so that nothing is lost in 1 + e.
+  static HK_INLINE V log2_1p(V e) {
+    V n;
+    const V scale = split_exponent(V(1.f) + e, n);  // 2^-n with (1 + e) 2^-n in [1, 2)
+    const V f = fma(e, scale, scale - V(1.f));
+    V p = V(7.549182046e-3f);
+    p = fma(p, f, V(-4.256706312e-2f));
+    p = fma(p, f, V(1.128561944e-1f));
+    p = fma(p, f, V(-1.971189678e-1f));
+    p = fma(p, f, V(2.756414115e-1f));
+    p = fma(p, f, V(-3.584084809e-1f));
+    p = fma(p, f, V(4.806929529e-1f));
+    p = fma(p, f, V(-7.213401794e-1f));
+    p = fma(p, f, V(1.442695022f));
+    return fma(p, f, n);
+  }
+};
+
+// 2^x for |x| <= 126.
+template <class V>
+HK_INLINE V exp2_bounded(V x) {
+  return Functions<V>::exp2_bounded(x);
 }
 
 // e^x for x <= 0, about 1e-38 below -87.
 template <class V>
 HK_INLINE V exp_nonpositive(V x) {
-  return exp_bounded(select(x < V(-87.f), V(-87.f), x));
+  x = maximum(V(-87.f), x);
+  const V log2e(1.44269504f), whole = x * log2e;
+  const V rest = fma(x, V(1.92596299e-8f), fma(x, log2e, -whole));  // of x log2(e), which is not a float
+  const V e = exp2_bounded(whole);
+  return fma(e, rest * V(0.693147181f), e);
 }
 
-// log(u (1 + residual / u)) for normal u > 0.
+// log2(1 + e) for 0 <= e < 1e37, to full relative precision.
 template <class V>
-HK_INLINE V log_with_residual(V u, V residual) {
-  V n;
-  const V scale = split_exponent(u, n);  // u scale in [sqrt(1/2), sqrt(2)), u = (u scale) 2^n
-  const V f = fma(residual, scale, fma(u, scale, V(-1.f)));
-  V p = V(8.700359947e-2f);
-  p = fma(p, f, V(-1.426747632e-1f));
-  p = fma(p, f, V(1.491478702e-1f));
-  p = fma(p, f, V(-1.657758601e-1f));
-  p = fma(p, f, V(1.996306229e-1f));
-  p = fma(p, f, V(-2.500133702e-1f));
-  p = fma(p, f, V(3.333391077e-1f));
-  const V f2 = f * f;
-  V y = fma(p * f, f2, n * V(-2.12194440e-4f));  // ln2 in two parts again
-  y = fma(f2, V(-0.5f), y) + f;
-  return fma(n, V(0.693359375f), y);
+HK_INLINE V log2_1p(V e) {
+  return Functions<V>::log2_1p(e);
 }
 
-template <class V>
-HK_INLINE V log(V u) {
-  return log_with_residual(u, V(0.f));
-}
-
-// log(1 + e) for 0 <= e < 1e37, to full relative precision: what rounding took from 1 + e is put back.
 template <class V>
 HK_INLINE V log1p(V e) {
-  const V u = V(1.f) + e;
-  return log_with_residual(u, e - (u - V(1.f)));
+  return V(typename V::Real(kLn2)) * log2_1p(e);
+}
+
+// log(u) for 1 <= u < 1e37.
+template <class V>
+HK_INLINE V log_from_one(V u) {
+  return log1p(u - V(1.f));
 }
 
 // log(1 + e^a) for any a.
 template <class V>
 HK_INLINE V softplus(V a) {
-  const V positive = select(a > V(0.f), a, V(0.f));
-  const V magnitude = select(a > V(0.f), a, -a);
-  return positive + log1p(exp_nonpositive(-magnitude));
+  return fma(V(typename V::Real(kLn2)), log2_1p(exp_nonpositive(-maximum(-a, a))), maximum(V(0.f), a));
 }
 
 // sigma(a) for any a.
@@ -78,11 +90,6 @@ template <class V>
 HK_INLINE V sigmoid(V a) {
   const V e = exp_nonpositive(select(a > V(0.f), -a, a));
   return select(a > V(0.f), V(1.f), e) / (V(1.f) + e);
-}
-
-template <class V>
-HK_INLINE V maximum(V a, V b) {
-  return select(a > b, a, b);
 }
 
 }  // namespace hetero::math

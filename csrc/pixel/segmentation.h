@@ -1,7 +1,8 @@
 // Cross-entropy and logit distillation per pixel (docs/mathematics.md, section 7), for any value type V.
 //
-// As in hakd.h: one visit of every class, `finish`, then the gradient of every class. `visit` takes logits shifted by
-// nothing and is right for |o| <= logit_limit(T); with maxima subtracted beforehand it is right for any logits.
+// As in hakd.h: one visit of every class, `finish`, then the gradient of every class. The unguarded `visit` takes logits
+// in units of T ln 2 (`to_natural` follows it) and is right for |o| <= logit_limit(T); the guarded one takes natural
+// logits and their maxima and is right for any.
 #pragma once
 
 #include "hakd.h"
@@ -19,7 +20,7 @@ struct SegmentationParameters {
 template <class V>
 struct SegmentationClass {
   V student;   // e^{o^s}
-  V tempered;  // e^{o^s / T}
+  V tempered;  // e^{o^s / T}, not set where T = 1 and nothing is guarded
   V teacher;   // e^{o^t / T}
 };
 
@@ -44,90 +45,99 @@ struct SegmentationReference {
   V student_anchor = V(0.f), teacher_anchor = V(0.f);  // o^s_a, o^t_a: guarded visit with a teacher
 };
 
-template <int Power, bool Teacher, bool Guarded, class V, class Real>
-HK_INLINE SegmentationClass<V> visit(V o_s, V o_t, Chosen<V> label, Chosen<V> anchor, V class_weight, V o_label,
+// `label` is Chosen, or NotChosen where the class is no pixel's label. `Smooth`: there is label smoothing.
+template <int Power, bool Teacher, bool Guarded, bool Smooth, class V, class Label, class Real>
+HK_INLINE SegmentationClass<V> visit(V o_s, V o_t, Label label, Chosen<V> anchor, V class_weight, V o_label,
                                      const SegmentationParameters<Real>& p, const SegmentationMaxima<V>& maxima,
                                      SegmentationSums<V>& sums) {
   SegmentationClass<V> kept;
-  const V cold = V(Real(1) / p.temperature);
-  const V s = Guarded ? o_s - maxima.student : o_s;
+  if constexpr (Guarded) {
+    const V cold(Real(1) / p.temperature), s = o_s - maxima.student;
+    kept.student = math::exp_nonpositive(s);
+    if constexpr (Teacher) {
+      kept.tempered = math::exp_nonpositive(s * cold);
+      kept.teacher = math::exp_nonpositive((o_t - maxima.teacher) * cold);
+    }
+  } else {
+    const V tempered = math::exp2_bounded(o_s);
+    kept.student = untempered<Power>(tempered, o_s, V(p.temperature));
+    if constexpr (Power != 1) kept.tempered = tempered;
+    if constexpr (Teacher) kept.teacher = math::exp2_bounded(o_t);
+  }
   if constexpr (Teacher) {
-    const V t = Guarded ? o_t - maxima.teacher : o_t;
-    kept.tempered = Guarded ? math::exp_nonpositive(s * cold) : math::exp_bounded(s * cold);
-    kept.teacher = Guarded ? math::exp_nonpositive(t * cold) : math::exp_bounded(t * cold);
-    anchor.add(sums.tempered, kept.tempered);
+    anchor.add(sums.tempered, Power == 1 ? kept.student : kept.tempered);
     anchor.add(sums.teacher, kept.teacher);
     anchor.add(sums.value, o_t - o_s, kept.teacher * (o_t - o_s));
   }
-  if constexpr (Guarded) {
-    kept.student = math::exp_nonpositive(s);
-  } else if constexpr (Teacher) {
-    kept.student = untempered<Power>(kept.tempered, s);
-  } else {
-    kept.student = math::exp_bounded(s);
-  }
   label.add(sums.student, kept.student);
-  if (p.smoothing != 0) sums.smoothed = fma(class_weight, o_label - o_s, sums.smoothed);
+  if constexpr (Smooth) sums.smoothed = fma(class_weight, o_label - o_s, sums.smoothed);
   return kept;
 }
 
+// The sums of the unguarded `visit` in natural units.
+template <class V, class Real>
+HK_INLINE void to_natural(SegmentationSums<V>& sums, const SegmentationParameters<Real>& p) {
+  const V unit(static_cast<Real>(p.temperature * math::kLn2));
+  sums.value.anchor = sums.value.anchor * unit;
+  sums.value.others = sums.value.others * unit;
+  sums.smoothed = sums.smoothed * unit;
+}
+
+// A pixel's terms, and what its gradient is made of: at class c of weight w_c it is
+//   student student_c - smooth w_c, or `labelled` where c is the label, plus
+//   tempered tempered_c - teacher teacher_c, or `anchored` where c is the anchor.
 template <class V>
 struct SegmentationPixel {
   V task, kd;
-  V inverse_student, inverse_tempered, inverse_teacher;
-  V labelled_error;   // p_y - 1 and p^s_a - p^t_a, without the cancellation
-  V anchor_kd_error;
+  V student, labelled, smooth;
+  V tempered, teacher, anchored;
 };
 
-// `label_weight` is the label's class weight.
+// `label_weight` is the label's class weight; the factors scale the gradients of the two terms.
 template <bool Teacher, bool Guarded, class V, class Real>
 HK_INLINE SegmentationPixel<V> finish(const SegmentationSums<V>& sums, const SegmentationParameters<Real>& p,
-                                      const SegmentationReference<V>& reference, V label_weight,
-                                      const SegmentationMaxima<V>& maxima) {
+                                      const SegmentationReference<V>& reference, V label_weight, V task_factor,
+                                      V kd_factor, const SegmentationMaxima<V>& maxima) {
+  const V one(Real(1));
   SegmentationPixel<V> pixel;
-  pixel.inverse_student = V(1.f) / sums.student.total();
-  pixel.labelled_error = -sums.student.others * pixel.inverse_student;
   const V nll = Guarded ? surprise_guarded(sums.student, maxima.student - reference.label) : surprise(sums.student);
-  pixel.task = V(Real(1) - p.smoothing) * label_weight * nll;
-  if (p.smoothing != 0) pixel.task = fma(V(p.smoothing_share), fma(V(p.class_weight_sum), nll, sums.smoothed), pixel.task);
-  pixel.kd = V(0.f);
+  const V inverse = one / sums.student.total(), share(p.smoothing_share), all(p.class_weight_sum);
+  const V labelled_error = -sums.student.others * inverse;  // p_y - 1, without the cancellation
+  const V hard = V(Real(1) - p.smoothing) * label_weight;
+  pixel.task = fma(hard, nll, share * fma(all, nll, sums.smoothed));
+  pixel.student = task_factor * inverse * fma(share, all, hard);
+  pixel.smooth = task_factor * share;
+  pixel.labelled = task_factor * fma(hard, labelled_error, share * fma(all, one + labelled_error, -label_weight));
+  pixel.kd = V(Real(0));
   if constexpr (Teacher) {
-    const V cold = V(Real(1) / p.temperature), hot = V(p.temperature);
-    pixel.inverse_tempered = V(1.f) / sums.tempered.total();
-    pixel.inverse_teacher = V(1.f) / sums.teacher.total();
-    pixel.anchor_kd_error = sums.teacher.others * pixel.inverse_teacher - sums.tempered.others * pixel.inverse_tempered;
+    const V cold(Real(1) / p.temperature), hot(p.temperature), scaled = kd_factor * hot;
+    const V inverse_tempered = one / sums.tempered.total(), inverse_teacher = one / sums.teacher.total();
+    pixel.tempered = scaled * inverse_tempered;
+    pixel.teacher = scaled * inverse_teacher;
+    pixel.anchored = scaled * (sums.teacher.others * inverse_teacher - sums.tempered.others * inverse_tempered);
     const V log_ratio =
         Guarded ? surprise_guarded(sums.tempered, (maxima.student - reference.student_anchor) * cold) -
                       surprise_guarded(sums.teacher, (maxima.teacher - reference.teacher_anchor) * cold)
                 : surprise(sums.tempered) - surprise(sums.teacher);
     const V differences = sums.value.others - sums.value.anchor * sums.teacher.others;
-    pixel.kd = hot * hot * fma(differences * pixel.inverse_teacher, cold, log_ratio);
+    pixel.kd = hot * hot * fma(differences * inverse_teacher, cold, log_ratio);
   }
   return pixel;
 }
 
-// d task / d o^s_c.
-template <class V, class Real>
-HK_INLINE V task_gradient(const SegmentationClass<V>& kept, const SegmentationPixel<V>& pixel, Chosen<V> label,
-                          V class_weight, V label_weight, const SegmentationParameters<Real>& p) {
-  V probability = kept.student * pixel.inverse_student, error = probability;
-  if (!label.none) {
-    error = select(label.mask, pixel.labelled_error, probability);
-    probability = select(label.mask, V(1.f) + pixel.labelled_error, probability);
+// d (factored terms) / d o^s_c.
+template <int Power, bool Teacher, bool Smooth, class V, class Label>
+HK_INLINE V gradient(const SegmentationClass<V>& kept, const SegmentationPixel<V>& pixel, Label label, Chosen<V> anchor,
+                     V class_weight) {
+  V g = kept.student * pixel.student;
+  if constexpr (Smooth) g = g - pixel.smooth * class_weight;
+  g = label.choose(pixel.labelled, g);
+  if constexpr (Teacher) {
+    const V tempered = Power == 1 ? kept.student : kept.tempered;
+    const V difference = tempered * pixel.tempered - kept.teacher * pixel.teacher;
+    g = g + anchor.choose(pixel.anchored, difference);
   }
-  V gradient = V(Real(1) - p.smoothing) * label_weight * error;
-  if (p.smoothing != 0) {
-    gradient = fma(V(p.smoothing_share), fma(V(p.class_weight_sum), probability, -class_weight), gradient);
-  }
-  return gradient;
-}
-
-// d kd / d o^s_c.
-template <class V, class Real>
-HK_INLINE V kd_gradient(const SegmentationClass<V>& kept, const SegmentationPixel<V>& pixel, Chosen<V> anchor,
-                        const SegmentationParameters<Real>& p) {
-  const V error = kept.tempered * pixel.inverse_tempered - kept.teacher * pixel.inverse_teacher;
-  return V(p.temperature) * (anchor.none ? error : select(anchor.mask, pixel.anchor_kd_error, error));
+  return g;
 }
 
 }  // namespace hetero
