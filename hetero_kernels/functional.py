@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import arguments as check
 from . import reference
-from .ops import backends, pixel_losses
+from .ops import backends, pixel_losses, projected_losses
 from .options import HakdOptions, SegmentationOptions
 from .reference import HakdTerms, Normalizer, SegmentationTerms
 
@@ -26,10 +26,19 @@ def _check_hakd(
     check.check_maps("student_logits", student_logits, "K")
     check.check_maps("teacher_logits", teacher_logits, "K")
     check.check_pair("student_logits", student_logits, "teacher_logits", teacher_logits, channels=True)
-    batch, num_classes = student_logits.shape[:2]
-    check.check_labels(labels, batch, num_classes, student_logits)
+    _check_hakd_call(
+        student_logits, student_logits.shape[1], labels, options, temperature, hakd_weight, proj_weight
+    )  # fmt: skip
+
+
+def _check_hakd_call(
+    student: Tensor, num_classes: int, labels: Tensor, options: HakdOptions,
+    temperature: float, hakd_weight: float, proj_weight: float,
+) -> None:  # fmt: skip
+    """What does not depend on whether ``student`` [B, ., hs, ws] holds logits or features."""
+    check.check_labels(labels, student.shape[0], num_classes, student)
     if check.label_values_wanted() and options.resolution == "feature":
-        labels = reference.sample_labels(labels, (student_logits.shape[2], student_logits.shape[3]))
+        labels = reference.sample_labels(labels, (student.shape[2], student.shape[3]))
     check.check_label_values(labels, num_classes, options.ignore_index)
     check.check_temperature("temperature", temperature)
     check.check_number("hakd_weight", hakd_weight)
@@ -130,7 +139,10 @@ def projected_hakd_loss(
 ) -> Tensor | HakdTerms:
     """:func:`hakd_loss` of two networks' features, the 1x1 projections included (section 1).
 
-    The projections run in float32 (float64) as torch convolutions, :func:`hakd_loss` does the rest.
+    Where both networks share a grid and ``resolution="feature"`` (and ``kem`` is not "spatial", whose weights need all
+    of an image's logits first), one pass over the features computes loss and gradients; features are read once and no
+    logits of the batch are kept but their gradient. Elsewhere the projections run as torch convolutions in float32
+    (float64) and :func:`hakd_loss` does the rest. The results agree to rounding.
 
     Args:
         student_features: [B, Cs, hs, ws].
@@ -146,14 +158,29 @@ def projected_hakd_loss(
     check.check_pair("student_features", student_features, "teacher_features", teacher_features, channels=False)
     check.check_projection("student", student_weight, student_bias, student_features, None)
     check.check_projection("teacher", teacher_weight, teacher_bias, teacher_features, student_weight.shape[0])
-    return hakd_loss(
-        reference.project(student_features, student_weight, student_bias),
-        reference.project(teacher_features, teacher_weight, teacher_bias),
-        labels, temperature=temperature, kmm=kmm, kem=kem, divergence=divergence,
-        hakd_weight=hakd_weight, proj_weight=proj_weight, resolution=resolution, align_corners=align_corners,
-        ignore_index=ignore_index, reduction=reduction, normalizer=normalizer, return_terms=return_terms,
-        backend=backend,
+    one_pass = (
+        resolution == "feature"
+        and student_features.shape[2:] == teacher_features.shape[2:]
+        and kem != "spatial"
+        and backends.select(backend, student_features.device.type) in projected_losses.BACKENDS
+    )
+    if not one_pass:
+        return hakd_loss(
+            reference.project(student_features, student_weight, student_bias),
+            reference.project(teacher_features, teacher_weight, teacher_bias),
+            labels, temperature=temperature, kmm=kmm, kem=kem, divergence=divergence,
+            hakd_weight=hakd_weight, proj_weight=proj_weight, resolution=resolution, align_corners=align_corners,
+            ignore_index=ignore_index, reduction=reduction, normalizer=normalizer, return_terms=return_terms,
+            backend=backend,
+        )  # fmt: skip
+    options = HakdOptions(kmm, kem, divergence, resolution, align_corners, ignore_index, reduction)  # type: ignore[arg-type]
+    classes = student_weight.shape[0]
+    _check_hakd_call(student_features, classes, labels, options, temperature, hakd_weight, proj_weight)
+    terms = projected_losses.projected_hakd_loss(
+        student_features, teacher_features, student_weight, teacher_weight, student_bias, teacher_bias, labels, options,
+        temperature, hakd_weight, proj_weight, check.split_normalizer(normalizer, ("hakd", "proj"), student_features),
     )  # fmt: skip
+    return HakdTerms(*terms) if return_terms else terms[0]
 
 
 def segmentation_loss(

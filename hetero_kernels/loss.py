@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,21 @@ class PixelProjector(nn.Sequential):
         if projector == "conv_bn_relu":
             layers.append(nn.ReLU())
         super().__init__(*layers)
+
+
+def _as_convolution(projector: PixelProjector) -> tuple[Tensor, Tensor | None] | None:
+    """Weight [K, C] and bias [K] of the one 1x1 convolution that ``projector`` is, its batch norm folded in; None where
+    it is not one: a batch norm that uses the batch's own statistics, a ReLU."""
+    if len(projector) > 2:
+        return None
+    weight, bias = projector[0].weight.flatten(1), projector[0].bias
+    if len(projector) == 1:
+        return weight, bias
+    norm = projector[1]
+    if norm.training or norm.running_mean is None or norm.running_var is None:
+        return None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return weight * scale[:, None], norm.bias - norm.running_mean * scale
 
 
 def _for_terms(normalizer: Normalizer, terms: tuple[str, ...]) -> Normalizer:
@@ -166,13 +181,7 @@ class HeteroAKDLoss(nn.Module):
                     f"{name} is {list(features.shape)}, expected {projector[0].in_channels} channels as constructed"
                 )
         check.split_normalizer(normalizer, ("task", "kd", "hakd", "proj"), student_features)
-        distilled = functional.hakd_loss(
-            self.student_projector(student_features), self.teacher_projector(teacher_features), labels,
-            temperature=self.temperature, kmm=self.kmm, kem=self.kem, divergence=self.divergence,
-            hakd_weight=self.hakd_weight, proj_weight=self.proj_weight, resolution=self.resolution,
-            align_corners=self.align_corners, ignore_index=self.ignore_index,
-            normalizer=_for_terms(normalizer, ("hakd", "proj")), return_terms=True, backend=self.backend,
-        )  # fmt: skip
+        distilled = self._distil(student_features, teacher_features, labels, _for_terms(normalizer, ("hakd", "proj")))
         loss, hakd, proj = distilled
         if student_logits is None:
             zero = torch.zeros_like(hakd)
@@ -184,3 +193,24 @@ class HeteroAKDLoss(nn.Module):
             normalizer=_for_terms(normalizer, ("task", "kd")), return_terms=True, backend=self.backend,
         )  # fmt: skip
         return HeteroAKDOutput(loss + segmented[0], segmented[1], segmented[2], hakd, proj)
+
+    def _distil(
+        self, student_features: Tensor, teacher_features: Tensor, labels: Tensor, normalizer: Normalizer
+    ) -> Tensor | functional.HakdTerms:
+        """The terms on projected features, in one pass over the features where that is possible."""
+        options: dict[str, Any] = dict(
+            temperature=self.temperature, kmm=self.kmm, kem=self.kem, divergence=self.divergence,
+            hakd_weight=self.hakd_weight, proj_weight=self.proj_weight, resolution=self.resolution,
+            align_corners=self.align_corners, ignore_index=self.ignore_index, normalizer=normalizer,
+            return_terms=True, backend=self.backend,
+        )  # fmt: skip
+        if self.resolution == "feature" and student_features.shape[2:] == teacher_features.shape[2:]:
+            student, teacher = _as_convolution(self.student_projector), _as_convolution(self.teacher_projector)
+            if student is not None and teacher is not None:
+                return functional.projected_hakd_loss(
+                    student_features, teacher_features, student[0], teacher[0], labels,
+                    student_bias=student[1], teacher_bias=teacher[1], **options,
+                )  # fmt: skip
+        return functional.hakd_loss(
+            self.student_projector(student_features), self.teacher_projector(teacher_features), labels, **options
+        )

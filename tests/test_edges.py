@@ -331,3 +331,16 @@ def test_more_than_two_to_the_31_elements_on_the_loss_grid():
     expected = F.cross_entropy(logits.detach()[:, :, 0, 0].double(), torch.tensor([1]))
     assert relative_l2(loss, expected) <= 1e-6
     assert relative_l2(logits.grad.sum((2, 3))[0], logits.detach()[0, :, 0, 0].softmax(0) - torch.eye(3)[1]) <= 1e-5
+
+
+@pytest.mark.parametrize("resolution", ["label", "feature"])
+def test_a_normalizer_of_zero_means_nothing_to_average(any_backend, resolution):
+    """The term vanishes, and with proj its gradients, written in full."""
+    student, teacher, labels = make_case("same grid", "randn")
+    student, teacher = leaves(student, teacher)
+    terms = functional.hakd_loss(
+        student, teacher, labels, proj_weight=1.0, hakd_weight=0.0, resolution=resolution, return_terms=True,
+        normalizer={"proj": torch.tensor(0.0)}, backend=any_backend,
+    )  # fmt: skip
+    terms.loss.backward()
+    assert terms.proj == 0 and (student.grad == 0).all() and (teacher.grad == 0).all()

@@ -79,7 +79,7 @@ def test_cpp_layers():
         part = path.relative_to(ROOT / "csrc").parts[0]
         if part == "pixel":
             assert not any("cpu/" in i or "cuda/" in i or "torch" in i for i in includes), path
-        if not re.search(r"(_ops\.cpp|registration\.cu)$", path.name):
+        if not re.search(r"(_ops\.(cpp|h)|registration\.cu)$", path.name):
             assert not any(i.startswith(("torch/", "ATen/", "c10/")) for i in includes), path
 
 

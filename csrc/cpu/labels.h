@@ -6,9 +6,10 @@
 
 namespace hetero::cpu {
 
-// `class_weight` is [K] or null. Sums in the pixels' order whatever the number of threads.
+// Throws std::runtime_error for a label that is neither a class nor ignore_index. `class_weight` is [K] or null. Sums in
+// the pixels' order whatever the number of threads.
 template <class Real>
-LabelSummary summarize_labels(const PixelProblem<Real>& problem, const Real* class_weight, const Kernels<Real>& kernels,
-                              const Runtime& runtime);
+LabelSummary check_labels(const PixelProblem<Real>& problem, const Real* class_weight, const Kernels<Real>& kernels,
+                          const Runtime& runtime);
 
 }  // namespace hetero::cpu

@@ -3,34 +3,16 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <stdexcept>
-#include <string>
-#include <type_traits>
 #include <vector>
 
-#include "instruction_set.h"
+#include "dispatch.h"
 #include "labels.h"
 #include "plan.h"
+#include "reduction.h"
 
 namespace hetero::cpu {
 
 namespace {
-
-template <class Real>
-const Kernels<Real>& kernels() {
-  if constexpr (std::is_same_v<Real, double>) {
-    return kDoubleKernels;
-  } else {
-#if defined(HK_HAS_X86_KERNELS)
-    const std::string active = active_instruction_set();
-    if (active == "avx512") return kAvx512Kernels;
-    if (active == "avx2") return kAvx2Kernels;
-#else
-    active_instruction_set();  // refuses a forced one that is not here
-#endif
-    return kPortableKernels;
-  }
-}
 
 // Everything that both losses need around their own mathematics.
 template <class Real>
@@ -79,52 +61,21 @@ class Call {
     for (const Network<Real>* n : {&problem.student, a.teacher ? &problem.teacher : nullptr}) {
       if (n != nullptr) planes += (n->rows.identity ? 1 : 2) * (n->gradient ? 2 : 1);
     }
-    problem.block = columns_per_block(a.classes, planes, sizeof(Real), kernels<Real>().lanes);
+    problem.block = columns_per_block(a.classes, planes, sizeof(Real), pixel_kernels<Real>().lanes);
   }
 
   int64_t item_count() const { return static_cast<int64_t>(items_.size()); }
   const std::vector<Item>& items() const { return items_; }
 
   LabelSummary check_labels(const Real* class_weight) const {
-    const LabelSummary labels = summarize_labels(problem_, class_weight, kernels<Real>(), runtime_);
-    if (labels.wrong) {
-      throw std::runtime_error("labels[" + std::to_string(labels.image) + ", " + std::to_string(labels.row) + ", " +
-                               std::to_string(labels.column) + "] is " + std::to_string(labels.value) +
-                               ", expected a class in [0, " + std::to_string(a_.classes) +
-                               ") or ignore_index=" + std::to_string(a_.ignore_index));
-    }
-    return labels;
-  }
-
-  // Section 8: what each term is multiplied by. A divisor of zero means that there is nothing to average.
-  void set_divisors(double first, double second) {
-    const double own[2] = {first, second};
-    for (int term = 0; term < 2; ++term) {
-      const double divisor = a_.normalizer[term] ? *a_.normalizer[term] : own[term];
-      factor_[term] = a_.reduction != Reduction::kMean ? 1.0 : divisor == 0 ? 0.0 : 1.0 / divisor;
-      problem_.coefficient[term] = static_cast<Real>(a_.weight[term] * factor_[term]);
-    }
+    return cpu::check_labels(problem_, class_weight, pixel_kernels<Real>(), runtime_);
   }
 
   // Adds up what the passes left behind.
-  void finish() const {
+  void finish(const LossReduction<Real>& reduction) const {
     gather(a_.student, problem_.student, student_rows_);
     if (a_.teacher) gather(*a_.teacher, problem_.teacher, teacher_rows_);
-    if (a_.reduction == Reduction::kNone) {
-      runtime_.parallel(a_.batch * height_, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin * width_; i < end * width_; ++i) {
-          a_.loss[i] = static_cast<Real>(a_.weight[0] * a_.term[0][i] + a_.weight[1] * a_.term[1][i]);
-        }
-      });
-      return;
-    }
-    double total[2] = {0, 0};
-    for (size_t i = 0; i < partial_.size(); ++i) total[i % 2] += partial_[i];
-    for (int term = 0; term < 2; ++term) {
-      total[term] *= factor_[term];
-      *a_.term[term] = static_cast<Real>(total[term]);
-    }
-    *a_.loss = static_cast<Real>(a_.weight[0] * total[0] + a_.weight[1] * total[1]);
+    reduction.finish(partial_, a_.batch * height_ * width_, runtime_);
   }
 
  private:
@@ -146,7 +97,7 @@ class Call {
   }
 
   void gather(const Logits<Real>& logits, const Network<Real>& network, const AxisTable<Real>& rows) const {
-    if (!logits.gradient || rows.identity) return;
+    if (!network.gradient || rows.identity) return;
     add_slots<Real>(network.gradient, items_, rows, a_.batch, a_.classes, logits.height, logits.width, logits.gradient,
                     runtime_);
   }
@@ -159,7 +110,6 @@ class Call {
   const std::vector<int32_t> label_rows_, label_columns_;
   std::vector<Item> items_;
   std::vector<double> partial_;
-  double factor_[2] = {1, 1};
 };
 
 // kem="spatial": what HakdProblem's members of these names hold.
@@ -199,7 +149,12 @@ void hakd_loss(const LossArguments<Real>& a, const HakdChoices& choices, const R
   problem.parameters = {static_cast<Real>(a.temperature), choices.kmm, choices.kem, choices.cross_entropy};
   const double valid = static_cast<double>(call.check_labels(nullptr).valid);
   const bool spatial = choices.kem == Kem::kSpatial;
-  call.set_divisors(spatial ? static_cast<double>(std::max<int64_t>(a.batch, 1) * a.classes) : valid, valid);
+  const double images = static_cast<double>(std::max<int64_t>(a.batch, 1) * a.classes);
+  const LossReduction<Real> reduction(a, {spatial ? images : valid, valid}, problem);
+  if (problem.teacher.gradient && problem.coefficient[1] == 0) {  // L_proj is its only source
+    std::fill_n(a.teacher->gradient, a.batch * a.classes * a.teacher->height * a.teacher->width, Real(0));
+    problem.teacher.gradient = nullptr;
+  }
 
   std::vector<double> score_sums;
   SpatialNormalizers<Real> normalizers;
@@ -209,14 +164,14 @@ void hakd_loss(const LossArguments<Real>& a, const HakdChoices& choices, const R
     scores.student.gradient = scores.teacher.gradient = nullptr;
     scores.maps[0] = scores.maps[1] = nullptr;
     scores.score_sums = score_sums.data();
-    runtime.parallel(call.item_count(), [&](int64_t begin, int64_t end) { kernels<Real>().hakd_scores(scores, begin, end); });
+    runtime.parallel(call.item_count(), [&](int64_t begin, int64_t end) { pixel_kernels<Real>().hakd_scores(scores, begin, end); });
     normalizers = spatial_normalizers<Real>(score_sums, call.items(), a.batch, a.classes);
     problem.spatial_maximum = normalizers.maximum.data();
     problem.spatial_scale = normalizers.scale.data();
     problem.spatial_scale_unguarded = normalizers.scale_unguarded.data();
   }
-  runtime.parallel(call.item_count(), [&](int64_t begin, int64_t end) { kernels<Real>().hakd(problem, begin, end); });
-  call.finish();
+  runtime.parallel(call.item_count(), [&](int64_t begin, int64_t end) { pixel_kernels<Real>().hakd(problem, begin, end); });
+  call.finish(reduction);
 }
 
 template <class Real>
@@ -231,9 +186,9 @@ void segmentation_loss(const LossArguments<Real>& a, const Real* class_weight, d
   problem.parameters = {static_cast<Real>(a.temperature), static_cast<Real>(label_smoothing),
                         static_cast<Real>(label_smoothing / static_cast<double>(a.classes)), static_cast<Real>(weight_sum)};
   const LabelSummary labels = call.check_labels(class_weight);
-  call.set_divisors(labels.weight, static_cast<double>(labels.valid));
-  runtime.parallel(call.item_count(), [&](int64_t begin, int64_t end) { kernels<Real>().segmentation(problem, begin, end); });
-  call.finish();
+  const LossReduction<Real> reduction(a, {labels.weight, static_cast<double>(labels.valid)}, problem);
+  runtime.parallel(call.item_count(), [&](int64_t begin, int64_t end) { pixel_kernels<Real>().segmentation(problem, begin, end); });
+  call.finish(reduction);
 }
 
 template void hakd_loss(const LossArguments<float>&, const HakdChoices&, const Runtime&);

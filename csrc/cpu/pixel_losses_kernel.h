@@ -81,9 +81,7 @@ struct HakdLoop {
     }
     to_natural(sums, p);
     out = sums;
-    V log_ratio = surprise(sums.student);
-    if (!p.cross_entropy) log_ratio = log_ratio - surprise(sums.hybrid);
-    return finish(sums, p, log_ratio);
+    return finish(sums, p, p.cross_entropy ? surprise(sums.student) : surprise_ratio(sums.student, sums.hybrid));
   }
 
   template <bool Errors>
@@ -146,55 +144,63 @@ struct HakdLoop {
     }
   }
 
+  // A vector of pixels, from logits to terms and gradients.
   template <int Power, bool Errors>
-  void run(Scratch& scratch, int64_t begin, int64_t end) const {
-    const V per_class_share(Real(1) / static_cast<Real>(problem.classes));
-    walk<V>(
-        problem, scratch, begin, end,
-        [&](int64_t image, int64_t row, int64_t x0, int x, int n, const Pixels<V>& pixels, const TileRow<V>& student,
-            const TileRow<V>& teacher, bool bounded, RowBuffers<V>& buffers) {
-          HakdSums<V> sums;
-          alignas(64) int32_t best[V::kLanes];
-          best_classes(problem.parameters.kmm ? student : teacher, problem.classes, x, bounded, best);
-          const ClassPerPixel<V> anchors(best);
-          const HakdPixel<V> pixel = bounded
-                                         ? unguarded<Power, Errors>(image, x, pixels, anchors, student, teacher, sums)
-                                         : guarded<Errors>(image, x, pixels, anchors, student, teacher, sums);
-          buffers.record(image, row, x0, x, n, pixels.masked(pixel.loss), pixels.masked(sums.proj * per_class_share));
-          if (student.gradient || teacher.gradient) gradients<Errors>(x, pixels, anchors, pixel, student, teacher);
-        },
-        [](int64_t) {});
+  void pixel(int64_t image, int64_t row, int64_t x0, int x, int n, const Pixels<V>& pixels, const TileRow<V>& student,
+             const TileRow<V>& teacher, bool bounded, RowBuffers<V>& buffers) const {
+    HakdSums<V> sums;
+    alignas(64) int32_t best[V::kLanes];
+    best_classes(problem.parameters.kmm ? student : teacher, problem.classes, x, bounded, best);
+    const ClassPerPixel<V> anchors(best);
+    const HakdPixel<V> pixel = bounded ? unguarded<Power, Errors>(image, x, pixels, anchors, student, teacher, sums)
+                                       : guarded<Errors>(image, x, pixels, anchors, student, teacher, sums);
+    const V share(Real(1) / static_cast<Real>(problem.classes));
+    buffers.record(image, row, x0, x, n, pixels.masked(pixel.loss), pixels.masked(sums.proj * share));
+    if (student.gradient || teacher.gradient) gradients<Errors>(x, pixels, anchors, pixel, student, teacher);
   }
 
-  template <int Power>
-  void run_errors(Scratch& scratch, int64_t begin, int64_t end) const {
-    const bool gradient = problem.student.gradient != nullptr || problem.teacher.gradient != nullptr;
-    gradient && problem.coefficient[1] != 0 ? run<Power, true>(scratch, begin, end) : run<Power, false>(scratch, begin, end);
+  // use.template operator()<Power, Errors>() with the loop's temperature and whether L_proj has a gradient.
+  template <class Use>
+  void specialise(bool gradient, Use use) const {
+    const double temperature = problem.parameters.temperature;
+    const bool errors = gradient && problem.coefficient[1] != 0;
+    const auto with_power = [&]<int Power>() {
+      errors ? use.template operator()<Power, true>() : use.template operator()<Power, false>();
+    };
+    if (temperature == 1) {
+      with_power.template operator()<1>();
+    } else if (temperature == 2) {
+      with_power.template operator()<2>();
+    } else if (temperature == 4) {
+      with_power.template operator()<4>();
+    } else {
+      with_power.template operator()<0>();
+    }
   }
 };
 
-template <class V, class T>
-T* take_classes(Scratch& scratch, const PixelProblem<typename V::Real>& problem) {
-  return static_cast<T*>(scratch.take(problem.classes * int64_t(sizeof(T))));
+// A loop with room for its scratch of hakd_bytes.
+template <class V>
+HakdLoop<V> make_hakd_loop(const HakdProblem<typename V::Real>& problem, Scratch& scratch) {
+  const auto take = [&](int64_t bytes) { return scratch.take(problem.classes * bytes); };
+  return {problem, static_cast<HakdClass<V>*>(take(sizeof(HakdClass<V>))), static_cast<HakdErrors<V>*>(take(sizeof(HakdErrors<V>))),
+          static_cast<HakdMeasured<V>*>(take(sizeof(HakdMeasured<V>)))};
+}
+
+template <class V>
+int64_t hakd_bytes(int64_t classes) {
+  return classes * int64_t(sizeof(HakdClass<V>) + sizeof(HakdErrors<V>) + sizeof(HakdMeasured<V>)) + 3 * 64;
 }
 
 template <class V>
 void hakd(const HakdProblem<typename V::Real>& problem, int64_t begin, int64_t end) {
-  const int64_t per_class = sizeof(HakdClass<V>) + sizeof(HakdErrors<V>) + sizeof(HakdMeasured<V>);
-  Scratch scratch(walk_bytes<V>(problem) + problem.classes * per_class + 3 * 64);
-  const HakdLoop<V> loop{problem, take_classes<V, HakdClass<V>>(scratch, problem),
-                         take_classes<V, HakdErrors<V>>(scratch, problem),
-                         take_classes<V, HakdMeasured<V>>(scratch, problem)};
-  const double temperature = problem.parameters.temperature;
-  if (temperature == 1) {
-    loop.template run_errors<1>(scratch, begin, end);
-  } else if (temperature == 2) {
-    loop.template run_errors<2>(scratch, begin, end);
-  } else if (temperature == 4) {
-    loop.template run_errors<4>(scratch, begin, end);
-  } else {
-    loop.template run_errors<0>(scratch, begin, end);
-  }
+  Scratch scratch(walk_bytes<V>(problem) + hakd_bytes<V>(problem.classes));
+  const HakdLoop<V> loop = make_hakd_loop<V>(problem, scratch);
+  loop.specialise(problem.student.gradient || problem.teacher.gradient, [&]<int Power, bool Errors>() {
+    walk<V>(
+        problem, scratch, begin, end,
+        [&](auto&&... arguments) { loop.template pixel<Power, Errors>(arguments...); }, [](int64_t) {});
+  });
 }
 
 // First pass of kem="spatial": per item and class the maximum m of the scores q and the sum of e^{q - m}.

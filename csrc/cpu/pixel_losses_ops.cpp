@@ -1,172 +1,14 @@
 // Registers the CPU kernels of hetero_kernels::hakd_loss and ::segmentation_loss (schemas: hetero_kernels/ops/) through
 // torch's stable ABI: unpacks tensors, allocates outputs, nothing else.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
-#include <optional>
-#include <string>
-#include <tuple>
-#include <vector>
-
-#include "pixel_losses.h"
+#include "torch_ops.h"
 
 namespace hetero::cpu {
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-DType float_type(const Tensor& x, const char* name) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return DType::kFloat;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    case ScalarType::Half:
-      return DType::kHalf;
-    case ScalarType::Double:
-      return DType::kDouble;
-    default:
-      STD_TORCH_CHECK(false, name, " has an unsupported dtype, expected float32, bfloat16, float16 or float64");
-  }
-}
-
-bool is_double(const Tensor& x) { return x.scalar_type() == ScalarType::Double; }
-
-template <class Real>
-Tensor empty_like_compute(const Tensor& like, const std::vector<int64_t>& size) {
-  return torch::stable::new_empty(like, size, std::is_same_v<Real, double> ? ScalarType::Double : ScalarType::Float);
-}
-
-std::vector<int64_t> sizes(const Tensor& x) {
-  std::vector<int64_t> out(x.dim());
-  for (int64_t i = 0; i < x.dim(); ++i) out[i] = x.size(i);
-  return out;
-}
-
-template <class Real>
-Tensor empty_gradient(const Tensor& logits, bool wanted) {
-  return empty_like_compute<Real>(logits, wanted ? sizes(logits) : std::vector<int64_t>{0});
-}
-
-template <class Real>
-Logits<Real> describe(const Tensor& x, const char* name, const Tensor& gradient, bool wanted) {
-  STD_TORCH_CHECK(x.dim() == 4, name, " has ", x.dim(), " dimensions, expected [B, K, h, w]");
-  Logits<Real> out{x.const_data_ptr(), float_type(x, name), {}, x.size(2), x.size(3), nullptr};
-  for (int i = 0; i < 4; ++i) out.stride[i] = x.stride(i);
-  if (wanted) out.gradient = static_cast<Real*>(gradient.mutable_data_ptr());
-  return out;
-}
-
-Labels describe(const Tensor& labels, int64_t batch) {
-  STD_TORCH_CHECK(labels.dim() == 3 && labels.size(0) == batch, "labels has the wrong shape, expected [B, H, W]");
-  Labels out{labels.const_data_ptr(), LabelType::kInt64, {}, labels.size(1), labels.size(2)};
-  for (int i = 0; i < 3; ++i) out.stride[i] = labels.stride(i);
-  if (labels.scalar_type() == ScalarType::Int) {
-    out.type = LabelType::kInt32;
-  } else if (labels.scalar_type() == ScalarType::Byte) {
-    out.type = LabelType::kUInt8;
-  } else {
-    STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long, "labels has an unsupported dtype, expected int64, int32 or uint8");
-  }
-  return out;
-}
-
-// A 0-dim divisor in whatever dtype, as a double.
-std::optional<double> scalar(const std::optional<Tensor>& x) {
-  if (!x) return std::nullopt;
-  const Tensor wide = torch::stable::to(*x, ScalarType::Double);
-  return *static_cast<const double*>(wide.const_data_ptr());
-}
-
-std::vector<double> scalars(const Tensor& packed, int64_t count) {
-  STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Double && packed.numel() == count, "scalars must be float64 [", count, "]");
-  const Tensor dense = torch::stable::contiguous(packed);
-  const double* values = static_cast<const double*>(dense.const_data_ptr());
-  STD_TORCH_CHECK(values[0] >= 1e-6 && values[0] <= 1e6, "temperature is ", values[0], ", expected a number in [1e-6, 1e6]");
-  return {values, values + count};
-}
-
-// torch's threads and torch's allocator: what profilers see is what is used.
-class TorchRuntime {
- public:
-  explicit TorchRuntime(const Tensor& like) : like_(like) {
-    runtime.parallel = [](int64_t count, const std::function<void(int64_t, int64_t)>& body) {
-      torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) { body(begin, end); });
-    };
-    runtime.allocate = [this](int64_t bytes) {
-      workspace_.push_back(torch::stable::new_empty(like_, {bytes}, ScalarType::Byte));
-      return workspace_.back().mutable_data_ptr();
-    };
-  }
-  Runtime runtime;
-
- private:
-  const Tensor& like_;
-  std::vector<Tensor> workspace_;
-};
-
-// The outputs and arguments that both losses share.
-template <class Real>
-struct Bound {
-  LossArguments<Real> arguments{};
-  Tensor loss, terms[2];
-  std::optional<Logits<Real>> teacher;
-  std::optional<Tensor> upstream;
-  std::optional<double> normalizer[2];
-
-  Bound(const Tensor& labels, const Logits<Real>& student, const std::optional<Logits<Real>>& teacher_logits,
-        const Tensor& like, bool label_resolution, bool align_corners, int64_t ignore_index,
-        const std::string& reduction, const std::optional<Tensor>& normalizer0, const std::optional<Tensor>& normalizer1,
-        const std::optional<Tensor>& pixel_upstream)
-      : teacher(teacher_logits), upstream(pixel_upstream) {
-    LossArguments<Real>& a = arguments;
-    a.batch = like.size(0);
-    a.classes = like.size(1);
-    a.student = student;
-    a.teacher = teacher ? &*teacher : nullptr;
-    a.labels = describe(labels, a.batch);
-    a.label_resolution = label_resolution;
-    a.align_corners = align_corners;
-    a.ignore_index = ignore_index;
-    a.reduction = reduction == "mean" ? Reduction::kMean : reduction == "sum" ? Reduction::kSum : Reduction::kNone;
-    STD_TORCH_CHECK(a.reduction != Reduction::kNone || reduction == "none", "reduction is '", reduction,
-                    "', expected 'mean', 'sum' or 'none'");
-    std::vector<int64_t> shape;
-    if (a.reduction == Reduction::kNone) {
-      shape = {a.batch, label_resolution ? a.labels.height : student.height, label_resolution ? a.labels.width : student.width};
-    }
-    for (Tensor* out : {&loss, &terms[0], &terms[1]}) *out = empty_like_compute<Real>(like, shape);
-    a.loss = static_cast<Real*>(loss.mutable_data_ptr());
-    for (int i = 0; i < 2; ++i) a.term[i] = static_cast<Real*>(terms[i].mutable_data_ptr());
-    normalizer[0] = scalar(normalizer0);
-    normalizer[1] = scalar(normalizer1);
-    for (int i = 0; i < 2; ++i) a.normalizer[i] = normalizer[i] ? &*normalizer[i] : nullptr;
-    if (upstream) {
-      const auto compute = std::is_same_v<Real, double> ? ScalarType::Double : ScalarType::Float;
-      if (upstream->scalar_type() != compute) upstream = torch::stable::to(*upstream, compute);
-      STD_TORCH_CHECK(upstream->dim() == 3, "upstream must be [B, loss grid]");
-      a.upstream = static_cast<const Real*>(upstream->const_data_ptr());
-      for (int i = 0; i < 3; ++i) a.upstream_stride[i] = upstream->stride(i);
-    }
-  }
-  Bound(const Bound&) = delete;  // arguments point into this object
-  Bound& operator=(const Bound&) = delete;
-};
-
 using HakdOutput = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using SegmentationOutput = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
-Kem kem_of(const std::string& kem) {
-  if (kem == "none") return Kem::kNone;
-  if (kem == "class") return Kem::kClass;
-  STD_TORCH_CHECK(kem == "spatial", "kem is '", kem, "', expected 'class', 'spatial' or 'none'");
-  return Kem::kSpatial;
-}
 
 template <class Real>
 HakdOutput hakd(const Tensor& student, const Tensor& teacher, const Tensor& labels, const Tensor& packed,
@@ -180,11 +22,8 @@ HakdOutput hakd(const Tensor& student, const Tensor& teacher, const Tensor& labe
   const std::vector<double> values = scalars(packed, 3);
   Tensor student_gradient = empty_gradient<Real>(student, student_grad);
   Tensor teacher_gradient = empty_gradient<Real>(teacher, teacher_grad);
-  // Without supervision of the projectors the teacher's gradient is an exact zero: no need to compute it.
-  const bool teacher_pass = teacher_grad && values[2] != 0;
-  if (teacher_grad && !teacher_pass) torch::stable::zero_(teacher_gradient);
   Bound<Real> bound(labels, describe<Real>(student, "student_logits", student_gradient, student_grad),
-                    describe<Real>(teacher, "teacher_logits", teacher_gradient, teacher_pass), student, label_resolution,
+                    describe<Real>(teacher, "teacher_logits", teacher_gradient, teacher_grad), student, label_resolution,
                     align_corners, ignore_index, reduction, hakd_normalizer, proj_normalizer, upstream);
   bound.arguments.temperature = values[0];
   bound.arguments.weight[0] = values[1];

@@ -124,6 +124,18 @@ HK_INLINE Vec<N> permute(Vec<N> table, typename Vec<N>::Ints index) {
 #endif
 }
 
+// Lane i is lane index[i] of the two vectors one after the other; index[i] in [0, 2 N).
+template <int N>
+HK_INLINE Vec<N> shuffle(Vec<N> a, Vec<N> b, typename Vec<N>::Ints index) {
+#if defined(__GNUC__) && !defined(__clang__)
+  return __builtin_shuffle(a.v, b.v, index);
+#else
+  Vec<N> x;
+  for (int i = 0; i < N; ++i) x.v[i] = index[i] < N ? a.v[index[i]] : b.v[index[i] - N];
+  return x;
+#endif
+}
+
 // The last ten bits of a float, used to carry a small number with it through a maximum.
 constexpr int kMaxTag = 1024;
 

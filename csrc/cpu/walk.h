@@ -78,15 +78,21 @@ class RowBuffers {
 
   static int64_t bytes(const PixelProblem<Real>& problem) { return int64_t(problem.block) * (4 + sizeof(Real)) + 128; }
 
+  // Pixels [x0, x0 + n) of a row.
   void load(int64_t image, int64_t row, int64_t x0, int n) {
-    load_labels(problem_, image, row, x0, n, labels);
-    for (int x = n; x < problem_.block; ++x) labels[x] = -1;
-    if (const Real* upstream = problem_.upstream) {
-      upstream += image * problem_.upstream_stride[0] + row * problem_.upstream_stride[1];
-      for (int x = 0; x < n; ++x) factors[x] = upstream[(x0 + x) * problem_.upstream_stride[2]];
-      for (int x = n; x < problem_.block; ++x) factors[x] = 0;
+    load_part(image, row, x0, n, 0);
+    close(n);
+  }
+
+  // Pixels [p0, p0 + n) of an image, rows counted through.
+  void load_run(int64_t image, int64_t p0, int n) {
+    for (int at = 0; at < n;) {
+      const int64_t row = (p0 + at) / problem_.width, x0 = (p0 + at) % problem_.width, left = problem_.width - x0;
+      const int count = left < n - at ? static_cast<int>(left) : n - at;
+      load_part(image, row, x0, count, at);
+      at += count;
     }
-    sums_[0] = sums_[1] = V(Real(0));
+    close(n);
   }
 
   // Takes both terms of a vector of pixels, 0 where ignored.
@@ -113,6 +119,23 @@ class RowBuffers {
   }
 
  private:
+  void load_part(int64_t image, int64_t row, int64_t x0, int n, int at) {
+    load_labels(problem_, image, row, x0, n, labels + at);
+    if (const Real* upstream = problem_.upstream) {
+      upstream += image * problem_.upstream_stride[0] + row * problem_.upstream_stride[1];
+      for (int x = 0; x < n; ++x) factors[at + x] = upstream[(x0 + x) * problem_.upstream_stride[2]];
+    }
+  }
+
+  // Beyond the n pixels that were loaded nothing counts.
+  void close(int n) {
+    for (int x = n; x < problem_.block; ++x) labels[x] = -1;
+    if (problem_.upstream != nullptr) {
+      for (int x = n; x < problem_.block; ++x) factors[x] = 0;
+    }
+    sums_[0] = sums_[1] = V(Real(0));
+  }
+
   const PixelProblem<Real>& problem_;
   V sums_[2];
 

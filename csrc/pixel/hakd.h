@@ -265,6 +265,13 @@ template <class V>
 HK_INLINE V surprise(const SplitSum<V>& sum) {
   return math::log1p(sum.others / sum.anchor);
 }
+// surprise(a) - surprise(b), as one logarithm: the two may be large and close.
+template <class V>
+HK_INLINE V surprise_ratio(const SplitSum<V>& a, const SplitSum<V>& b) {
+  const V x = a.others / a.anchor, y = b.others / b.anchor, zero(0.f);
+  const V log = math::log1p(maximum(x - y, y - x) / (V(1.f) + select(x > y, y, x)));
+  return select(x > y, log, zero - log);
+}
 template <class V>
 HK_INLINE V surprise_guarded(const SplitSum<V>& sum, V distance) {
   return distance + select(distance == V(0.f), math::log1p(sum.others), math::log_from_one(sum.total()));

@@ -118,7 +118,7 @@ HK_INLINE SegmentationPixel<V> finish(const SegmentationSums<V>& sums, const Seg
     const V log_ratio =
         Guarded ? surprise_guarded(sums.tempered, (maxima.student - reference.student_anchor) * cold) -
                       surprise_guarded(sums.teacher, (maxima.teacher - reference.teacher_anchor) * cold)
-                : surprise(sums.tempered) - surprise(sums.teacher);
+                : surprise_ratio(sums.tempered, sums.teacher);
     const V differences = sums.value.others - sums.value.anchor * sums.teacher.others;
     pixel.kd = hot * hot * fma(differences * inverse_teacher, cold, log_ratio);
   }

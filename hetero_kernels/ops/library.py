@@ -52,7 +52,8 @@ def _scale(gradient: Tensor, factor: Tensor | None, like: Tensor) -> Tensor:
     return scaled.to(like.dtype, copy=scaled is gradient)
 
 
-def _no_second_derivative(ctx: object, grad: Tensor) -> None:
+def no_second_derivative(ctx: object, grad: Tensor) -> None:
+    """Autograd formula of the operators that only backwards call."""
     raise RuntimeError(
         "hetero_kernels: second derivatives of the fused losses are not implemented "
         "(backward with create_graph=True was differentiated again); use backend='reference' for them"
@@ -64,6 +65,6 @@ scale_gradient = define(
     "(Tensor gradient, Tensor? factor, Tensor like) -> Tensor",
     fake=lambda gradient, factor, like: torch.empty_like(gradient, dtype=like.dtype),
     setup_context=lambda ctx, inputs, output: None,
-    backward=_no_second_derivative,
+    backward=no_second_derivative,
 )
 _library.impl("scale_gradient", _scale, "CompositeExplicitAutograd")

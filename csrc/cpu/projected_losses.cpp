@@ -1,0 +1,164 @@
+#include "projected_losses.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "dispatch.h"
+#include "labels.h"
+#include "plan.h"
+#include "reduction.h"
+
+namespace hetero::cpu {
+
+namespace {
+
+constexpr int64_t kMaxChunks = 32;  // bounds the memory of the weights' gradient slots
+
+// One network's view for the loop, with the memory that it needs.
+template <class Real>
+class BoundProjection {
+ public:
+  BoundProjection(const Features<Real>& f, int64_t classes, int64_t chunks, const Runtime& runtime)
+      : features_(f), classes_(classes), chunks_(chunks), transposed_(f.channels * classes) {
+    for (int64_t k = 0; k < classes; ++k) {
+      for (int64_t c = 0; c < f.channels; ++c) transposed_[c * classes + k] = f.weight[k * f.channels + c];
+    }
+    const auto slots = [&](bool wanted, int64_t size) {
+      return wanted ? static_cast<Real*>(runtime.allocate(chunks * size * int64_t(sizeof(Real)))) : nullptr;
+    };
+    view = {f.data, f.dtype, f.batch_stride, f.channel_stride, f.pixel_stride, f.channels, transposed_.data(), f.bias,
+            f.logit_gradient, slots(f.weight_gradient, classes * padded_channels(f.channels)), slots(f.bias_gradient, classes)};
+  }
+
+  // Adds up the chunks, in order.
+  void gather(const Runtime& runtime) const {
+    const int64_t channels = features_.channels, padded = padded_channels(channels);
+    runtime.parallel(classes_, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        if (features_.weight_gradient) {
+          Real* out = features_.weight_gradient + k * channels;
+          std::fill_n(out, channels, Real(0));
+          for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+            const Real* part = view.weight_gradient + (chunk * classes_ + k) * padded;
+            for (int64_t c = 0; c < channels; ++c) out[c] += part[c];
+          }
+        }
+        if (features_.bias_gradient) {
+          double sum = 0;
+          for (int64_t chunk = 0; chunk < chunks_; ++chunk) sum += view.bias_gradient[chunk * classes_ + k];
+          features_.bias_gradient[k] = static_cast<Real>(sum);
+        }
+      }
+    });
+  }
+
+  Projection<Real> view;
+
+ private:
+  const Features<Real>& features_;
+  const int64_t classes_, chunks_;
+  std::vector<Real> transposed_;
+};
+
+// Gradients that are zero, and need not be computed.
+template <class Real>
+void set_zero(Features<Real>& f, int64_t pixels, int64_t classes) {
+  if (f.logit_gradient) std::fill_n(f.logit_gradient, pixels * classes, Real(0));
+  if (f.weight_gradient) std::fill_n(f.weight_gradient, classes * f.channels, Real(0));
+  if (f.bias_gradient) std::fill_n(f.bias_gradient, classes, Real(0));
+  f.logit_gradient = f.weight_gradient = f.bias_gradient = nullptr;
+}
+
+// Fresh memory of this size costs more to map than to fill: ask for large pages where the system grants them on request.
+void prefer_large_pages(void* memory, int64_t bytes, const Runtime& runtime) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr int64_t kPage = 2 << 20;
+  char* first = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage);
+  const int64_t whole = (static_cast<char*>(memory) + bytes - first) / kPage * kPage;
+  if (whole <= 0 || madvise(first, whole, MADV_HUGEPAGE) != 0) return;
+  // Each page is touched by one thread only: two that fault at once would both fill it.
+  runtime.parallel((whole + kPage - 1) / kPage, [&](int64_t begin, int64_t end) {
+    for (int64_t page = begin; page < end; ++page) *static_cast<volatile char*>(first + page * kPage) = 0;
+  });
+#else
+  (void)memory, (void)bytes, (void)runtime;
+#endif
+}
+
+}  // namespace
+
+template <class Real>
+void projected_hakd_loss(const LossArguments<Real>& a, const Features<Real>& student, const Features<Real>& teacher_features,
+                         const HakdChoices& choices, const Runtime& runtime) {
+  Features<Real> teacher = teacher_features;
+  const int64_t height = a.student.height, width = a.student.width, pixels = height * width;
+  const std::vector<int32_t> label_rows = nearest_table(height, a.labels.height);
+  const std::vector<int32_t> label_columns = nearest_table(width, a.labels.width);
+  const int64_t tiles = a.batch * ((pixels + kTile - 1) / kTile);
+  const int64_t tiles_per_chunk = std::max<int64_t>(1, (tiles + kMaxChunks - 1) / kMaxChunks);
+  const int64_t chunks = (tiles + tiles_per_chunk - 1) / tiles_per_chunk;
+  std::vector<double> partial(chunks * 2, 0.0);
+
+  ProjectedProblem<Real> problem{};
+  HakdProblem<Real>& pixel = problem.pixel;
+  pixel.batch = a.batch;
+  pixel.classes = a.classes;
+  pixel.height = height;
+  pixel.width = width;
+  pixel.has_teacher = true;
+  pixel.labels = a.labels.data;
+  pixel.label_type = a.labels.type;
+  std::memcpy(pixel.label_stride, a.labels.stride, sizeof(pixel.label_stride));
+  pixel.label_row = label_rows.data();
+  pixel.label_column = label_columns.data();
+  pixel.label_columns_identity = width == a.labels.width;
+  pixel.ignore_index = a.ignore_index;
+  pixel.block = kTile;
+  pixel.logit_limit = static_cast<Real>(logit_limit(a.temperature));
+  pixel.logit_scale = static_cast<Real>(math::kLog2e / a.temperature);
+  pixel.upstream = a.upstream;
+  std::memcpy(pixel.upstream_stride, a.upstream_stride, sizeof(pixel.upstream_stride));
+  pixel.partial = partial.data();
+  if (a.reduction == Reduction::kNone) std::copy_n(a.term, 2, pixel.maps);
+  pixel.parameters = {static_cast<Real>(a.temperature), choices.kmm, choices.kem, choices.cross_entropy};
+  problem.tiles_per_chunk = tiles_per_chunk;
+
+  const double valid = static_cast<double>(check_labels<Real>(pixel, nullptr, pixel_kernels<Real>(), runtime).valid);
+  const LossReduction<Real> reduction(a, {valid, valid}, pixel);
+  if (pixel.coefficient[1] == 0) set_zero(teacher, a.batch * pixels, a.classes);  // L_proj is its only source of gradients
+  BoundProjection<Real> bound_student(student, a.classes, chunks, runtime), bound_teacher(teacher, a.classes, chunks, runtime);
+  problem.student = bound_student.view;
+  problem.teacher = bound_teacher.view;
+  runtime.parallel(chunks, [&](int64_t begin, int64_t end) { projected_kernels<Real>().hakd(problem, begin, end); });
+  bound_student.gather(runtime);
+  bound_teacher.gather(runtime);
+  reduction.finish(partial, a.batch * pixels, runtime);
+}
+
+template <class Real>
+void project_back(const Real* logit_gradient, const Real* weight, int64_t batch, int64_t classes, int64_t channels,
+                  int64_t pixels, double factor, int64_t channel_stride, int64_t pixel_stride, Real* gradient,
+                  const Runtime& runtime) {
+  const ProjectBack<Real> problem{pixels, classes, channels, logit_gradient, weight, static_cast<Real>(factor), gradient,
+                                  channel_stride, pixel_stride};
+  prefer_large_pages(gradient, batch * channels * pixels * int64_t(sizeof(Real)), runtime);
+  const int64_t tiles = batch * ((pixels + kTile - 1) / kTile);
+  runtime.parallel(tiles, [&](int64_t begin, int64_t end) { projected_kernels<Real>().project_back(problem, begin, end); });
+}
+
+template void projected_hakd_loss(const LossArguments<float>&, const Features<float>&, const Features<float>&,
+                                  const HakdChoices&, const Runtime&);
+template void projected_hakd_loss(const LossArguments<double>&, const Features<double>&, const Features<double>&,
+                                  const HakdChoices&, const Runtime&);
+template void project_back(const float*, const float*, int64_t, int64_t, int64_t, int64_t, double, int64_t, int64_t, float*,
+                           const Runtime&);
+template void project_back(const double*, const double*, int64_t, int64_t, int64_t, int64_t, double, int64_t, int64_t,
+                           double*, const Runtime&);
+
+}  // namespace hetero::cpu

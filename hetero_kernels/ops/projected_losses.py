@@ -1,0 +1,130 @@
+"""Operator ``projected_hakd_loss``: HeteroAKD on features, the 1x1 projections included.
+
+One pass reads both networks' features and leaves the loss, the gradients of weights and biases, and those of the logits
+[B, K, h, w] (all float32 or float64, for an upstream gradient of one). The backward scales the former and takes the
+latter through the weights (``project_back``), which writes the features' gradient once. With ``reduction="none"`` it
+runs the pass again with ``upstream`` [B, h, w] as the pixels' factors.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..options import HakdOptions
+from .library import compute_dtype, define, no_second_derivative, pack_scalars, scale_gradient
+
+BACKENDS = ("cpu",)  # those with kernels for these operators
+
+# project_back -------------------------------------------------------------------------------------------------
+
+
+def _project_back_fake(logit_gradient, weight, factor, like):
+    channels_last = like.stride(1) == 1 and like.shape[1] > 1
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty_like(like, memory_format=memory_format)
+
+
+project_back = define(
+    "project_back",
+    "(Tensor logit_gradient, Tensor weight, Tensor? factor, Tensor like) -> Tensor",
+    fake=_project_back_fake,
+    setup_context=lambda ctx, inputs, output: None,
+    backward=no_second_derivative,
+)
+
+# projected_hakd_loss -------------------------------------------------------------------------------------------
+
+
+def _fake(
+    student_features, teacher_features, student_weight, teacher_weight, student_bias, teacher_bias, labels, scalars,
+    hakd_normalizer, proj_normalizer, upstream, kmm, kem, divergence, ignore_index, reduction,
+    student_features_grad, student_weight_grad, teacher_features_grad, teacher_weight_grad,
+):  # fmt: skip
+    dtype = compute_dtype(
+        student_features, teacher_features, student_weight, teacher_weight, student_bias, teacher_bias
+    )
+    batch, _, height, width = student_features.shape
+    classes = student_weight.shape[0]
+
+    def empty(wanted: bool, *shape: int) -> Tensor:
+        return student_features.new_empty(shape if wanted else [0], dtype=dtype)
+
+    loss, hakd, proj = (
+        empty(True, *((batch, height, width) if reduction == "none" else ())) for _ in range(3)
+    )  # fmt: skip
+    return (
+        loss, hakd, proj,
+        empty(student_features_grad, batch, classes, height, width),
+        empty(teacher_features_grad, batch, classes, height, width),
+        empty(student_weight_grad, *student_weight.shape),
+        empty(teacher_weight_grad, *teacher_weight.shape),
+        empty(student_weight_grad and student_bias is not None, classes),
+        empty(teacher_weight_grad and teacher_bias is not None, classes),
+    )  # fmt: skip
+
+
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    *tensors, _upstream = inputs[:11]
+    ctx.options = inputs[11:16]
+    ctx.computed = inputs[16:20]
+    ctx.save_for_backward(*tensors, *output[3:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
+    gradients: list[Tensor | None] = [None] * 6
+    needed = ctx.needs_input_grad[:6]
+    if grad_loss is not None and any(needed):
+        tensors, saved = ctx.saved_tensors[:10], ctx.saved_tensors[10:]
+        factor = cast(Tensor | None, grad_loss)
+        wanted = (needed[0], needed[2] or needed[4], needed[1], needed[3] or needed[5])
+        per_pixel = ctx.options[-1] == "none"
+        if per_pixel or any(n and not c for n, c in zip(wanted, ctx.computed, strict=True)):
+            saved = projected_hakd_op(*tensors, grad_loss if per_pixel else None, *ctx.options, *wanted)[3:]
+            factor = None if per_pixel else grad_loss
+        for i in range(2):
+            if needed[i]:
+                gradients[i] = project_back(saved[i], tensors[2 + i], factor, tensors[i])
+        for i in range(2, 6):
+            if needed[i]:
+                gradients[i] = scale_gradient(saved[i], factor, tensors[i])
+    return (*gradients, *([None] * 14))
+
+
+projected_hakd_op = define(
+    "projected_hakd_loss",
+    "(Tensor student_features, Tensor teacher_features, Tensor student_weight, Tensor teacher_weight,"
+    " Tensor? student_bias, Tensor? teacher_bias, Tensor labels, Tensor scalars, Tensor? hakd_normalizer,"
+    " Tensor? proj_normalizer, Tensor? upstream, bool kmm, str kem, str divergence, int ignore_index, str reduction,"
+    " bool student_features_grad, bool student_weight_grad, bool teacher_features_grad, bool teacher_weight_grad)"
+    " -> (Tensor loss, Tensor hakd, Tensor proj, Tensor student_logit_gradient, Tensor teacher_logit_gradient,"
+    " Tensor student_weight_gradient, Tensor teacher_weight_gradient, Tensor student_bias_gradient,"
+    " Tensor teacher_bias_gradient)",
+    fake=_fake,
+    setup_context=_setup,
+    backward=_backward,
+)
+
+
+def projected_hakd_loss(
+    student_features: Tensor, teacher_features: Tensor, student_weight: Tensor, teacher_weight: Tensor,
+    student_bias: Tensor | None, teacher_bias: Tensor | None, labels: Tensor, options: HakdOptions,
+    temperature: float, hakd_weight: float, proj_weight: float, normalizers: tuple[Tensor | None, ...],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Loss with gradient, and the unweighted terms hakd and proj; ``options.resolution`` is "feature"."""
+    now = torch.is_grad_enabled() and options.reduction != "none"
+
+    def wanted(*tensors: Tensor | None) -> bool:
+        return now and any(t is not None and t.requires_grad for t in tensors)
+
+    o = options
+    return projected_hakd_op(
+        student_features, teacher_features, student_weight, teacher_weight, student_bias, teacher_bias, labels,
+        pack_scalars(temperature, hakd_weight, proj_weight), *normalizers, None, o.kmm, o.kem, o.divergence,
+        o.ignore_index, o.reduction, wanted(student_features), wanted(student_weight, student_bias),
+        wanted(teacher_features), wanted(teacher_weight, teacher_bias),
+    )[:3]  # fmt: skip
