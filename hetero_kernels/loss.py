@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,10 +54,11 @@ def _as_convolution(projector: PixelProjector) -> tuple[Tensor, Tensor | None] |
     it is not one: a batch norm that uses the batch's own statistics, a ReLU."""
     if len(projector) > 2:
         return None
-    weight, bias = projector[0].weight.flatten(1), projector[0].bias
+    conv = cast(nn.Conv2d, projector[0])
+    weight, bias = conv.weight.flatten(1), conv.bias
     if len(projector) == 1:
         return weight, bias
-    norm = projector[1]
+    norm = cast(nn.BatchNorm2d, projector[1])
     if norm.training or norm.running_mean is None or norm.running_var is None:
         return None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)

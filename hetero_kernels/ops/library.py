@@ -8,6 +8,7 @@ fallthrough under autocast: a region changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,24 @@ def define(name: str, schema: str, fake: Callable, setup_context: Callable, back
     for device in ("CPU", "CUDA"):
         _library.impl(name, torch.library.fallthrough_kernel, f"Autocast{device}")
     return getattr(torch.ops.hetero_kernels, name).default
+
+
+def differentiable(op: Callable, setup_context: Callable, backward: Callable) -> Callable:
+    """``op`` for eager callers: the same autograd formula without the registered one's bookkeeping, which takes a tenth
+    of a millisecond for an operator with many arguments."""
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            return op(*args)
+
+    Function.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
+    Function.backward = staticmethod(backward)  # type: ignore[method-assign]
+
+    def call(*args: Any) -> Any:
+        return op(*args) if torch.compiler.is_compiling() else Function.apply(*args)
+
+    return call
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:

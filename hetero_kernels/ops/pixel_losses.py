@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..options import HakdOptions, SegmentationOptions
-from .library import compute_dtype, define, pack_scalars, scale_gradient
+from .library import compute_dtype, define, differentiable, pack_scalars, scale_gradient
 
 
 def _loss_shape(labels: Tensor, reduction: str, grid: Tensor | None) -> list[int | torch.SymInt]:
@@ -78,6 +78,7 @@ hakd_op = define(
     setup_context=_hakd_setup,
     backward=_hakd_backward,
 )
+_differentiable_hakd = differentiable(hakd_op, _hakd_setup, _hakd_backward)
 
 
 def hakd_loss(
@@ -87,7 +88,7 @@ def hakd_loss(
     """Loss with gradient, and the unweighted terms hakd and proj."""
     grad = torch.is_grad_enabled()
     o = options
-    loss, hakd, proj, _, _ = hakd_op(
+    loss, hakd, proj, _, _ = _differentiable_hakd(
         student_logits, teacher_logits, labels, pack_scalars(temperature, hakd_weight, proj_weight), *normalizers,
         None, o.kmm, o.kem, o.divergence, o.resolution, o.align_corners, o.ignore_index, o.reduction,
         grad and student_logits.requires_grad and o.reduction != "none",
@@ -140,6 +141,7 @@ segmentation_op = define(
     setup_context=_segmentation_setup,
     backward=_segmentation_backward,
 )
+_differentiable_segmentation = differentiable(segmentation_op, _segmentation_setup, _segmentation_backward)
 
 
 def segmentation_loss(
@@ -149,7 +151,7 @@ def segmentation_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Loss with gradient, and the unweighted terms task and kd."""
     o = options
-    loss, task, kd, _ = segmentation_op(
+    loss, task, kd, _ = _differentiable_segmentation(
         logits, None if teacher_logits is None else teacher_logits.detach(), labels, class_weight,
         pack_scalars(temperature, task_weight, kd_weight, label_smoothing), *normalizers, None,
         o.align_corners, o.ignore_index, o.reduction,

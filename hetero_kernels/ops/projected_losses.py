@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..options import HakdOptions
-from .library import compute_dtype, define, no_second_derivative, pack_scalars, scale_gradient
+from .library import compute_dtype, define, differentiable, no_second_derivative, pack_scalars, scale_gradient
 
 BACKENDS = ("cpu",)  # those with kernels for these operators
 
@@ -108,6 +108,7 @@ projected_hakd_op = define(
     setup_context=_setup,
     backward=_backward,
 )
+_differentiable_projected_hakd = differentiable(projected_hakd_op, _setup, _backward)
 
 
 def projected_hakd_loss(
@@ -122,7 +123,7 @@ def projected_hakd_loss(
         return now and any(t is not None and t.requires_grad for t in tensors)
 
     o = options
-    return projected_hakd_op(
+    return _differentiable_projected_hakd(
         student_features, teacher_features, student_weight, teacher_weight, student_bias, teacher_bias, labels,
         pack_scalars(temperature, hakd_weight, proj_weight), *normalizers, None, o.kmm, o.kem, o.divergence,
         o.ignore_index, o.reduction, wanted(student_features), wanted(student_weight, student_bias),
