@@ -66,7 +66,7 @@ struct HakdLoop {
     for (int64_t first = 0; first < classes; first += kChunk) {
       const int64_t end = first + kChunk < classes ? first + kChunk : classes;
       pixels.labels.each(first, end, [&](int64_t c, auto label) HK_INLINE_LAMBDA {
-        visits[c - first] = exponentials<Power>(student.logit(c, x), teacher.logit(c, x), label, p);
+        visits[c - first] = exponentials<Power>(student.logit(c, x), teacher.logit(c, x), label, anchors.at(c), p, sums);
       });
       if constexpr (Errors) {
         pixels.labels.each(first, end, [&](int64_t c, auto label) HK_INLINE_LAMBDA { mix<true>(visits[c - first], label, p, sums, errors + c); });
@@ -212,6 +212,7 @@ void hakd_scores(const HakdProblem<typename V::Real>& problem, int64_t begin, in
   V* maxima = static_cast<V*>(scratch.take(bytes));
   V* sums = static_cast<V*>(scratch.take(bytes));
   const V lowest(-INFINITY), zero(Real(0));
+  HakdErrors<V>* const no_errors = nullptr;
   bool guarded = false;  // once in a block: from there on its sums are measured from the maxima, not from 0
   const auto clear = [&] {
     guarded = false;
@@ -221,28 +222,39 @@ void hakd_scores(const HakdProblem<typename V::Real>& problem, int64_t begin, in
     }
   };
   clear();
-  const HakdParameters<Real>& p = problem.parameters;
+  const HakdParameters<Real> p = problem.parameters;
+  const int64_t classes = problem.classes;
   walk<V>(
       problem, scratch, begin, end,
-      [&](int64_t, int64_t, int64_t, int x, int, const Pixels<V>& pixels, const TileRow<V>& student,
-          const TileRow<V>& teacher, bool bounded, RowBuffers<V>&) {
+      [&](int64_t, int64_t, int64_t, int x, int, const Pixels<V>& pixels, const TileRow<V>& student_row,
+          const TileRow<V>& teacher_row, bool bounded, RowBuffers<V>&) {
+        const TileRow<V> student = student_row, teacher = teacher_row;
         guarded = guarded || !bounded;
-        for (int64_t c = 0; c < problem.classes; ++c) {
-          const V z_s = student.logit(c, x), z_t = teacher.logit(c, x);
-          if (bounded) {
-            V e = spatial_score(z_s, z_t, pixels.labels.at(c), p);
+        HakdVisit<V> visits[kChunk];
+        HakdSums<V> unused;
+        for (int64_t first = 0; bounded && first < classes; first += kChunk) {
+          const int64_t end = first + kChunk < classes ? first + kChunk : classes;
+          pixels.labels.each(first, end, [&](int64_t c, auto label) HK_INLINE_LAMBDA {
+            visits[c - first] =
+                exponentials<0>(student.logit(c, x), teacher.logit(c, x), label, pixels.labels.at(c), p, unused);
+          });
+          for (int64_t c = first; c < end; ++c) mix<false>(visits[c - first], NotChosen<V>(), p, unused, no_errors);
+          pixels.labels.each(first, end, [&](int64_t c, auto label) HK_INLINE_LAMBDA {
+            V e = spatial_score(visits[c - first], teacher.logit(c, x), label, p);
             if (guarded) e = e * math::exp_nonpositive(-maximum(maxima[c], zero));
             sums[c] = sums[c] + pixels.masked(e);
-          } else {
-            HakdMeasured<V> m;
-            reliabilities(z_s, z_t, pixels.labels.at(c), m);
-            score(z_t, pixels.labels.at(c), p.kmm, m);
-            const V q = select(pixels.valid, m.score, lowest);
-            const V before = maximum(maxima[c], zero), now = maximum(q, before);
-            const V old = sums[c] * math::exp_nonpositive(before - now);
-            sums[c] = old + pixels.masked(math::exp_nonpositive(q - now));
-            maxima[c] = now;
-          }
+          });
+        }
+        for (int64_t c = 0; !bounded && c < classes; ++c) {
+          const V z_t = teacher.logit(c, x);
+          HakdMeasured<V> m;
+          reliabilities(student.logit(c, x), z_t, pixels.labels.at(c), m);
+          score(z_t, pixels.labels.at(c), p.kmm, m);
+          const V q = select(pixels.valid, m.score, lowest);
+          const V before = maximum(maxima[c], zero), now = maximum(q, before);
+          const V old = sums[c] * math::exp_nonpositive(before - now);
+          sums[c] = old + pixels.masked(math::exp_nonpositive(q - now));
+          maxima[c] = now;
         }
       },
       [&](int64_t index) {

@@ -109,7 +109,6 @@ template <class V, class Real>
 HK_INLINE void add_class(const HakdClass<V>& kept, V hybrid, V z_s, V step, Chosen<V> anchor,
                          const HakdParameters<Real>& p, HakdSums<V>& sums) {
   const V value = p.cross_entropy ? -z_s : step;
-  anchor.add(sums.student, kept.student);
   anchor.add(sums.hybrid, hybrid);
   anchor.add(sums.weighted, kept.weighted);
   anchor.add(sums.value, value, kept.weighted * value);
@@ -132,8 +131,10 @@ struct HakdVisit {
 };
 
 template <int Power, class V, class Label, class Real>
-HK_INLINE HakdVisit<V> exponentials(V w_s, V w_t, Label label, const HakdParameters<Real>& p) {
+HK_INLINE HakdVisit<V> exponentials(V w_s, V w_t, Label label, Chosen<V> anchor, const HakdParameters<Real>& p,
+                                    HakdSums<V>& sums) {
   const V hot(p.temperature), student = math::exp2_bounded(w_s);
+  anchor.add(sums.student, student);
   return {w_s, w_t - w_s, student, label.invert(untempered<Power>(student, w_s, hot)),
           label.invert(math::exp2_bounded(Power == 1 ? w_t : w_t * hot))};
 }
@@ -202,13 +203,10 @@ HK_INLINE void score(V z_t, Chosen<V> label, bool kmm, HakdMeasured<V>& m) {
   m.score = m.h_s + maximum(V(0.f), m.h_s - math::softplus(label.negate(m.z_h)));
 }
 
-// e^q of one class, logits in units of T ln 2: what kem="spatial" adds up over the image.
-template <class V, class Real>
-HK_INLINE V spatial_score(V w_s, V w_t, Chosen<V> label, const HakdParameters<Real>& p) {
-  HakdSums<V> unused;
-  HakdVisit<V> visit = exponentials<0>(w_s, w_t, label, p);
-  mix<false>(visit, label, p, unused, static_cast<HakdErrors<V>*>(nullptr));
-  const V one(Real(1)), w_h = hybrid_logit(w_s, w_t, visit.step, p.kmm);
+// e^q of one class, after `exponentials` and `mix`: what kem="spatial" adds up over the image.
+template <class V, class Label, class Real>
+HK_INLINE V spatial_score(const HakdVisit<V>& visit, V w_t, Label label, const HakdParameters<Real>& p) {
+  const V one(Real(1)), w_h = hybrid_logit(visit.w_s, w_t, visit.step, p.kmm);
   return exp_score(one + visit.a_s, one + label.invert(math::exp2_bounded(w_h * V(p.temperature))));
 }
 
@@ -256,6 +254,7 @@ HK_INLINE void visit_guarded(const HakdMeasured<V>& m, Chosen<V> anchor, const H
   }
   at_anchor.z_s = anchor.choose(m.z_s, at_anchor.z_s);
   at_anchor.z_h = anchor.choose(m.z_h, at_anchor.z_h);
+  anchor.add(sums.student, kept.student);
   add_class(kept, hybrid, m.z_s, m.step, anchor, p, sums);
 }
 
