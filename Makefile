@@ -7,7 +7,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 CUDA_ARCHS ?= 90
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-kernels test-trainer test-packaging lint bench clean
+.PHONY: demo test test-kernels test-trainer test-packaging lint bench bench-quick clean
 
 demo: $(VENV)/installed
 	$(BIN)/heteroakd demo
@@ -18,7 +18,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-KERNEL_TESTS := $(addprefix tests/test_,reference.py pixel_losses.py edges.py ops.py loss.py arguments.py house.py native.py benchmarks.py)
+KERNEL_TESTS := $(addprefix tests/test_,reference.py pixel_losses.py projected_losses.py edges.py ops.py loss.py arguments.py house.py native.py benchmarks.py)
 test-kernels: $(VENV)/installed
 	$(BIN)/python -m pytest -q $(KERNEL_TESTS)
 
@@ -29,8 +29,14 @@ test-trainer: $(VENV)/installed
 test-packaging: $(VENV)/installed
 	$(BIN)/python -m pytest -q tests/packaging
 
+# Everything on this machine in less than ten minutes: runs/benchmarks.json, docs/performance.md and its pictures.
 bench: $(VENV)/installed
-	$(BIN)/python -m benchmarks.bench_pixel_losses
+	$(BIN)/python -m benchmarks.run --output runs/benchmarks.json
+	$(BIN)/python -m benchmarks.report runs/benchmarks.json --output docs/performance.md
+
+# One table in less than a minute; writes nothing.
+bench-quick: $(VENV)/installed
+	$(BIN)/python -m benchmarks.run --quick
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)

@@ -1,85 +1,247 @@
-"""The benchmarked shapes, and the one function that makes a step of each: used for time and for memory."""
+"""The benchmarked shapes, the ratios that are asked of them, and the series in which one quantity varies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from hetero_kernels import functional, reference
+Size = tuple[int, int]
+Asked = dict[str, tuple[float, float]]  # provider: time of it / ours, as it should be and the least acceptable
 
 
 @dataclass(frozen=True)
-class Case:
-    """One loss on one shape."""
+class PixelCase:
+    """A loss on logits of both networks."""
 
     name: str
     loss: str  # "hakd_loss" or "segmentation_loss"
-    shape: tuple[int, int, int, int]  # logits [B, K, h, w] of both networks
-    size: tuple[int, int]  # labels H, W
+    shape: tuple[int, int, int, int]  # logits [B, K, h, w]
+    size: Size  # labels H, W
     options: dict[str, Any] = field(default_factory=dict)
     teacher: bool = True
+    dtype: str = "float32"
+    scale: float = 1.0  # standard deviation of the logits
+    threads: int | None = None  # None: as many as the run has
+    instruction_set: str | None = None  # of the "cpu" backend; None: the best of the machine
+    asked: Asked = field(default_factory=dict)
+    allowance: float | None = None  # seconds that ours may take beyond eager
+
+    @property
+    def num_classes(self) -> int:
+        return self.shape[1]
+
+    @property
+    def grid(self) -> Size:
+        """Pixels of the loss grid."""
+        return self.shape[2:] if self.options.get("resolution") == "feature" else self.size
 
     @property
     def elements(self) -> int:
         """Pixels of the loss grid times classes."""
-        grid = self.shape[2:] if self.options.get("resolution") == "feature" else self.size
-        return self.shape[0] * self.shape[1] * grid[0] * grid[1]
+        return self.shape[0] * self.num_classes * self.grid[0] * self.grid[1]
 
 
-PIXEL_LOSSES = {
+@dataclass(frozen=True)
+class ProjectedCase:
+    """A loss on features, the 1x1 projections to K classes included, on the grid of the features."""
+
+    name: str
+    loss: str  # "projected_hakd_loss", or "cross_entropy": one projection and its cross-entropy
+    shape: tuple[int, int, int, int]  # student features [B, Cs, h, w]
+    teacher_channels: int  # Ct; 0 where there is no teacher
+    num_classes: int
+    size: Size  # labels H, W
+    options: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"  # of the features; weights are float32
+    channels_last: bool = False
+    compiled: bool = True  # torch.compile is measured too
+    asked: Asked = field(default_factory=dict)
+
+    @property
+    def elements(self) -> int:
+        """Pixels of the loss grid times classes."""
+        return self.shape[0] * self.num_classes * self.shape[2] * self.shape[3]
+
+    @property
+    def operations(self) -> int:
+        """Floating point operations of the projections: forward and weight gradient of both, feature gradient of
+        the student."""
+        return 2 * self.elements * (3 * self.shape[1] + 2 * self.teacher_channels)
+
+    @property
+    def feature_bytes(self) -> int:
+        """Bytes if every feature is read once and the student's gradient written once."""
+        pixels = self.shape[0] * self.shape[2] * self.shape[3]
+        return (
+            pixels * (2 * self.shape[1] + self.teacher_channels) * (2 if self.dtype in ("bfloat16", "float16") else 4)
+        )
+
+
+@dataclass(frozen=True)
+class DistillationCase:
+    """A whole training step: SegFormer-B0 student, frozen FPN EfficientNet-Lite0 teacher, random weights and images."""
+
+    name: str
+    num_classes: int
+    batch: int
+    crop: Size  # images H, W
+
+
+Case = PixelCase | ProjectedCase
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A case beside the first of its group; ``limit`` bounds time per element over that of the first."""
+
+    label: str
+    case: PixelCase
+    limit: tuple[str, float] | None = None  # ("<=", 1.1)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Cases that differ in one quantity."""
+
+    name: str
+    quantity: str  # label of the axis
+    points: tuple[tuple[float, PixelCase], ...]
+
+
+T2: dict[str, Any] = {"temperature": 2.0}
+CITYSCAPES = (512, 1024)
+HAKD = PixelCase("hakd K=19", "hakd_loss", (1, 19, 64, 128), CITYSCAPES, T2)
+SEGMENTATION = PixelCase("CE + KD", "segmentation_loss", (1, 19, 64, 128), CITYSCAPES)
+PROJECTED_OPTIONS = {**T2, "resolution": "feature", "proj_weight": 1.0}
+
+
+def _named(*cases: Case) -> dict[str, Any]:
+    return {case.name: case for case in cases}
+
+
+PIXEL_LOSSES: dict[str, PixelCase] = _named(
+    replace(HAKD, asked={"reference": (80, 55), "compile": (40, 25)}),
+    PixelCase("hakd K=150", "hakd_loss", (1, 150, 64, 64), (512, 512), T2,
+              asked={"reference": (100, 65), "compile": (35, 22)}),
+    PixelCase("hakd feature resolution", "hakd_loss", (2, 19, 64, 128), CITYSCAPES, {**T2, "resolution": "feature"},
+              asked={"reference": (20, 15), "compile": (10, 8)}),
+    replace(SEGMENTATION, asked={"reference": (35, 25), "compile": (20, 14)}),
+    replace(SEGMENTATION, name="CE", teacher=False, asked={"reference": (15, 10), "compile": (8, 6)}),
+    PixelCase("hakd tiny", "hakd_loss", (1, 2, 8, 8), (64, 64), T2, asked={"reference": (1, 1)}),
+    PixelCase("CE tiny", "segmentation_loss", (1, 2, 8, 8), (64, 64), teacher=False, allowance=150e-6),
+)  # fmt: skip
+
+_K19 = ProjectedCase("projected K=19", "projected_hakd_loss", (2, 512, 64, 128), 2048, 19, CITYSCAPES,
+                     PROJECTED_OPTIONS)  # fmt: skip
+_K150 = ProjectedCase("projected K=150", "projected_hakd_loss", (2, 256, 64, 64), 512, 150, (512, 512),
+                      PROJECTED_OPTIONS)  # fmt: skip
+
+PROJECTED_LOSSES: dict[str, ProjectedCase] = _named(
+    *(
+        variant
+        for case in (_K19, _K150)
+        for variant in (
+            case,
+            replace(case, name=f"{case.name}, channels_last", channels_last=True, compiled=False),
+            replace(case, name=f"{case.name}, bf16", dtype="bfloat16", compiled=False),
+        )
+    ),
+    # The one loss here that torch.nn.functional.linear_cross_entropy computes too: it knows neither a second network
+    # nor interpolation, so none of the others.
+    ProjectedCase("CE of projected features", "cross_entropy", (2, 256, 64, 64), 0, 150, (64, 64)),
+)
+
+TRAIN_STEPS = {
     case.name: case
     for case in (
-        Case("hakd K=19", "hakd_loss", (1, 19, 64, 128), (512, 1024), {"temperature": 2.0}),
-        Case("hakd K=150", "hakd_loss", (1, 150, 64, 64), (512, 512), {"temperature": 2.0}),
-        Case("hakd feature", "hakd_loss", (2, 19, 64, 128), (512, 1024), {"temperature": 2.0, "resolution": "feature"}),
-        Case("CE + KD", "segmentation_loss", (1, 19, 64, 128), (512, 1024)),
-        Case("CE", "segmentation_loss", (1, 19, 64, 128), (512, 1024), teacher=False),
-        Case("tiny", "hakd_loss", (1, 2, 8, 8), (64, 64), {"temperature": 2.0}),
+        DistillationCase("CamVid crops", num_classes=11, batch=8, crop=(160, 192)),
+        DistillationCase("Cityscapes crop", num_classes=19, batch=1, crop=CITYSCAPES),
     )
 }
 
-PROVIDERS = ("reference", "compile", "cpu")
+
+def _strides() -> tuple[Variant, ...]:
+    variants = [Variant("stride 8", HAKD)]
+    for stride in (4, 16, 32):
+        shape = (1, 19, CITYSCAPES[0] // stride, CITYSCAPES[1] // stride)
+        variants.append(Variant(f"stride {stride}", replace(HAKD, shape=shape), ("<=", 1.5)))
+    corners = replace(HAKD, shape=(1, 19, 65, 129), options={**T2, "align_corners": True})
+    return (*variants, Variant("65x129, align_corners", corners, ("<=", 1.5)))
 
 
-def make_inputs(case: Case, seed: int = 0) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Student logits (require gradients), teacher logits or None, labels: blocks of 32 with a tenth ignored."""
-    generator = torch.Generator().manual_seed(seed)
-    student = torch.randn(case.shape, generator=generator, requires_grad=True)
-    teacher = torch.randn(case.shape, generator=generator) if case.teacher else None
-    height, width = case.size
-    coarse = torch.randint(0, case.shape[1], (case.shape[0], -(-height // 32), -(-width // 32)), generator=generator)
-    labels = coarse.repeat_interleave(32, 1).repeat_interleave(32, 2)[:, :height, :width].contiguous()
-    ignored = torch.rand(labels.shape, generator=generator) < 0.1
-    return student, teacher, labels.masked_fill(ignored, 255)
+VARIANTS: dict[str, tuple[Variant, ...]] = {
+    "temperature": (
+        Variant("T = 2", HAKD),
+        Variant("T = 1", replace(HAKD, options={"temperature": 1.0}), ("<=", 1.1)),
+        Variant("T = 4", replace(HAKD, options={"temperature": 4.0}), ("<=", 1.1)),
+        Variant("T = 1.5", replace(HAKD, options={"temperature": 1.5}), ("<=", 1.4)),
+    ),
+    "options": (
+        Variant('kem="class"', HAKD),
+        Variant('kem="spatial"', replace(HAKD, options={**T2, "kem": "spatial"}), ("<=", 2.2)),
+        Variant('kem="none"', replace(HAKD, options={**T2, "kem": "none"})),
+        Variant("proj_weight=1", replace(HAKD, options={**T2, "proj_weight": 1.0})),
+    ),
+    "dtype of hakd": (
+        Variant("float32", HAKD),
+        Variant("bfloat16", replace(HAKD, dtype="bfloat16"), ("<=", 1.0)),
+        Variant("float16", replace(HAKD, dtype="float16")),
+    ),
+    "dtype of CE + KD": (
+        Variant("float32", SEGMENTATION),
+        Variant("bfloat16", replace(SEGMENTATION, dtype="bfloat16"), ("<=", 1.0)),
+        Variant("float16", replace(SEGMENTATION, dtype="float16")),
+    ),
+    "grid of the logits": _strides(),
+    "size of the logits": (
+        Variant("standard deviation 1", HAKD),
+        Variant("standard deviation 40 (guarded path)", replace(HAKD, scale=40.0), ("<=", 2.0)),
+    ),
+    "threads": (
+        Variant("2 threads", replace(HAKD, threads=2)),
+        Variant("1 thread", replace(HAKD, threads=1), (">=", 1.8)),
+    ),
+    "instruction set": (
+        Variant("avx512", replace(HAKD, instruction_set="avx512")),
+        Variant("avx2", replace(HAKD, instruction_set="avx2"), ("<=", 2.2)),
+        Variant("portable", replace(HAKD, instruction_set="portable")),
+    ),
+}
 
 
-def make_step(case: Case, provider: str) -> Callable[[], Tensor]:
-    """A function that runs forward and backward once on fixed inputs and returns the loss."""
-    student, teacher, labels = make_inputs(case)
-    module = functional if provider not in ("reference", "compile") else reference
-    function = getattr(module, case.loss)
-    options = dict(case.options)
-    if module is functional:
-        options["backend"] = provider
-    if case.loss == "hakd_loss":
+def _point(name: str, shape: tuple[int, int, int, int]) -> PixelCase:
+    return PixelCase(name, "hakd_loss", shape, (8 * shape[2], 8 * shape[3]), T2)
 
-        def loss() -> Tensor:
-            return function(student, teacher, labels, **options)
-    else:
 
-        def loss() -> Tensor:
-            return function(student, labels, teacher, **options)
+SERIES = {
+    series.name: series
+    for series in (
+        Series(
+            "resolution",
+            "megapixels of the labels",
+            tuple((h * w / 1e6, _point(f"{h}x{w}", (1, 19, h // 8, w // 8)))
+                  for h, w in ((128, 256), (256, 512), CITYSCAPES, (1024, 2048))),
+        ),
+        Series("classes", "classes K", tuple((k, _point(f"K={k}", (1, k, 16, 32))) for k in (2, 5, 19, 60, 150, 300))),
+        Series("batch", "images B", tuple((b, _point(f"B={b}", (b, 19, 32, 64))) for b in (1, 2, 4, 8))),
+    )
+}  # fmt: skip
 
-    forward = torch.compile(loss, fullgraph=True, dynamic=False) if provider == "compile" else loss
+# Every case that memory can be asked for by name, and every one that a suite runs.
+CASES: dict[str, Case] = {
+    **PIXEL_LOSSES,
+    **PROJECTED_LOSSES,
+    **_named(*(c for s in SERIES.values() for _, c in s.points)),
+}
 
-    def step() -> Tensor:
-        student.grad = None
-        value = forward()
-        value.backward()
-        return value.detach()
 
-    return step
+def shrink(case: Case, channels: int = 8) -> Case:
+    """The same computation on a 4 x 4 grid, of at most so many feature channels."""
+    if isinstance(case, PixelCase):
+        return replace(case, shape=(*case.shape[:2], 4, 4), size=(32, 32))
+    return replace(
+        case,
+        shape=(case.shape[0], min(channels, case.shape[1]), 4, 4),
+        teacher_channels=min(channels, case.teacher_channels),
+        size=(4, 4) if case.loss == "cross_entropy" else (32, 32),
+    )

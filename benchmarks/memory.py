@@ -1,7 +1,8 @@
-"""Peak memory of one step, beyond what was there before it: by torch's allocator and by the process's resident size.
+"""Peak memory of one step beyond its inputs, gradients included: measured, and predicted for sizes that do not fit.
 
-Each measurement runs in a process of its own: ``python -m benchmarks.memory --case "hakd K=19" --provider cpu`` prints
-one JSON object in bytes.
+Measured by torch's CPU allocator and by the process's resident size, in a process of its own:
+``python -m benchmarks.memory --cases "hakd K=19" --provider cpu`` prints one JSON object in bytes. Predicted from fake
+tensors, which have shapes but no data: what the operators return is counted, what they need inside is not.
 """
 
 from __future__ import annotations
@@ -11,12 +12,24 @@ import json
 import resource
 import subprocess
 import sys
-from dataclasses import replace
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from .cases import PIXEL_LOSSES, PROVIDERS, Case, make_step
+from hetero_kernels import HeteroAKDLoss
+
+from .cases import CASES, Case, Size, shrink
+from .steps import Step, make_step
+
+# Measured --------------------------------------------------------------------------------------------------------
 
 
 def _resident(peak: bool) -> int:
@@ -35,8 +48,8 @@ def _forget_peak() -> None:
         pass
 
 
-def allocator_peak(step) -> int:
-    """Largest sum of live allocations that torch's CPU allocator sees during ``step``."""
+def allocator_peak(step: Callable[[], object]) -> int:
+    """Largest sum of live allocations, in bytes, that torch's CPU allocator sees during ``step``."""
     with torch.profiler.profile(profile_memory=True) as profile:
         step()
     live = peak = 0
@@ -48,34 +61,162 @@ def allocator_peak(step) -> int:
 
 
 def measure(case: Case, provider: str) -> dict[str, int]:
-    """Peaks of this very process; call it in a fresh one."""
-    tiny = replace(case, shape=(*case.shape[:2], 2, 2), size=(16, 16))
-    make_step(tiny, provider)()  # libraries, threads and autograd are warm
+    """Bytes: peaks beyond the inputs ("allocator", "resident") and the gradients that are part of them ("gradients").
+
+    The resident peak is meaningful for the first case of a fresh process only.
+    """
+    make_step(shrink(case), provider)()  # libraries, threads and autograd are warm
     step = make_step(case, provider)
     if provider == "compile":
         step()  # compiles; the measured step then reuses the code
+        step.release()
+    return _measure(step)
+
+
+def _measure(step: Step) -> dict[str, int]:
     _forget_peak()
     before = _resident(peak=False)
     step()
-    resident = _resident(peak=True) - before
-    return {"allocator": allocator_peak(step), "resident": resident}
+    resident = max(_resident(peak=True) - before, 0)
+    step.release()
+    allocator = allocator_peak(step)
+    gradients = sum(leaf.grad.nbytes for leaf in step.leaves if leaf.grad is not None)
+    return {"allocator": allocator, "resident": resident, "gradients": gradients}
 
 
-def measure_fresh(case_name: str, provider: str, threads: int) -> dict[str, int]:
-    """Runs :func:`measure` in a new process."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--case", case_name, "--provider", provider]
-    done = subprocess.run([*command, "--threads", str(threads)], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def start(names: Sequence[str], provider: str, threads: int) -> subprocess.Popen:
+    """Measures cases (:data:`benchmarks.cases.CASES`) or whole losses (:data:`PAPER_SIZES`) in a new process;
+    :func:`finish` waits for it."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--cases", *names, "--provider", provider]
+    return subprocess.Popen(
+        [*command, "--threads", str(threads)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen) -> dict[str, dict[str, int]]:
+    """By case what :func:`measure` returned. Raises RuntimeError with the process's message where it failed."""
+    out, error = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"benchmarks.memory failed: {error.strip()[-2000:]}")
+    return json.loads(out.splitlines()[-1])
+
+
+# Predicted -------------------------------------------------------------------------------------------------------
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the storages that operators return while they live, and the largest sum; of fake tensors or
+    of real ones."""
+
+    def __init__(self, fake: bool = True) -> None:
+        super().__init__()
+        self._fake = fake
+        self.live = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if self._fake and func is torch.ops.aten._local_scalar_dense.default:
+            return False  # fake labels have no values; "is any of them wrong?" is the only question asked
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self.live -= self._sizes.pop(key)
+
+
+@dataclass(frozen=True)
+class WholeLoss:
+    """HeteroAKDLoss with its defaults on the maps of a pair of networks."""
+
+    name: str
+    batch: int
+    num_classes: int
+    size: Size  # labels H, W
+    student_channels: int
+    student_strides: Size  # of features and logits
+    teacher_channels: int
+    teacher_strides: Size
+
+    @property
+    def assumptions(self) -> str:
+        """The maps in words."""
+        (fs, ls), (ft, lt) = self.student_strides, self.teacher_strides
+        return (
+            f"K = {self.num_classes}; student: {self.student_channels} channels at stride {fs}, logits at stride {ls}; "
+            f"teacher: {self.teacher_channels} channels at stride {ft}, logits at stride {lt}"
+        )
+
+    def step(self, backend: str) -> Step:
+        """Forward and backward: gradients of the student's features and logits and of the projectors."""
+
+        def maps(channels: int, stride: int) -> Tensor:
+            return torch.randn(self.batch, channels, self.size[0] // stride, self.size[1] // stride)
+
+        loss = HeteroAKDLoss(self.student_channels, self.teacher_channels, self.num_classes, backend=backend)
+        features = maps(self.student_channels, self.student_strides[0]).requires_grad_()
+        logits = maps(self.num_classes, self.student_strides[1]).requires_grad_()
+        teacher_features = maps(self.teacher_channels, self.teacher_strides[0])
+        teacher_logits = maps(self.num_classes, self.teacher_strides[1])
+        labels = torch.zeros(self.batch, *self.size, dtype=torch.int64)
+        return Step(
+            lambda: loss(features, teacher_features, labels, logits, teacher_logits).loss,
+            [features, logits, *loss.parameters()],
+        )
+
+
+# A dilated ResNet-18 student (features and logits at stride 8) and a SegFormer-B4 teacher (features of the last stage
+# at stride 32, logits at stride 4).
+PAPER_SIZES = {
+    whole.name: whole
+    for whole in (
+        WholeLoss("Cityscapes, 512x1024, batch 8", 8, 19, (512, 1024), 512, (8, 8), 512, (32, 4)),
+        WholeLoss("ADE20K, 512x512, batch 16", 16, 150, (512, 512), 512, (8, 8), 512, (32, 4)),
+    )
+}
+
+
+def predict(whole: WholeLoss, backend: str) -> int:
+    """Predicted peak in bytes of one forward and backward beyond the inputs, gradients included, without what the
+    operators need inside."""
+    with FakeTensorMode():
+        step = whole.step(backend)
+        with LiveBytes() as bytes_:
+            step()
+        return bytes_.peak
+
+
+def measure_whole(whole: WholeLoss, backend: str) -> dict[str, int]:
+    """As :func:`measure`, of a whole loss."""
+    replace(whole, batch=1, size=(64, 64), student_channels=8, teacher_channels=8).step(backend)()
+    return _measure(whole.step(backend))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", choices=PIXEL_LOSSES, required=True)
-    parser.add_argument("--provider", choices=PROVIDERS, required=True)
+    parser.add_argument("--cases", nargs="+", choices=[*CASES, *PAPER_SIZES], required=True, metavar="CASE")
+    parser.add_argument("--provider", required=True)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(json.dumps(measure(PIXEL_LOSSES[arguments.case], arguments.provider)))
+    peaks = {
+        name: measure(CASES[name], arguments.provider)
+        if name in CASES
+        else measure_whole(PAPER_SIZES[name], arguments.provider)
+        for name in arguments.cases
+    }
+    print(json.dumps(peaks))
 
 
 if __name__ == "__main__":
