@@ -108,9 +108,12 @@ struct HakdLoop {
     }
     HakdAnchor<V> at_anchor;
     for (int64_t c = 0; c < classes; ++c) {
+      weigh_student(measured[c], anchors.at(c), p, maxima, sums, at_anchor, kept[c]);
+    }
+    for (int64_t c = 0; c < classes; ++c) {
       const V maximum = spatial ? per_class(problem.spatial_maximum, image, c) : zero;
       const V scale = spatial ? per_class(problem.spatial_scale, image, c) : zero;
-      visit_guarded(measured[c], anchors.at(c), p, maximum, scale, maxima, sums, at_anchor, kept[c]);
+      weigh_hybrid(measured[c], anchors.at(c), p, maximum, scale, maxima, sums, kept[c]);
     }
     out = sums;
     V log_ratio = surprise_guarded(sums.student, (maxima.student - at_anchor.z_s) * cold);

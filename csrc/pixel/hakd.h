@@ -236,25 +236,28 @@ HK_INLINE void measure(V z_s, V z_t, Chosen<V> label, const HakdParameters<Real>
   }
 }
 
-// Second guarded visit. `spatial_maximum` m and `spatial_scale` 1 / sum_n e^{q - m} are the class's over the image
-// (Kem::kSpatial).
+// Second guarded visit, in two steps so that each one's sums stay in registers.
 template <class V, class Real>
-HK_INLINE void visit_guarded(const HakdMeasured<V>& m, Chosen<V> anchor, const HakdParameters<Real>& p,
-                             V spatial_maximum, V spatial_scale, const HakdMaxima<V>& maxima, HakdSums<V>& sums,
-                             HakdAnchor<V>& at_anchor, HakdClass<V>& kept) {
-  const V cold = V(Real(1) / p.temperature);
-  kept.student = math::exp_nonpositive((m.z_s - maxima.student) * cold);
-  const V hybrid = math::exp_nonpositive((m.z_h - maxima.hybrid) * cold);
+HK_INLINE void weigh_student(const HakdMeasured<V>& m, Chosen<V> anchor, const HakdParameters<Real>& p,
+                             const HakdMaxima<V>& maxima, HakdSums<V>& sums, HakdAnchor<V>& at_anchor, HakdClass<V>& kept) {
+  kept.student = math::exp_nonpositive((m.z_s - maxima.student) * V(Real(1) / p.temperature));
+  anchor.add(sums.student, kept.student);
+  at_anchor.z_s = anchor.choose(m.z_s, at_anchor.z_s);
+  at_anchor.z_h = anchor.choose(m.z_h, at_anchor.z_h);
+}
+
+// `spatial_maximum` m and `spatial_scale` 1 / sum_n e^{q - m} are the class's over the image (Kem::kSpatial).
+template <class V, class Real>
+HK_INLINE void weigh_hybrid(const HakdMeasured<V>& m, Chosen<V> anchor, const HakdParameters<Real>& p, V spatial_maximum,
+                            V spatial_scale, const HakdMaxima<V>& maxima, HakdSums<V>& sums, HakdClass<V>& kept) {
+  const V hybrid = math::exp_nonpositive((m.z_h - maxima.hybrid) * V(Real(1) / p.temperature));
   kept.weighted = hybrid;
   if (p.kem != Kem::kNone) {
-    const V weight = p.kem == Kem::kSpatial ? math::exp_nonpositive(m.score - spatial_maximum) * spatial_scale
-                                            : math::exp_nonpositive(m.score - maxima.score);
+    V weight = math::exp_nonpositive(m.score - (p.kem == Kem::kSpatial ? spatial_maximum : maxima.score));
+    if (p.kem == Kem::kSpatial) weight = weight * spatial_scale;
     sums.weight = sums.weight + weight;
     kept.weighted = hybrid * weight;
   }
-  at_anchor.z_s = anchor.choose(m.z_s, at_anchor.z_s);
-  at_anchor.z_h = anchor.choose(m.z_h, at_anchor.z_h);
-  anchor.add(sums.student, kept.student);
   add_class(kept, hybrid, m.z_s, m.step, anchor, p, sums);
 }
 
