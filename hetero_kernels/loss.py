@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,20 +49,33 @@ class PixelProjector(nn.Sequential):
         super().__init__(*layers)
 
 
-def _as_convolution(projector: PixelProjector) -> tuple[Tensor, Tensor | None] | None:
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _as_convolution(projector: nn.Sequential) -> tuple[Tensor, Tensor | None] | None:
     """Weight [K, C] and bias [K] of the one 1x1 convolution that ``projector`` is, its batch norm folded in; None where
-    it is not one: a batch norm that uses the batch's own statistics, a ReLU."""
-    if len(projector) > 2:
+    it is not one, or not surely: a batch norm that uses the batch's own statistics, other layers, hooks."""
+    conv, *others = projector
+    if type(conv) is not nn.Conv2d or len(others) > 1 or any(map(_has_hooks, (projector, conv, *others))):
         return None
-    conv = cast(nn.Conv2d, projector[0])
+    if (conv.kernel_size, conv.stride, conv.padding, conv.groups) != ((1, 1), (1, 1), (0, 0), 1):
+        return None
     weight, bias = conv.weight.flatten(1), conv.bias
-    if len(projector) == 1:
+    if not others:
         return weight, bias
-    norm = cast(nn.BatchNorm2d, projector[1])
-    if norm.training or norm.running_mean is None or norm.running_var is None:
+    norm = others[0]
+    if not isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)) or norm.training:
         return None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return weight * scale[:, None], norm.bias - norm.running_mean * scale
+    if norm.running_mean is None or norm.running_var is None:
+        return None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.affine:
+        scale = norm.weight * scale
+    shift = -norm.running_mean if bias is None else bias - norm.running_mean
+    return weight * scale[:, None], shift * scale + norm.bias if norm.affine else shift * scale
 
 
 def _for_terms(normalizer: Normalizer, terms: tuple[str, ...]) -> Normalizer:

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from hetero_kernels import functional
 from hetero_kernels.ops import pixel_losses
-from hetero_kernels.ops.library import pack_scalars, scale_gradient
+from hetero_kernels.ops.library import pack_scalars, scale_gradient_op
 
 HAKD_OPTIONS = (True, "class", "kl", "label", False, 255)
 
@@ -41,7 +41,7 @@ def test_opcheck(case, reduction, double):
     gradient = torch.randn(student.shape)
     for factor in (torch.tensor(2.0), None):
         # Not test_autograd_registration's backward: differentiating it is an error on purpose.
-        torch.library.opcheck(scale_gradient, (gradient, factor, student.detach().half()))
+        torch.library.opcheck(scale_gradient_op, (gradient, factor, student.detach().half()))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -4,6 +4,8 @@ import functools
 
 import pytest
 import torch
+import torch.nn.utils.prune
+import torch.utils.checkpoint
 from cases import TOLERANCE, make_labels, relative_l2
 
 from hetero_kernels import HeteroAKDLoss, functional, reference
@@ -223,7 +225,7 @@ def test_opcheck_and_second_derivative(backend):
     like = torch.randn(2, 6, 4, 5)
     for x in (like, like.contiguous(memory_format=torch.channels_last), like.bfloat16()):
         torch.library.opcheck(
-            projected_losses.project_back, (torch.randn(2, 3, 4, 5), torch.randn(3, 6), torch.tensor(2.0), x)
+            projected_losses.project_back_op, (torch.randn(2, 3, 4, 5), torch.randn(3, 6), torch.tensor(2.0), x)
         )
     loss = functional.projected_hakd_loss(*tensors[:4], labels, resolution="feature", backend=backend)
     (gradient,) = torch.autograd.grad(loss, tensors[0], create_graph=True)
@@ -275,3 +277,66 @@ def test_module_takes_the_one_pass_path_where_it_can(monkeypatch, projector, tra
     assert bool(calls) == (projector == "conv" or (projector == "conv_bn" and not training))
     for actual, expected in zip(*results, strict=True):
         assert relative_l2(actual, expected) <= 2e-5
+
+
+def _other_projectors():
+    def changed(change):
+        def make():
+            module = HeteroAKDLoss(8, 12, 5, resolution="feature", temperature=2.0).eval()
+            change(module.student_projector)
+            return module
+
+        return make
+
+    def set_layer(index, layer):
+        return lambda p: p.__setitem__(index, layer.eval())
+
+    return {
+        "hook": changed(lambda p: p[0].register_forward_hook(lambda module, inputs, output: output * 2)),
+        "weight norm": changed(lambda p: torch.nn.utils.parametrizations.weight_norm(p[0])),
+        "pruned": changed(lambda p: torch.nn.utils.prune.l1_unstructured(p[0], "weight", amount=0.5)),
+        "bias before batch norm": changed(set_layer(0, torch.nn.Conv2d(8, 5, 1))),
+        "batch norm without scale": changed(set_layer(1, torch.nn.BatchNorm2d(5, affine=False))),
+        "batch norm without statistics": changed(set_layer(1, torch.nn.BatchNorm2d(5, track_running_stats=False))),
+        "identity": changed(set_layer(1, torch.nn.Identity())),
+        "3x3": changed(set_layer(0, torch.nn.Conv2d(8, 5, 3, padding=1))),
+    }
+
+
+@pytest.mark.parametrize("kind", _other_projectors())
+def test_module_computes_what_its_projectors_say(kind):
+    """Whatever was done to them; twice, as a training loop would."""
+    torch.manual_seed(0)
+    module = _other_projectors()[kind]()
+    student, teacher = torch.randn(2, 8, 6, 7, requires_grad=True), torch.randn(2, 12, 6, 7)
+    labels = make_labels(2, (24, 28), 5)
+    for _ in range(2):
+        tensors = [student, *module.parameters()]
+        loss = module(student, teacher, labels).loss
+        expected = reference.hakd_loss(
+            module.student_projector(student), module.teacher_projector(teacher), labels, temperature=2.0,
+            proj_weight=1.0, resolution="feature",
+        )  # fmt: skip
+        assert relative_l2(loss, expected) <= 1e-5
+        for a, e in zip(torch.autograd.grad(loss, tensors), torch.autograd.grad(expected, tensors), strict=True):
+            assert relative_l2(a, e) <= 2e-5
+
+
+def test_checkpointing_and_functional_gradients(backend):
+    tensors, labels = make_inputs("odd")
+
+    def loss(features):
+        return functional.projected_hakd_loss(features, *tensors[1:4], labels, resolution="feature", backend=backend)
+
+    features = tensors[0].requires_grad_()
+    (expected,) = torch.autograd.grad(loss(features), features)
+    checkpointed = torch.utils.checkpoint.checkpoint(loss, features, use_reentrant=False)
+    assert torch.equal(torch.autograd.grad(checkpointed, features)[0], expected)
+    assert torch.equal(torch.func.grad(loss)(features.detach()), expected)
+    logits = torch.randn(2, 5, 9, 11)
+    for function in (
+        lambda z: functional.hakd_loss(z, logits.flip(0), labels, backend=backend),
+        lambda z: functional.segmentation_loss(z, labels, backend=backend),
+    ):
+        z = logits.clone().requires_grad_()
+        assert torch.equal(torch.func.grad(function)(logits), torch.autograd.grad(function(z), z)[0])

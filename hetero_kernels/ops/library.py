@@ -41,7 +41,9 @@ def differentiable(op: Callable, setup_context: Callable, backward: Callable) ->
     Function.backward = staticmethod(backward)  # type: ignore[method-assign]
 
     def call(*args: Any) -> Any:
-        return op(*args) if torch.compiler.is_compiling() else Function.apply(*args)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return op(*args)
+        return Function.apply(*args)
 
     return call
 
@@ -79,11 +81,16 @@ def no_second_derivative(ctx: object, grad: Tensor) -> None:
     )
 
 
-scale_gradient = define(
+def no_context(ctx: object, inputs: tuple, output: Tensor) -> None:
+    """Keeps nothing: :func:`no_second_derivative` needs nothing."""
+
+
+scale_gradient_op = define(
     "scale_gradient",
     "(Tensor gradient, Tensor? factor, Tensor like) -> Tensor",
     fake=lambda gradient, factor, like: torch.empty_like(gradient, dtype=like.dtype),
-    setup_context=lambda ctx, inputs, output: None,
+    setup_context=no_context,
     backward=no_second_derivative,
 )
+scale_gradient = differentiable(scale_gradient_op, no_context, no_second_derivative)
 _library.impl("scale_gradient", _scale, "CompositeExplicitAutograd")

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from ..options import HakdOptions
-from .library import compute_dtype, define, differentiable, no_second_derivative, pack_scalars, scale_gradient
+from .library import (
+    compute_dtype,
+    define,
+    differentiable,
+    no_context,
+    no_second_derivative,
+    pack_scalars,
+    scale_gradient,
+)
 
 BACKENDS = ("cpu",)  # those with kernels for these operators
 
@@ -27,13 +35,14 @@ def _project_back_fake(logit_gradient, weight, factor, like):
     return torch.empty_like(like, memory_format=memory_format)
 
 
-project_back = define(
+project_back_op = define(
     "project_back",
     "(Tensor logit_gradient, Tensor weight, Tensor? factor, Tensor like) -> Tensor",
     fake=_project_back_fake,
-    setup_context=lambda ctx, inputs, output: None,
+    setup_context=no_context,
     backward=no_second_derivative,
 )
+project_back = differentiable(project_back_op, no_context, no_second_derivative)
 
 # projected_hakd_loss -------------------------------------------------------------------------------------------
 
@@ -79,7 +88,8 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tensor | 
     gradients: list[Tensor | None] = [None] * 6
     needed = ctx.needs_input_grad[:6]
     if grad_loss is not None and any(needed):
-        tensors, saved = ctx.saved_tensors[:10], ctx.saved_tensors[10:]
+        everything = ctx.saved_tensors  # once: hooks may unpack each tensor only once
+        tensors, saved = everything[:10], everything[10:]
         factor = cast(Tensor | None, grad_loss)
         wanted = (needed[0], needed[2] or needed[4], needed[1], needed[3] or needed[5])
         per_pixel = ctx.options[-1] == "none"
