@@ -172,7 +172,7 @@ HK_INLINE HakdClass<V> weigh(const HakdVisit<V>& visit, V w_t, Label label, Chos
 // The sums of `visit` in natural units.
 template <class V, class Real>
 HK_INLINE void to_natural(HakdSums<V>& sums, const HakdParameters<Real>& p) {
-  const V ln2(Real(math::kLn2)), unit(static_cast<Real>(p.temperature * math::kLn2));
+  const V ln2{static_cast<Real>(math::kLn2)}, unit{static_cast<Real>(p.temperature * math::kLn2)};
   sums.proj = sums.proj * ln2;
   sums.value.anchor = sums.value.anchor * unit;
   sums.value.others = sums.value.others * unit;

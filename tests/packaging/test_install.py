@@ -109,7 +109,8 @@ def test_cpu_sources_compile_elsewhere(compiler, tmp_path):
     """The loops are compiler vector extensions and nothing of x86: another compiler, another processor."""
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
-    for name in ("pixel_losses_portable", "pixel_losses", "labels", "plan", "instruction_set"):
+    names = ("pixel_losses_portable", "pixel_losses", "projected_losses_portable", "projected_losses", "labels", "plan")
+    for name in (*names, "instruction_set"):
         source = ROOT / "csrc" / "cpu" / f"{name}.cpp"
         out = run(compiler, "-std=c++20", "-O1", "-Wall", "-Wno-psabi", "-c", source, "-o", tmp_path / "object.o")
         assert "warning" not in out, out
