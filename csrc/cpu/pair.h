@@ -54,21 +54,6 @@ HK_INLINE Pair<P> fma(Pair<P> x, Pair<P> y, Pair<P> z) {
 }
 
 template <class P>
-HK_INLINE Pair<P> round_to_integer(Pair<P> x) {
-  return {round_to_integer(x.a), round_to_integer(x.b)};
-}
-
-template <class P>
-HK_INLINE Pair<P> scale_by_power(Pair<P> x, Pair<P> n) {
-  return {scale_by_power(x.a, n.a), scale_by_power(x.b, n.b)};
-}
-
-template <class P>
-HK_INLINE Pair<P> split_exponent(Pair<P> u, Pair<P>& n) {
-  return {split_exponent(u.a, n.a), split_exponent(u.b, n.b)};
-}
-
-template <class P>
 HK_INLINE Pair<P> maximum(Pair<P> x, Pair<P> y) {
   return {maximum(x.a, y.a), maximum(x.b, y.b)};
 }

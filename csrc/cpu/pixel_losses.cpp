@@ -7,6 +7,7 @@
 
 #include "dispatch.h"
 #include "labels.h"
+#include "loss_grid.h"
 #include "plan.h"
 #include "reduction.h"
 
@@ -22,41 +23,21 @@ class Call {
       : a_(a),
         problem_(problem),
         runtime_(runtime),
-        height_(a.label_resolution ? a.labels.height : a.student.height),
-        width_(a.label_resolution ? a.labels.width : a.student.width),
-        student_rows_(height_, a.student.height, a.align_corners),
-        student_columns_(width_, a.student.width, a.align_corners),
-        teacher_rows_(height_, (a.teacher ? *a.teacher : a.student).height, a.align_corners),
-        teacher_columns_(width_, (a.teacher ? *a.teacher : a.student).width, a.align_corners),
-        label_rows_(nearest_table(height_, a.labels.height)),
-        label_columns_(nearest_table(width_, a.labels.width)) {
+        grid_(a),
+        student_rows_(grid_.height, a.student.height, a.align_corners),
+        student_columns_(grid_.width, a.student.width, a.align_corners),
+        teacher_rows_(grid_.height, (a.teacher ? *a.teacher : a.student).height, a.align_corners),
+        teacher_columns_(grid_.width, (a.teacher ? *a.teacher : a.student).width, a.align_corners) {
     std::vector<const AxisTable<Real>*> rows = {&student_rows_};
     if (a.teacher) rows.push_back(&teacher_rows_);
-    items_ = make_items<Real>(a.batch, height_, rows);
+    items_ = make_items<Real>(a.batch, grid_.height, rows);
     partial_.assign(items_.size() * 2, 0.0);
 
-    problem.batch = a.batch;
-    problem.classes = a.classes;
-    problem.height = height_;
-    problem.width = width_;
+    grid_.describe(a, partial_, problem);
+    problem.items = items_.data();
     problem.student = network(a.student, student_rows_, student_columns_);
     problem.has_teacher = a.teacher != nullptr;
     if (a.teacher) problem.teacher = network(*a.teacher, teacher_rows_, teacher_columns_);
-    problem.labels = a.labels.data;
-    problem.label_type = a.labels.type;
-    std::memcpy(problem.label_stride, a.labels.stride, sizeof(problem.label_stride));
-    problem.label_row = label_rows_.data();
-    problem.label_column = label_columns_.data();
-    problem.label_columns_identity = width_ == a.labels.width;
-    problem.ignore_index = a.ignore_index;
-    problem.items = items_.data();
-    problem.logit_limit = static_cast<Real>(logit_limit(a.temperature));
-    problem.logit_scale = static_cast<Real>(math::kLog2e / a.temperature);
-    problem.upstream = a.upstream;
-    std::memcpy(problem.upstream_stride, a.upstream_stride, sizeof(problem.upstream_stride));
-    problem.partial = partial_.data();
-    const bool maps = a.reduction == Reduction::kNone;
-    for (int term = 0; term < 2; ++term) problem.maps[term] = maps ? a.term[term] : nullptr;
     int planes = 0;
     for (const Network<Real>* n : {&problem.student, a.teacher ? &problem.teacher : nullptr}) {
       if (n != nullptr) planes += (n->rows.identity ? 1 : 2) * (n->gradient ? 2 : 1);
@@ -75,7 +56,7 @@ class Call {
   void finish(const LossReduction<Real>& reduction) const {
     gather(a_.student, problem_.student, student_rows_);
     if (a_.teacher) gather(*a_.teacher, problem_.teacher, teacher_rows_);
-    reduction.finish(partial_, a_.batch * height_ * width_, runtime_);
+    reduction.finish(partial_, a_.batch * grid_.height * grid_.width, runtime_);
   }
 
  private:
@@ -105,9 +86,8 @@ class Call {
   const LossArguments<Real>& a_;
   PixelProblem<Real>& problem_;
   const Runtime& runtime_;
-  const int64_t height_, width_;
+  const LossGrid<Real> grid_;
   const AxisTable<Real> student_rows_, student_columns_, teacher_rows_, teacher_columns_;
-  const std::vector<int32_t> label_rows_, label_columns_;
   std::vector<Item> items_;
   std::vector<double> partial_;
 };

@@ -69,7 +69,9 @@ struct HakdLoop {
         visits[c - first] = exponentials<Power>(student.logit(c, x), teacher.logit(c, x), label, anchors.at(c), p, sums);
       });
       if constexpr (Errors) {
-        pixels.labels.each(first, end, [&](int64_t c, auto label) HK_INLINE_LAMBDA { mix<true>(visits[c - first], label, p, sums, errors + c); });
+        pixels.labels.each(first, end, [&](int64_t c, auto label) HK_INLINE_LAMBDA {
+          mix<true>(visits[c - first], label, p, sums, errors + c);
+        });
       } else {
         for (int64_t c = first; c < end; ++c) mix<false>(visits[c - first], NotChosen<V>(), p, sums, errors);
       }
@@ -103,7 +105,7 @@ struct HakdLoop {
         reliabilities(student.logit(c, x), teacher.logit(c, x), pixels.labels.at(c), measured[c]);
       }
       for (int64_t c = first; c < end; ++c) {
-        measure<Errors>(measured[c].z_s, teacher.logit(c, x), pixels.labels.at(c), p, measured[c], maxima, sums, errors + c);
+        measure<Errors>(teacher.logit(c, x), pixels.labels.at(c), p, measured[c], maxima, sums, errors + c);
       }
     }
     HakdAnchor<V> at_anchor;
@@ -186,7 +188,8 @@ struct HakdLoop {
 template <class V>
 HakdLoop<V> make_hakd_loop(const HakdProblem<typename V::Real>& problem, Scratch& scratch) {
   const auto take = [&](int64_t bytes) { return scratch.take(problem.classes * bytes); };
-  return {problem, static_cast<HakdClass<V>*>(take(sizeof(HakdClass<V>))), static_cast<HakdErrors<V>*>(take(sizeof(HakdErrors<V>))),
+  return {problem, static_cast<HakdClass<V>*>(take(sizeof(HakdClass<V>))),
+          static_cast<HakdErrors<V>*>(take(sizeof(HakdErrors<V>))),
           static_cast<HakdMeasured<V>*>(take(sizeof(HakdMeasured<V>)))};
 }
 

@@ -6,12 +6,11 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 #include "dispatch.h"
 #include "labels.h"
-#include "plan.h"
+#include "loss_grid.h"
 #include "reduction.h"
 
 namespace hetero::cpu {
@@ -97,9 +96,8 @@ template <class Real>
 void projected_hakd_loss(const LossArguments<Real>& a, const Features<Real>& student, const Features<Real>& teacher_features,
                          const HakdChoices& choices, const Runtime& runtime) {
   Features<Real> teacher = teacher_features;
-  const int64_t height = a.student.height, width = a.student.width, pixels = height * width;
-  const std::vector<int32_t> label_rows = nearest_table(height, a.labels.height);
-  const std::vector<int32_t> label_columns = nearest_table(width, a.labels.width);
+  const LossGrid<Real> grid(a);
+  const int64_t pixels = grid.height * grid.width;
   const int64_t tiles = a.batch * ((pixels + kTile - 1) / kTile);
   const int64_t tiles_per_chunk = std::max<int64_t>(1, (tiles + kMaxChunks - 1) / kMaxChunks);
   const int64_t chunks = (tiles + tiles_per_chunk - 1) / tiles_per_chunk;
@@ -107,25 +105,9 @@ void projected_hakd_loss(const LossArguments<Real>& a, const Features<Real>& stu
 
   ProjectedProblem<Real> problem{};
   HakdProblem<Real>& pixel = problem.pixel;
-  pixel.batch = a.batch;
-  pixel.classes = a.classes;
-  pixel.height = height;
-  pixel.width = width;
+  grid.describe(a, partial, pixel);
   pixel.has_teacher = true;
-  pixel.labels = a.labels.data;
-  pixel.label_type = a.labels.type;
-  std::memcpy(pixel.label_stride, a.labels.stride, sizeof(pixel.label_stride));
-  pixel.label_row = label_rows.data();
-  pixel.label_column = label_columns.data();
-  pixel.label_columns_identity = width == a.labels.width;
-  pixel.ignore_index = a.ignore_index;
   pixel.block = kTile;
-  pixel.logit_limit = static_cast<Real>(logit_limit(a.temperature));
-  pixel.logit_scale = static_cast<Real>(math::kLog2e / a.temperature);
-  pixel.upstream = a.upstream;
-  std::memcpy(pixel.upstream_stride, a.upstream_stride, sizeof(pixel.upstream_stride));
-  pixel.partial = partial.data();
-  if (a.reduction == Reduction::kNone) std::copy_n(a.term, 2, pixel.maps);
   pixel.parameters = {static_cast<Real>(a.temperature), choices.kmm, choices.kem, choices.cross_entropy};
   problem.tiles_per_chunk = tiles_per_chunk;
 

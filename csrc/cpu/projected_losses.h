@@ -19,8 +19,8 @@ struct Features {
   Real* bias_gradient;    // [K]
 };
 
-// `a` describes labels, reduction and terms; of its student only height and width are looked at, which are both
-// networks' grid. Throws std::runtime_error for a wrong label. HakdChoices::kem must not be Kem::kSpatial, whose weights
+// `a` describes labels, reduction and terms, at feature resolution; of its student only height and width are looked at,
+// which are both networks' grid. Throws std::runtime_error for a wrong label. HakdChoices::kem must not be Kem::kSpatial, whose weights
 // need all of an image's logits first.
 template <class Real>
 void projected_hakd_loss(const LossArguments<Real>& a, const Features<Real>& student, const Features<Real>& teacher,

@@ -22,18 +22,6 @@ HK_INLINE Vec<16> add_unless(LaneMask<16> mask, Vec<16> sum, Vec<16> x) {
 
 HK_INLINE Vec<16> fma(Vec<16> a, Vec<16> b, Vec<16> c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
 
-HK_INLINE Vec<16> round_to_integer(Vec<16> x) {
-  return _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-
-HK_INLINE Vec<16> scale_by_power(Vec<16> x, Vec<16> n) { return _mm512_scalef_ps(x.v, n.v); }
-
-HK_INLINE Vec<16> split_exponent(Vec<16> u, Vec<16>& n) {
-  n = _mm512_getexp_ps(u.v);
-  const __m512i exponent = _mm512_and_epi32(_mm512_castps_si512(u.v), _mm512_set1_epi32(0x7f800000));
-  return _mm512_castsi512_ps(_mm512_sub_epi32(_mm512_set1_epi32(0x7f000000), exponent));
-}
-
 HK_INLINE Vec<16> permute(Vec<16> table, Vec<16>::Ints index) {
   return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(index), table.v);
 }

@@ -224,15 +224,15 @@ struct HakdAnchor {
 
 // Second step of the first guarded visit; `reliabilities` was the first.
 template <bool Errors, class V, class Real>
-HK_INLINE void measure(V z_s, V z_t, Chosen<V> label, const HakdParameters<Real>& p, HakdMeasured<V>& m,
-                       HakdMaxima<V>& maxima, HakdSums<V>& sums, HakdErrors<V>* errors) {
+HK_INLINE void measure(V z_t, Chosen<V> label, const HakdParameters<Real>& p, HakdMeasured<V>& m, HakdMaxima<V>& maxima,
+                       HakdSums<V>& sums, HakdErrors<V>* errors) {
   score(z_t, label, p.kmm, m);
   maxima.student = maximum(m.z_s, maxima.student);
   maxima.hybrid = maximum(m.z_h, maxima.hybrid);
   maxima.score = maximum(m.score, maxima.score);
   sums.proj = sums.proj + (m.h_s + m.h_t);
   if constexpr (Errors) {
-    *errors = {label.negate(math::sigmoid(label.negate(z_s))), label.negate(math::sigmoid(label.negate(z_t)))};
+    *errors = {label.negate(math::sigmoid(label.negate(m.z_s))), label.negate(math::sigmoid(label.negate(z_t)))};
   }
 }
 
@@ -267,6 +267,7 @@ template <class V>
 HK_INLINE V surprise(const SplitSum<V>& sum) {
   return math::log1p(sum.others / sum.anchor);
 }
+
 // surprise(a) - surprise(b), as one logarithm: the two may be large and close.
 template <class V>
 HK_INLINE V surprise_ratio(const SplitSum<V>& a, const SplitSum<V>& b) {
@@ -274,6 +275,7 @@ HK_INLINE V surprise_ratio(const SplitSum<V>& a, const SplitSum<V>& b) {
   const V log = math::log1p(maximum(x - y, y - x) / (V(1.f) + select(x > y, y, x)));
   return select(x > y, log, zero - log);
 }
+
 template <class V>
 HK_INLINE V surprise_guarded(const SplitSum<V>& sum, V distance) {
   return distance + select(distance == V(0.f), math::log1p(sum.others), math::log_from_one(sum.total()));

@@ -1,9 +1,9 @@
 // exp and log1p for any value type V, such as a vector of floats (csrc/cpu/vec.h).
 //
 // V provides: V::Real, V::Mask, arithmetic and comparison operators, V(scalar), select(mask, a, b), maximum(a, b) =
-// select(a > b, a, b), which is b where either is NaN, add_unless(mask, sum, x), fma(a, b, c), round_to_integer(x), scale_by_power(x, n) = x 2^n and
-// split_exponent(u, n) (below); a type of other precision specialises the functions instead. Comparisons are ordered so
-// that a NaN passes through every select here: max and clamp would swallow it.
+// select(a > b, a, b), which is b where either is NaN, add_unless(mask, sum, x) and fma(a, b, c); and for the functions
+// below round_to_integer(x), scale_by_power(x, n) = x 2^n and split_exponent(u, n), or functions of its own. Comparisons
+// are ordered so that a NaN passes through every select here: max and clamp would swallow it.
 #pragma once
 
 #include "macros.h"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..options import HakdOptions, SegmentationOptions
-from .library import compute_dtype, define, differentiable, pack_scalars, scale_gradient
+from .library import compute_dtype, define, pack_scalars, scale_gradient
 
 
 def _loss_shape(labels: Tensor, reduction: str, grid: Tensor | None) -> list[int | torch.SymInt]:
@@ -68,7 +68,7 @@ def _hakd_backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tens
     return (*gradients, *([None] * 14))
 
 
-hakd_op = define(
+hakd_op, _differentiable_hakd = define(
     "hakd_loss",
     "(Tensor student_logits, Tensor teacher_logits, Tensor labels, Tensor scalars, Tensor? hakd_normalizer,"
     " Tensor? proj_normalizer, Tensor? upstream, bool kmm, str kem, str divergence, str resolution,"
@@ -78,7 +78,6 @@ hakd_op = define(
     setup_context=_hakd_setup,
     backward=_hakd_backward,
 )
-_differentiable_hakd = differentiable(hakd_op, _hakd_setup, _hakd_backward)
 
 
 def hakd_loss(
@@ -132,7 +131,7 @@ def _segmentation_backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tu
     return (gradient, *([None] * 11))
 
 
-segmentation_op = define(
+segmentation_op, _differentiable_segmentation = define(
     "segmentation_loss",
     "(Tensor logits, Tensor? teacher_logits, Tensor labels, Tensor? class_weight, Tensor scalars,"
     " Tensor? task_normalizer, Tensor? kd_normalizer, Tensor? upstream, bool align_corners, int ignore_index,"
@@ -141,7 +140,6 @@ segmentation_op = define(
     setup_context=_segmentation_setup,
     backward=_segmentation_backward,
 )
-_differentiable_segmentation = differentiable(segmentation_op, _segmentation_setup, _segmentation_backward)
 
 
 def segmentation_loss(

@@ -17,7 +17,6 @@ from ..options import HakdOptions
 from .library import (
     compute_dtype,
     define,
-    differentiable,
     no_context,
     no_second_derivative,
     pack_scalars,
@@ -35,14 +34,13 @@ def _project_back_fake(logit_gradient, weight, factor, like):
     return torch.empty_like(like, memory_format=memory_format)
 
 
-project_back_op = define(
+project_back_op, project_back = define(
     "project_back",
     "(Tensor logit_gradient, Tensor weight, Tensor? factor, Tensor like) -> Tensor",
     fake=_project_back_fake,
     setup_context=no_context,
     backward=no_second_derivative,
 )
-project_back = differentiable(project_back_op, no_context, no_second_derivative)
 
 # projected_hakd_loss -------------------------------------------------------------------------------------------
 
@@ -105,7 +103,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tensor | 
     return (*gradients, *([None] * 14))
 
 
-projected_hakd_op = define(
+projected_hakd_op, _differentiable_projected_hakd = define(
     "projected_hakd_loss",
     "(Tensor student_features, Tensor teacher_features, Tensor student_weight, Tensor teacher_weight,"
     " Tensor? student_bias, Tensor? teacher_bias, Tensor labels, Tensor scalars, Tensor? hakd_normalizer,"
@@ -118,7 +116,6 @@ projected_hakd_op = define(
     setup_context=_setup,
     backward=_backward,
 )
-_differentiable_projected_hakd = differentiable(projected_hakd_op, _setup, _backward)
 
 
 def projected_hakd_loss(
