@@ -117,7 +117,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if self._fake and func is torch.ops.aten._local_scalar_dense.default:
-            return False  # fake labels have no values; "is any of them wrong?" is the only question asked
+            return False  # fake tensors have no values; "is any of them wrong?" is the only question asked
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):

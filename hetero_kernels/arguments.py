@@ -32,6 +32,11 @@ def check_maps(name: str, x: object, kind: str) -> None:
         raise TypeError(f"{name} is {_describe(x)}, expected a Tensor [B, {kind}, h, w]")
     if x.dim() != 4 or min(x.shape[1:]) < 1:
         raise ValueError(f"{name} is {_describe(x)}, expected [B, {kind}, h, w] with {kind}, h, w >= 1")
+    check_floating(name, x)
+
+
+def check_floating(name: str, x: Tensor) -> None:
+    """Raises TypeError unless ``x`` has one of the dtypes that are computed with: float8 is none of them."""
     if x.dtype not in FLOATING:
         raise TypeError(f"{name} is {_describe(x)}, expected one of {_names(FLOATING)}")
 
@@ -94,8 +99,9 @@ def check_class_weight(x: Tensor, num_classes: int, like: Tensor) -> None:
 
 def check_vector(name: str, x: object, size: int, like: Tensor) -> None:
     """A floating [size] tensor on the device of ``like``."""
-    if not isinstance(x, Tensor) or x.dim() != 1 or x.shape[0] != size or not x.is_floating_point():
+    if not isinstance(x, Tensor) or x.dim() != 1 or x.shape[0] != size:
         raise ValueError(f"{name} is {_describe(x)}, expected a floating Tensor [{size}]")
+    check_floating(name, x)
     check_device(name, x, like)
 
 
@@ -105,12 +111,12 @@ def check_projection(name: str, weight: object, bias: object, features: Tensor, 
     if (
         not isinstance(weight, Tensor)
         or weight.dim() != 2
-        or not weight.is_floating_point()
         or weight.shape[0] < 1
         or weight.shape[1] != features.shape[1]
         or weight.shape[0] != (num_classes or weight.shape[0])
     ):
         raise ValueError(f"{name}_weight is {_describe(weight)}, expected a floating Tensor [{k}, {features.shape[1]}]")
+    check_floating(f"{name}_weight", weight)
     check_device(f"{name}_weight", weight, features)
     if bias is not None:
         check_vector(f"{name}_bias", bias, weight.shape[0], features)
@@ -156,6 +162,8 @@ def split_normalizer(normalizer: object, terms: tuple[str, ...], like: Tensor) -
             continue
         if not isinstance(value, Tensor) or value.dim() != 0 or value.is_complex():
             raise ValueError(f"normalizer for {term!r} is {_describe(value)}, expected a real 0-dim Tensor")
+        if value.is_floating_point():
+            check_floating(f"normalizer for {term!r}", value)
         check_device(f"normalizer for {term!r}", value, like)
     # Constants, like the labels they count.
     return tuple(None if chosen.get(term) is None else chosen[term].detach() for term in terms)

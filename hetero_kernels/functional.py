@@ -2,8 +2,9 @@
 
 Values and gradients agree with :mod:`hetero_kernels.reference`, which has the same signatures. All functions take
 float32, bfloat16, float16 or float64 tensors of any strides, compute in float32 (float64 if any input is float64)
-and return gradients in the inputs' dtypes. ``torch.autocast`` changes nothing inside them. Section numbers are those
-of docs/mathematics.md.
+and return gradients in the inputs' dtypes. ``torch.autocast`` changes nothing inside them. Tensors made under
+``torch.inference_mode``, which autograd refuses to save, are copied (not while compiling); those of ``torch.no_grad``
+need no copy. Section numbers are those of docs/mathematics.md.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from . import arguments as check
 from . import reference
 from .ops import backends, pixel_losses, projected_losses
 from .options import HakdOptions, SegmentationOptions
-from .reference import HakdTerms, Normalizer, SegmentationTerms
+from .reference import HakdTerms, Normalizer, SegmentationTerms, savable
 
 __all__ = ["HakdTerms", "SegmentationTerms", "hakd_loss", "hakd_maps", "projected_hakd_loss", "segmentation_loss"]
 
@@ -43,6 +44,10 @@ def _check_hakd_call(
     check.check_temperature("temperature", temperature)
     check.check_number("hakd_weight", hakd_weight)
     check.check_number("proj_weight", proj_weight)
+
+
+def _normalizers(normalizer: Normalizer, terms: tuple[str, ...], like: Tensor) -> tuple[Tensor | None, ...]:
+    return tuple(map(savable, check.split_normalizer(normalizer, terms, like)))
 
 
 def hakd_loss(
@@ -101,7 +106,8 @@ def hakd_loss(
     """
     options = HakdOptions(kmm, kem, divergence, resolution, align_corners, ignore_index, reduction)  # type: ignore[arg-type]
     _check_hakd(student_logits, teacher_logits, labels, options, temperature, hakd_weight, proj_weight)
-    normalizers = check.split_normalizer(normalizer, ("hakd", "proj"), student_logits)
+    normalizers = _normalizers(normalizer, ("hakd", "proj"), student_logits)
+    student_logits, teacher_logits, labels = map(savable, (student_logits, teacher_logits, labels))
     if backends.select(backend, student_logits.device.type) == "reference":
         return reference.hakd_loss(
             student_logits, teacher_logits, labels, temperature=temperature, kmm=kmm, kem=kem, divergence=divergence,
@@ -142,7 +148,9 @@ def projected_hakd_loss(
     Where both networks share a grid and ``resolution="feature"`` (and ``kem`` is not "spatial", whose weights need all
     of an image's logits first), one pass over the features computes loss and gradients; features are read once and no
     logits of the batch are kept but their gradient. Elsewhere the projections run as torch convolutions in float32
-    (float64) and :func:`hakd_loss` does the rest. The results agree to rounding.
+    (float64) and :func:`hakd_loss` does the rest. The results agree to rounding, and features that only ignored pixels
+    reach contribute exactly 0, NaN and inf included; to that end the weight gradient on a GPU or of a compiled graph
+    takes one more copy of the features.
 
     Args:
         student_features: [B, Cs, hs, ws].
@@ -177,8 +185,9 @@ def projected_hakd_loss(
     classes = student_weight.shape[0]
     _check_hakd_call(student_features, classes, labels, options, temperature, hakd_weight, proj_weight)
     terms = projected_losses.projected_hakd_loss(
-        student_features, teacher_features, student_weight, teacher_weight, student_bias, teacher_bias, labels, options,
-        temperature, hakd_weight, proj_weight, check.split_normalizer(normalizer, ("hakd", "proj"), student_features),
+        savable(student_features), savable(teacher_features), savable(student_weight), savable(teacher_weight),
+        savable(student_bias), savable(teacher_bias), savable(labels), options, temperature, hakd_weight, proj_weight,
+        _normalizers(normalizer, ("hakd", "proj"), student_features),
     )  # fmt: skip
     return HakdTerms(*terms) if return_terms else terms[0]
 
@@ -234,7 +243,9 @@ def segmentation_loss(
     check.check_number("kd_weight", kd_weight)
     check.check_temperature("temperature", temperature)
     check.check_number("label_smoothing", label_smoothing, below=1.0)
-    normalizers = check.split_normalizer(normalizer, ("task", "kd"), logits)
+    normalizers = _normalizers(normalizer, ("task", "kd"), logits)
+    logits, labels = savable(logits), savable(labels)
+    teacher_logits, class_weight = savable(teacher_logits), savable(class_weight)
     if backends.select(backend, logits.device.type) == "reference":
         return reference.segmentation_loss(
             logits, labels, teacher_logits, task_weight=task_weight, kd_weight=kd_weight, temperature=temperature,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import arguments as check
-from . import functional
+from . import functional, reference
 from .options import HakdOptions, check_option
 from .reference import Normalizer
 
@@ -48,6 +48,62 @@ class PixelProjector(nn.Sequential):
             layers.append(nn.ReLU())
         super().__init__(*layers)
 
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, C, h, w] -> logits [B, K, h, w], in the region's dtype under ``torch.autocast``, else in the one
+        that features and weights promote to; gradients come back in the dtypes of the inputs.
+
+        Pixels that reach no loss (ignored ones) contribute exactly 0 to all gradients, even NaN and inf, unless a batch
+        norm in training mode takes its statistics from them or the convolution was replaced or hooked.
+
+        Raises:
+            TypeError, ValueError: features or parameters of another dtype or shape than the module can compute with.
+        """
+        _check_projector("features", features, "", self)
+        conv: Any = self[0]
+        head, dtype = _convolution_of(self), _projection_dtype(features, conv.weight)
+        if head is None:
+            return super().forward(reference.savable(features).to(dtype))
+        logits = reference.convolve(features, head.weight, head.bias, dtype)
+        for layer in head.rest:
+            logits = layer(logits)
+        return logits
+
+
+def _projection_dtype(features: Tensor, weight: Tensor) -> torch.dtype:
+    device = features.device.type
+    if torch.is_autocast_enabled(device) and torch.float64 not in (features.dtype, weight.dtype):
+        return torch.get_autocast_dtype(device)
+    return torch.promote_types(features.dtype, weight.dtype)
+
+
+def _check_projector(name: str, features: Tensor, owner: str, projector: nn.Sequential) -> None:
+    """Raises where ``projector``, whose parameters' names begin with ``owner``, cannot take ``features``."""
+    check.check_maps(name, features, "C")
+    conv: Any
+    conv, *others = projector
+    if features.shape[1] != conv.in_channels:
+        raise ValueError(f"{name} is {list(features.shape)}, expected {conv.in_channels} channels as constructed")
+    for parameter_name, parameter in projector.named_parameters():
+        check.check_floating(owner + parameter_name, parameter)
+    norm: Any = others[0] if others else None
+    if not _is_batch_norm(norm) or not norm.affine or not _uses_the_batch(norm):
+        return
+    dtype, has = _projection_dtype(features, conv.weight), norm.weight.dtype
+    if dtype != has and not (has == torch.float32 and dtype.itemsize == 2):
+        raise TypeError(
+            f"{name} is {features.dtype} and {owner}0.weight {conv.weight.dtype}: their projection is {dtype}, which "
+            f"batch norm in training mode with {owner}1.weight {has} cannot take; expected {has} {name}"
+        )
+
+
+def _is_batch_norm(module: object) -> bool:
+    return isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))
+
+
+def _uses_the_batch(norm: Any) -> bool:
+    """Whether a batch norm takes the batch's own statistics."""
+    return norm.training or norm.running_mean is None or norm.running_var is None
+
 
 def _has_hooks(module: nn.Module) -> bool:
     return bool(
@@ -55,27 +111,38 @@ def _has_hooks(module: nn.Module) -> bool:
     )
 
 
-def _as_convolution(projector: nn.Sequential) -> tuple[Tensor, Tensor | None] | None:
-    """Weight [K, C] and bias [K] of the one 1x1 convolution that ``projector`` is, its batch norm folded in; None where
-    it is not one, or not surely: a batch norm that uses the batch's own statistics, other layers, hooks."""
-    conv, *others = projector
-    if type(conv) is not nn.Conv2d or len(others) > 1 or any(map(_has_hooks, (projector, conv, *others))):
+class _Convolution(NamedTuple):
+    """A projector as a 1x1 convolution and what follows."""
+
+    weight: Tensor  # [K, C, 1, 1]
+    bias: Tensor | None  # [K]
+    rest: list[nn.Module]
+
+
+def _convolution_of(projector: nn.Sequential) -> _Convolution | None:
+    """The 1x1 convolution that ``projector`` begins with, a batch norm in eval mode folded in; None where it does not
+    begin with one, or not surely: other layers, hooks."""
+    conv, *rest = projector
+    if type(conv) is not nn.Conv2d or _has_hooks(conv):
         return None
     if (conv.kernel_size, conv.stride, conv.padding, conv.groups) != ((1, 1), (1, 1), (0, 0), 1):
         return None
-    weight, bias = conv.weight.flatten(1), conv.bias
-    if not others:
-        return weight, bias
-    norm = others[0]
-    if not isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)) or norm.training:
-        return None
-    if norm.running_mean is None or norm.running_var is None:
-        return None
+    weight, bias = conv.weight, conv.bias
+    norm: Any = rest[0] if rest else None
+    if not _is_batch_norm(norm) or _uses_the_batch(norm) or _has_hooks(norm):
+        return _Convolution(weight, bias, rest)
     scale = torch.rsqrt(norm.running_var + norm.eps)
     if norm.affine:
         scale = norm.weight * scale
     shift = -norm.running_mean if bias is None else bias - norm.running_mean
-    return weight * scale[:, None], shift * scale + norm.bias if norm.affine else shift * scale
+    shift = shift * scale + norm.bias if norm.affine else shift * scale
+    return _Convolution(weight * scale[:, None, None, None], shift, rest[1:])
+
+
+def _as_convolution(projector: nn.Sequential) -> _Convolution | None:
+    """The one 1x1 convolution that ``projector`` is, or None."""
+    head = None if _has_hooks(projector) else _convolution_of(projector)
+    return None if head is None or head.rest else head
 
 
 def _for_terms(normalizer: Normalizer, terms: tuple[str, ...]) -> Normalizer:
@@ -173,7 +240,8 @@ class HeteroAKDLoss(nn.Module):
         """The objective of one batch; grids, strides and dtypes may all differ.
 
         Args:
-            student_features: [B, Cs, hs, ws]. teacher_features: [B, Ct, ht, wt].
+            student_features: [B, Cs, hs, ws]. teacher_features: [B, Ct, ht, wt]. Of other dtypes than the projectors'
+                parameters they are projected as :meth:`PixelProjector.forward` says.
             labels: int64, int32 or uint8 [B, H, W].
             student_logits: [B, K, h, w] or None. teacher_logits: [B, K, h', w'] or None, a constant.
             normalizer: 0-dim tensor that replaces every term's divisor, or a mapping with keys among "task", "kd",
@@ -189,11 +257,7 @@ class HeteroAKDLoss(nn.Module):
             ("student_features", student_features, self.student_projector),
             ("teacher_features", teacher_features, self.teacher_projector),
         ):
-            check.check_maps(name, features, "C")
-            if features.shape[1] != projector[0].in_channels:
-                raise ValueError(
-                    f"{name} is {list(features.shape)}, expected {projector[0].in_channels} channels as constructed"
-                )
+            _check_projector(name, features, f"{name.removesuffix('features')}projector.", projector)
         check.split_normalizer(normalizer, ("task", "kd", "hakd", "proj"), student_features)
         distilled = self._distil(student_features, teacher_features, labels, _for_terms(normalizer, ("hakd", "proj")))
         loss, hakd, proj = distilled
@@ -222,8 +286,8 @@ class HeteroAKDLoss(nn.Module):
             student, teacher = _as_convolution(self.student_projector), _as_convolution(self.teacher_projector)
             if student is not None and teacher is not None:
                 return functional.projected_hakd_loss(
-                    student_features, teacher_features, student[0], teacher[0], labels,
-                    student_bias=student[1], teacher_bias=teacher[1], **options,
+                    student_features, teacher_features, student.weight.flatten(1), teacher.weight.flatten(1), labels,
+                    student_bias=student.bias, teacher_bias=teacher.bias, **options,
                 )  # fmt: skip
         return functional.hakd_loss(
             self.student_projector(student_features), self.teacher_projector(teacher_features), labels, **options

@@ -8,8 +8,8 @@ The public functions have the signatures of :mod:`hetero_kernels.functional`, wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -34,24 +34,104 @@ class SegmentationTerms(NamedTuple):
     kd: Tensor  # logit distillation, unweighted
 
 
+_Tensor = TypeVar("_Tensor", Tensor, Tensor | None)
 Normalizer = Tensor | Mapping[str, Tensor] | None
 
 
 # Section 1: grids, labels ------------------------------------------------------------------------------------
 
 
+class _Convolution(torch.autograd.Function):
+    """1x1 convolution of features [B, C, h, w] by weight [K, C, 1, 1] and bias [K], all of one dtype, in whose weight
+    gradient a pixel without a gradient counts exactly 0, whatever its features: 0 * NaN would be NaN."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(features, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_forward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight = ctx.saved_tensors
+
+        def gradients(features: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+            return torch.ops.aten.convolution_backward(
+                gradient, features, weight, [weight.shape[0]], (1, 1), (0, 0), (1, 1), False, (0, 0), 1, wanted
+            )
+
+        def reached() -> Tensor:
+            return torch.where((gradient != 0).any(1, keepdim=True), features, 0.0)
+
+        needed = ctx.needs_input_grad
+        if not needed[1]:
+            return gradients(features, needed)
+        if gradient.device.type != "cpu" or torch.compiler.is_compiling():  # looking at values would wait for them
+            return gradients(reached(), needed)
+        by_features, by_weight, by_bias = gradients(features, needed)
+        if by_weight is not None and _may_hold_nan_or_inf(by_weight):
+            by_weight = gradients(reached(), (False, True, False))[1]
+        return by_features, by_weight, by_bias
+
+
+class _EagerConvolution(_Convolution):
+    """With forward-mode derivatives, which torch.compile refuses to see defined."""
+
+    @staticmethod
+    def jvp(ctx: Any, features: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        primal_features, primal_weight = ctx.saved_tensors
+        tangents = [] if features is None else [F.conv2d(features, primal_weight)]
+        if weight is not None:
+            tangents.append(F.conv2d(primal_features, weight))
+        if bias is not None:
+            tangents.append(bias[:, None, None])
+        return sum(tangents[1:], tangents[0])
+
+
+def _may_hold_nan_or_inf(x: Tensor) -> bool:
+    try:
+        return bool((~x.isfinite()).any())
+    except RuntimeError:  # a tensor without values: under vmap or a tracer
+        return True
+
+
+def convolve(features: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """1x1 convolution in ``dtype``: features [B, C, h, w], weight [K, C, 1, 1], bias [K] -> [B, K, h, w]. Gradients
+    come back in the inputs' dtypes; pixels whose logits get none contribute exactly 0, NaN and inf included."""
+    convolution = _Convolution if torch.compiler.is_compiling() else _EagerConvolution
+    bias = None if bias is None else bias.to(dtype)
+    return convolution.apply(savable(features).to(dtype), savable(weight).to(dtype), bias)
+
+
 def project(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """1x1 convolution: features [B, C, h, w], weight [K, C], bias [K] -> logits [B, K, h, w]."""
-    if bias is None:
-        features, weight = _same_precision(features, weight)
-    else:
-        features, weight, bias = _same_precision(features, weight, bias)
+    """:func:`convolve` with weight [K, C], in float32 or, if any argument has it, float64; ``torch.autocast`` changes
+    nothing."""
+    dtype = _precision(features, weight, *(() if bias is None else (bias,)))
     with torch.autocast(features.device.type, enabled=False):
-        return F.conv2d(features, weight[:, :, None, None], bias)
+        return convolve(features, weight[:, :, None, None], bias, dtype)
+
+
+def savable(x: _Tensor) -> _Tensor:
+    """``x``, or its copy if it was made under ``torch.inference_mode``: autograd refuses to save such tensors.
+
+    Not while compiling, where it cannot be told.
+    """
+    if x is None or torch.compiler.is_compiling() or not torch.is_grad_enabled() or not x.is_inference():
+        return x
+    return x.clone()
+
+
+def _precision(*tensors: Tensor) -> torch.dtype:
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def _same_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    dtype = _precision(*tensors)
     return tuple(t.to(dtype) for t in tensors)
 
 

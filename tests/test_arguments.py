@@ -85,6 +85,67 @@ BAD = [
     ),
 ]
 
+EIGHT = torch.float8_e4m3fn
+FEATURES = LOGITS  # [2, 5, 4, 6]
+SIZES = ((3, 5), (3, 5), (3,), (3,))
+
+
+def projected(student=FEATURES, teacher=FEATURES, dtypes=(None,) * 4, **options):
+    """``dtypes`` of both weights, then of both biases."""
+    tensors = [torch.randn(*shape).to(d or torch.float32) for shape, d in zip(SIZES, dtypes, strict=True)]
+    biases = {"student_bias": tensors[2], "teacher_bias": tensors[3]}
+    return functional.projected_hakd_loss(student, teacher, *tensors[:2], LABELS, **biases, **options)
+
+
+def module(student=FEATURES, teacher=FEATURES, change=None, **options):
+    loss = HeteroAKDLoss(5, 5, 3, **options)
+    if change is not None:
+        change(loss)
+    return loss(student, teacher, LABELS)
+
+
+def float8(part):
+    def change(loss):
+        getattr(loss, part).to(EIGHT)
+
+    return change
+
+
+FLOAT8 = [
+    (lambda: hakd(student=LOGITS.to(EIGHT)), "student_logits"),
+    (lambda: hakd(teacher=LOGITS.to(EIGHT)), "teacher_logits"),
+    (lambda: hakd(normalizer=torch.tensor(2.0).to(EIGHT)), "normalizer for 'hakd'"),
+    (lambda: segmentation(logits=LOGITS.to(EIGHT)), "logits"),
+    (lambda: segmentation(teacher=LOGITS.to(EIGHT)), "teacher_logits"),
+    (lambda: segmentation(class_weight=torch.ones(5).to(EIGHT)), "class_weight"),
+    (lambda: functional.hakd_maps(LOGITS.to(EIGHT), LOGITS, LABELS), "student_logits"),
+    (lambda: projected(student=FEATURES.to(EIGHT)), "student_features"),
+    (lambda: projected(teacher=FEATURES.to(EIGHT), resolution="feature"), "teacher_features"),
+    (lambda: projected(dtypes=(EIGHT, None, None, None), resolution="feature"), "student_weight"),
+    (lambda: projected(dtypes=(None, EIGHT, None, None)), "teacher_weight"),
+    (lambda: projected(dtypes=(None, None, EIGHT, None)), "student_bias"),
+    (lambda: projected(dtypes=(None, None, None, EIGHT), resolution="feature"), "teacher_bias"),
+    (lambda: module(student=FEATURES.to(EIGHT)), "student_features"),
+    (lambda: module(teacher=FEATURES.to(EIGHT), projector="conv", resolution="feature"), "teacher_features"),
+    (lambda: module(change=float8("student_projector")), "student_projector.0.weight"),
+    (lambda: module(change=float8("teacher_projector"), projector="conv"), "teacher_projector.0.weight"),
+    (lambda: PixelProjector(5, 3)(FEATURES.to(EIGHT)), "features"),
+    (lambda: PixelProjector(5, 3).to(EIGHT)(FEATURES), "0.weight"),
+]
+
+
+@pytest.mark.parametrize("call, name", FLOAT8, ids=lambda x: x if isinstance(x, str) else "")
+def test_float8_is_no_dtype_to_compute_with(call, name):
+    with pytest.raises(TypeError, match=rf"^{name} is torch.float8_e4m3fn .*expected .*float32"):
+        call()
+
+
+def test_batch_norm_cannot_take_what_is_wider_than_its_parameters():
+    with pytest.raises(TypeError, match=r"^student_features is torch.float64 .*1.weight torch.float32"):
+        module(student=FEATURES.double())
+    with pytest.raises(TypeError, match=r"^features is torch.float32 .*; expected torch.bfloat16 features"):
+        PixelProjector(5, 3).bfloat16()(FEATURES)
+
 
 @pytest.mark.parametrize("call, error, message", BAD, ids=lambda x: x if isinstance(x, str) else "")
 def test_bad_input(call, error, message):

@@ -91,7 +91,7 @@ class Teacher:
     def __init__(self, network: TappedNetwork) -> None:
         self.network = network.eval().requires_grad_(False)
 
-    @torch.no_grad()  # not inference_mode: the projector's weight gradient has to save these features
+    @torch.no_grad()  # not inference_mode: autograd saves these features, and would have to copy them
     def __call__(self, images: Tensor) -> TappedOutput:
         """Features and logits for images float [B, 3, H, W]."""
         output: TappedOutput = self.network(images)
