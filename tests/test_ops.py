@@ -167,6 +167,31 @@ def test_inputs_and_saved_gradients_are_not_written(backend, case):
     assert torch.equal(s, student)
 
 
+@pytest.mark.parametrize("upstream", [1.0, 3.0])
+def test_last_backward_takes_the_saved_gradient_itself(case, upstream):
+    """Without a copy where the graph is freed, with one where it is kept, or where a caller holds the outputs."""
+    student, teacher, labels = case
+    (s,) = leaves(student)
+    saved = set()
+
+    def remember(x):
+        saved.add(x.untyped_storage().data_ptr())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda x: x):
+        loss = functional.hakd_loss(s, teacher, labels)
+    (kept,) = torch.autograd.grad(loss * upstream, s, retain_graph=True)
+    assert kept.untyped_storage().data_ptr() not in saved
+    (last,) = torch.autograd.grad(loss * upstream, s)
+    assert last.untyped_storage().data_ptr() in saved and torch.equal(last, kept)
+
+    arguments = (teacher, labels, pack_scalars(1.0, 1.0, 0.0), None, None, None, *HAKD_OPTIONS, "mean", True, False)
+    loss, _, _, output, _ = pixel_losses.hakd_op(s, *arguments)
+    before = output.clone()
+    (gradient,) = torch.autograd.grad(loss * upstream, s)
+    assert torch.equal(gradient, kept) and torch.equal(output, before)
+
+
 @pytest.mark.parametrize("kem", ["class", "spatial"])
 def test_bit_identical_for_any_number_of_threads(backend, kem):
     student, teacher, labels = make_case("stride 8", "randn")

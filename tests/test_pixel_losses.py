@@ -174,3 +174,43 @@ def test_low_temperature_leaves_the_fast_path(backend):
     compare(
         run_hakd, ours, reference.hakd_loss, make_case("stride 8", "randn"), torch.float32, {"temperature": 0.05}, 4.0
     )
+
+
+@pytest.mark.parametrize("grid", [(12, 10), (64, 3), (31, 11), (1, 7), (9, 1), (3, 300)])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_rows_joined_in_memory_or_not(backend, grid, reduction):
+    """At feature resolution rows that follow each other are read as one: the result is that of rows that do not."""
+    height, width = grid
+    torch.manual_seed(0)
+    maps = torch.randn(2, 2, 5, height, width)
+    labels = torch.randint(0, 5, (2, 3 * height, 2 * width))
+    labels[torch.rand(labels.shape) < 0.2] = 255
+    upstreams = {"dense": torch.rand(2, height, width), "expanded": torch.tensor(0.5).expand(2, height, width)}
+    upstreams["transposed"] = upstreams["dense"].transpose(1, 2).contiguous().transpose(1, 2)
+
+    def run(function, tensors, upstream, **options):
+        student, teacher = (t.detach().requires_grad_() for t in tensors)
+        loss = function(
+            student,
+            teacher,
+            labels,
+            temperature=2.0,
+            proj_weight=0.5,
+            resolution="feature",
+            reduction=reduction,
+            **options,
+        )
+        return loss.detach(), *torch.autograd.grad(loss, (student, teacher), upstream if loss.dim() else None)
+
+    apart = torch.nn.functional.pad(maps, (0, 1, 0, 0))[..., :width]
+    layouts = {
+        "dense": maps,
+        "apart": apart,
+        "one apart": (maps[0], apart[1]),
+        "channels_last": [m.contiguous(memory_format=torch.channels_last) for m in maps],
+    }
+    for name, upstream in upstreams.items():
+        expected = run(reference.hakd_loss, maps.double(), upstream.double())
+        for layout in layouts.values() if name == "dense" else (maps,):
+            for a, e in zip(run(functional.hakd_loss, layout, upstream, backend=backend), expected, strict=True):
+                assert relative_l2(a, e) <= 1e-6

@@ -8,10 +8,10 @@ namespace hetero::cpu {
 
 template <class Real>
 LabelSummary check_labels(const PixelProblem<Real>& problem, const Real* class_weight, const Kernels<Real>& kernels,
-                          const Runtime& runtime) {
+                          const Runtime& runtime, int32_t* sampled) {
   std::vector<LabelSummary> rows(problem.batch * problem.height);
   runtime.parallel(static_cast<int64_t>(rows.size()), [&](int64_t begin, int64_t end) {
-    kernels.summarize_labels(problem, class_weight, begin, end, rows.data());
+    kernels.summarize_labels(problem, class_weight, begin, end, rows.data(), sampled);
   });
   LabelSummary all;
   for (const LabelSummary& row : rows) {
@@ -26,7 +26,9 @@ LabelSummary check_labels(const PixelProblem<Real>& problem, const Real* class_w
   return all;
 }
 
-template LabelSummary check_labels(const PixelProblem<float>&, const float*, const Kernels<float>&, const Runtime&);
-template LabelSummary check_labels(const PixelProblem<double>&, const double*, const Kernels<double>&, const Runtime&);
+template LabelSummary check_labels(const PixelProblem<float>&, const float*, const Kernels<float>&, const Runtime&,
+                                   int32_t*);
+template LabelSummary check_labels(const PixelProblem<double>&, const double*, const Kernels<double>&, const Runtime&,
+                                   int32_t*);
 
 }  // namespace hetero::cpu

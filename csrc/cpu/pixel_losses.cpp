@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "feature_grid.h"
 #include "labels.h"
 #include "loss_grid.h"
 #include "plan.h"
@@ -42,7 +43,7 @@ class Call {
     for (const Network<Real>* n : {&problem.student, a.teacher ? &problem.teacher : nullptr}) {
       if (n != nullptr) planes += (n->rows.identity ? 1 : 2) * (n->gradient ? 2 : 1);
     }
-    problem.block = columns_per_block(a.classes, planes, sizeof(Real), pixel_kernels<Real>().lanes);
+    problem.block = columns_per_block(grid_.width, a.classes, planes, sizeof(Real), pixel_kernels<Real>().lanes);
   }
 
   int64_t item_count() const { return static_cast<int64_t>(items_.size()); }
@@ -123,11 +124,14 @@ SpatialNormalizers<Real> spatial_normalizers(const std::vector<double>& score_su
 }  // namespace
 
 template <class Real>
-void hakd_loss(const LossArguments<Real>& a, const HakdChoices& choices, const Runtime& runtime) {
+void hakd_loss(const LossArguments<Real>& arguments, const HakdChoices& choices, const Runtime& runtime) {
+  std::optional<FeatureGrid<Real>> grid;
+  if (!arguments.label_resolution) grid.emplace(arguments, runtime);
+  const LossArguments<Real>& a = grid ? grid->arguments : arguments;
   HakdProblem<Real> problem{};
   Call<Real> call(a, problem, runtime);
   problem.parameters = {static_cast<Real>(a.temperature), choices.kmm, choices.kem, choices.cross_entropy};
-  const double valid = static_cast<double>(call.check_labels(nullptr).valid);
+  const double valid = static_cast<double>(grid ? grid->valid : call.check_labels(nullptr).valid);
   const bool spatial = choices.kem == Kem::kSpatial;
   const double images = static_cast<double>(std::max<int64_t>(a.batch, 1) * a.classes);
   const LossReduction<Real> reduction(a, {spatial ? images : valid, valid}, problem);

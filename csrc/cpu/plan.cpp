@@ -11,9 +11,8 @@ namespace hetero::cpu {
 namespace {
 
 constexpr int64_t kMaxItemRows = 64;     // bounds the rows that one float sum runs over, and feeds many threads
-constexpr int64_t kFlatItemRows = 4;     // where every network is read row by row
+constexpr int64_t kFlatItemRows = 2;     // where every network is read row by row
 constexpr int64_t kTileBytes = 512 << 10;
-constexpr int kMaxBlock = 256;
 
 }  // namespace
 
@@ -59,9 +58,10 @@ std::vector<Item> make_items(int64_t batch, int64_t height, const std::vector<co
   return items;
 }
 
-int columns_per_block(int64_t classes, int planes, int element_bytes, int lanes) {
-  const int64_t columns = kTileBytes / (classes * planes * element_bytes);
-  return std::max<int>(lanes, static_cast<int>(std::min<int64_t>(columns, kMaxBlock)) / lanes * lanes);
+int columns_per_block(int64_t width, int64_t classes, int planes, int element_bytes, int lanes) {
+  const int64_t columns = std::min<int64_t>(kTileBytes / (classes * planes * element_bytes), kMaxBlock);
+  const int64_t whole = (width + lanes - 1) / lanes * lanes;
+  return static_cast<int>(std::clamp<int64_t>(columns / lanes * lanes, lanes, whole));
 }
 
 template <class Real>

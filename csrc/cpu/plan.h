@@ -25,8 +25,10 @@ std::vector<int32_t> nearest_table(int64_t fine, int64_t coarse);
 template <class Real>
 std::vector<Item> make_items(int64_t batch, int64_t height, const std::vector<const AxisTable<Real>*>& rows);
 
-// Columns per block: as many as keep a tile's planes in a core's second-level cache.
-int columns_per_block(int64_t classes, int planes, int element_bytes, int lanes);
+constexpr int kMaxBlock = 256;  // columns
+
+// Columns per block: as many of `width` as keep a tile's planes in a core's second-level cache.
+int columns_per_block(int64_t width, int64_t classes, int planes, int element_bytes, int lanes);
 
 // gradient[b, c, y, :] = the sum of the slots of all items that touch coarse row y, in the items' order.
 template <class Real>

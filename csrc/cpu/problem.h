@@ -95,8 +95,10 @@ struct Kernels {
   void (*hakd_scores)(const HakdProblem<Real>&, int64_t begin, int64_t end);
   void (*hakd)(const HakdProblem<Real>&, int64_t begin, int64_t end);
   void (*segmentation)(const SegmentationProblem<Real>&, int64_t begin, int64_t end);
-  // Rows [begin, end) of the loss grid, all images' rows counted through; `class_weight` is [K] or null.
-  void (*summarize_labels)(const PixelProblem<Real>&, const Real* class_weight, int64_t begin, int64_t end, LabelSummary* rows);
+  // Rows [begin, end) of the loss grid, all images' rows counted through; `class_weight` is [K] or null. Unless `sampled` is
+  // null, the labels go there, -1 where ignored.
+  void (*summarize_labels)(const PixelProblem<Real>&, const Real* class_weight, int64_t begin, int64_t end, LabelSummary* rows,
+                           int32_t* sampled);
   int lanes;
 };
 

@@ -9,8 +9,7 @@
 #include <vector>
 
 #include "dispatch.h"
-#include "labels.h"
-#include "loss_grid.h"
+#include "feature_grid.h"
 #include "reduction.h"
 
 namespace hetero::cpu {
@@ -93,9 +92,11 @@ void prefer_large_pages(void* memory, int64_t bytes, const Runtime& runtime) {
 }  // namespace
 
 template <class Real>
-void projected_hakd_loss(const LossArguments<Real>& a, const Features<Real>& student, const Features<Real>& teacher_features,
+void projected_hakd_loss(const LossArguments<Real>& arguments, const Features<Real>& student, const Features<Real>& teacher_features,
                          const HakdChoices& choices, const Runtime& runtime) {
   Features<Real> teacher = teacher_features;
+  const FeatureGrid<Real> feature(arguments, runtime);
+  const LossArguments<Real>& a = feature.arguments;
   const LossGrid<Real> grid(a);
   const int64_t pixels = grid.height * grid.width;
   const int64_t tiles = a.batch * ((pixels + kTile - 1) / kTile);
@@ -111,7 +112,7 @@ void projected_hakd_loss(const LossArguments<Real>& a, const Features<Real>& stu
   pixel.parameters = {static_cast<Real>(a.temperature), choices.kmm, choices.kem, choices.cross_entropy};
   problem.tiles_per_chunk = tiles_per_chunk;
 
-  const double valid = static_cast<double>(check_labels<Real>(pixel, nullptr, pixel_kernels<Real>(), runtime).valid);
+  const double valid = static_cast<double>(feature.valid);
   const LossReduction<Real> reduction(a, {valid, valid}, pixel);
   if (pixel.coefficient[1] == 0) set_zero(teacher, a.batch * pixels, a.classes);  // L_proj is its only source of gradients
   BoundProjection<Real> bound_student(student, a.classes, chunks, runtime), bound_teacher(teacher, a.classes, chunks, runtime);

@@ -118,12 +118,13 @@ static inline void load_labels(const PixelProblem<Real>& p, int64_t image, int64
 
 template <class Stored, class Real>
 static inline void summarize_row(const PixelProblem<Real>& p, const Real* class_weight, int64_t image, int64_t row,
-                                 LabelSummary& out) {
+                                 LabelSummary& out, int32_t* __restrict__ sampled) {
   const int64_t ignore_index = p.ignore_index, classes = p.classes;
   const int n = static_cast<int>(p.width);
   int valid = 0, wrong = 0;
-  each_label<Stored>(p, image, row, 0, n, [&](int, int64_t label) {
+  each_label<Stored>(p, image, row, 0, n, [&](int i, int64_t label) {
     const bool counts = label != ignore_index;
+    if (sampled != nullptr) sampled[i] = counts ? static_cast<int32_t>(label) : -1;
     valid += counts;
     wrong += counts && static_cast<uint64_t>(label) >= static_cast<uint64_t>(classes);
   });
@@ -143,18 +144,19 @@ static inline void summarize_row(const PixelProblem<Real>& p, const Real* class_
 
 template <class Real>
 static void summarize_labels(const PixelProblem<Real>& p, const Real* class_weight, int64_t begin, int64_t end,
-                             LabelSummary* rows) {
+                             LabelSummary* rows, int32_t* sampled) {
   for (int64_t i = begin; i < end; ++i) {
     const int64_t image = i / p.height, row = i % p.height;
+    int32_t* const kept = sampled ? sampled + i * p.width : nullptr;
     switch (p.label_type) {
       case LabelType::kInt64:
-        summarize_row<int64_t>(p, class_weight, image, row, rows[i]);
+        summarize_row<int64_t>(p, class_weight, image, row, rows[i], kept);
         break;
       case LabelType::kInt32:
-        summarize_row<int32_t>(p, class_weight, image, row, rows[i]);
+        summarize_row<int32_t>(p, class_weight, image, row, rows[i], kept);
         break;
       case LabelType::kUInt8:
-        summarize_row<uint8_t>(p, class_weight, image, row, rows[i]);
+        summarize_row<uint8_t>(p, class_weight, image, row, rows[i], kept);
         break;
     }
   }

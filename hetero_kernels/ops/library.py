@@ -23,7 +23,8 @@ def define(
     """Defines ``hetero_kernels::name`` with its fake and its autograd formula.
 
     Returns the operator, and a function of the same arguments for those who want its gradient: in eager mode it has
-    the same formula without the registered one's bookkeeping, a tenth of a millisecond for many arguments.
+    the same formula without the registered one's bookkeeping, and passes the registered one by. Whoever calls it keeps
+    none of the outputs that ``setup_context`` saves: the backward may overwrite them (:func:`scale_saved`).
     """
     _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     qualified = f"{NAMESPACE}::{name}"
@@ -33,18 +34,37 @@ def define(
         _library.impl(name, torch.library.fallthrough_kernel, f"Autocast{device}")
     op = getattr(torch.ops.hetero_kernels, name).default
 
-    class Function(torch.autograd.Function):
+    class Transformable(torch.autograd.Function):
+        """As torch.func wants it; apply() then inspects forward's signature at every call."""
+
         @staticmethod
         def forward(*args: Any) -> Any:
             return op(*args)
 
-    Function.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
+    Transformable.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
+    Transformable.backward = staticmethod(backward)  # type: ignore[method-assign]
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = op(*args)
+            setup_context(ctx, args, output)
+            ctx.owns_outputs = True
+            return output
+
     Function.backward = staticmethod(backward)  # type: ignore[method-assign]
 
     def differentiable(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        grad = torch.is_grad_enabled()
+        if torch.compiler.is_compiling():
             return op(*args)
-        return Function.apply(*args)
+        if torch._C._are_functorch_transforms_active():
+            return Transformable.apply(*args) if grad else op(*args)
+        if grad:
+            return Function.apply(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
 
     return op, differentiable
 
@@ -94,3 +114,25 @@ scale_gradient_op, scale_gradient = define(
     backward=no_second_derivative,
 )
 _library.impl("scale_gradient", _scale, "CompositeExplicitAutograd")
+
+
+def _last_to_look(ctx: Any) -> bool:
+    """Whether nothing but the running backward will read what ``ctx`` saved: no caller holds the operator's outputs,
+    the graph is freed afterwards, and no transform or derivative of the backward stands in between."""
+    return (
+        getattr(ctx, "owns_outputs", False)
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._autograd._get_current_graph_task_keep_graph()
+    )
+
+
+def scale_saved(ctx: Any, gradient: Tensor, factor: Tensor | None, like: Tensor) -> Tensor:
+    """:func:`scale_gradient` within a backward, in the memory of ``gradient`` where nobody else looks at that again."""
+    if not _last_to_look(ctx):
+        return scale_gradient(gradient, factor, like)
+    # A loss that is differentiated itself comes with a factor of one; on a GPU, asking would wait for it.
+    if factor is not None and not (type(factor) is Tensor and factor.is_cpu and factor.item() == 1.0):
+        gradient = gradient.mul_(factor)
+    return gradient.to(like.dtype)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..options import HakdOptions, SegmentationOptions
-from .library import compute_dtype, define, pack_scalars, scale_gradient
+from .library import compute_dtype, define, pack_scalars, scale_saved
 
 
 def _loss_shape(labels: Tensor, reduction: str, grid: Tensor | None) -> list[int | torch.SymInt]:
@@ -63,7 +63,7 @@ def _hakd_backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tens
             saved = hakd_op(*tensors, grad_loss if per_pixel else None, *ctx.options, *needed)[3:]
             factor = None if per_pixel else grad_loss
         gradients = [
-            scale_gradient(g, factor, x) if n else None for g, x, n in zip(saved, tensors[:2], needed, strict=True)
+            scale_saved(ctx, g, factor, x) if n else None for g, x, n in zip(saved, tensors[:2], needed, strict=True)
         ]
     return (*gradients, *([None] * 14))
 
@@ -127,7 +127,7 @@ def _segmentation_backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tu
         if per_pixel or not ctx.computed:
             saved = segmentation_op(*tensors, grad_loss if per_pixel else None, *ctx.options, True)[3]
             factor = None if per_pixel else grad_loss
-        gradient = scale_gradient(saved, factor, tensors[0])
+        gradient = scale_saved(ctx, saved, factor, tensors[0])
     return (gradient, *([None] * 11))
 
 

@@ -20,7 +20,7 @@ from .library import (
     no_context,
     no_second_derivative,
     pack_scalars,
-    scale_gradient,
+    scale_saved,
 )
 
 BACKENDS = ("cpu",)  # those with kernels for these operators
@@ -99,7 +99,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tensor | 
                 gradients[i] = project_back(saved[i], tensors[2 + i], factor, tensors[i])
         for i in range(2, 6):
             if needed[i]:
-                gradients[i] = scale_gradient(saved[i], factor, tensors[i])
+                gradients[i] = scale_saved(ctx, saved[i], factor, tensors[i])
     return (*gradients, *([None] * 14))
 
 
