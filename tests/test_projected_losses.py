@@ -89,6 +89,29 @@ def test_dtypes(backend, shape, dtype):
     assert_close(tensors, labels, OPTIONS["supervised"], dtype, backend)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bfloat16_features_and_weights(backend, shape, channels_last):
+    """Both factors in bfloat16: dot instructions where the machine has them, the float32 path everywhere else."""
+    tensors, labels = make_inputs(shape)
+    layout = LAYOUTS["channels_last"] if channels_last else lambda x: x
+    assert_close([t.bfloat16() for t in tensors], labels, OPTIONS["supervised"], torch.bfloat16, backend, layout)
+
+
+def test_bfloat16_that_is_not_a_number_where_nothing_counts(backend):
+    tensors, labels = make_inputs("odd")
+    tensors = [t.bfloat16() for t in tensors]
+    sampled = reference.sample_labels(labels, tensors[0].shape[2:])
+    spoiled = [t.clone() for t in tensors]
+    for i, value in enumerate((float("nan"), float("inf"))):
+        spoiled[i].movedim(1, -1)[sampled == 255] = value
+    ours = functools.partial(functional.projected_hakd_loss, backend=backend)
+    (loss, clean), (spoiled_loss, dirty) = (run(ours, x, labels, OPTIONS["supervised"]) for x in (tensors, spoiled))
+    assert relative_l2(spoiled_loss, loss) <= 1e-6  # the guarded mathematics, where the unguarded was
+    for name in NAMES[2:]:
+        assert relative_l2(dirty[name].grad, clean[name].grad) <= 4e-3, name
+
+
 LAYOUTS = {
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
     "sliced": lambda x: torch.cat([x, x], 3)[..., : x.shape[3]].detach(),

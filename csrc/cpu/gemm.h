@@ -12,6 +12,8 @@ template <class Real>
 struct GemmOperand {
   Real* data;
   int64_t step, next;
+
+  GemmOperand from(int64_t row) const { return {data + row * next, step, next}; }
 };
 
 // As many accumulators as the registers hold beside the operands.
@@ -50,23 +52,20 @@ HK_NOINLINE void gemm_block(int64_t steps, GemmOperand<const Real> a, GemmOperan
   }
 }
 
-// `rows` rows of `vectors` vectors each, in blocks of nearly equal size.
-template <class Part, class Real>
-void gemm(int64_t rows, int64_t vectors, int64_t steps, GemmOperand<const Real> a, GemmOperand<const Real> b, Real* c,
-          int64_t c_row, int64_t c_vector, bool accumulate) {
+// `rows` rows of `vectors` vectors each, in blocks of nearly equal size. dot_bf16.h has another operand for a.
+template <class Part, class Real, class Factors = GemmOperand<const Real>>
+void gemm(int64_t rows, int64_t vectors, int64_t steps, Factors a, GemmOperand<const Real> b, Real* c, int64_t c_row,
+          int64_t c_vector, bool accumulate) {
   using Shape = GemmShape<Part>;
   const auto columns = [&]<int Rows>(int64_t row) {
-    GemmOperand<const Real> a_block = a, b_block = b;
-    a_block.data += row * a.next;
+    const Factors a_block = a.from(row);
     int64_t v = 0;
     for (; v + Shape::kVectors <= vectors; v += Shape::kVectors) {
-      b_block.data = b.data + v * b.next;
-      gemm_block<Part, Rows, Shape::kVectors>(steps, a_block, b_block, c + row * c_row + v * c_vector, c_row, c_vector,
+      gemm_block<Part, Rows, Shape::kVectors>(steps, a_block, b.from(v), c + row * c_row + v * c_vector, c_row, c_vector,
                                               accumulate);
     }
     for (; v < vectors; ++v) {
-      b_block.data = b.data + v * b.next;
-      gemm_block<Part, Rows, 1>(steps, a_block, b_block, c + row * c_row + v * c_vector, c_row, c_vector, accumulate);
+      gemm_block<Part, Rows, 1>(steps, a_block, b.from(v), c + row * c_row + v * c_vector, c_row, c_vector, accumulate);
     }
   };
   int64_t blocks = (rows + Shape::kRows - 1) / Shape::kRows;

@@ -13,6 +13,7 @@ std::vector<std::string> instruction_sets() {
   const bool fma = __builtin_cpu_supports("fma");
   if (fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+    if (__builtin_cpu_supports("avx512bf16")) names.push_back("avx512_bf16");
     names.push_back("avx512");
   }
   if (fma && __builtin_cpu_supports("avx2")) names.push_back("avx2");

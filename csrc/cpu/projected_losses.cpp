@@ -5,7 +5,9 @@
 #endif
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "dispatch.h"
@@ -30,8 +32,10 @@ class BoundProjection {
     const auto slots = [&](bool wanted, int64_t size) {
       return wanted ? static_cast<Real*>(runtime.allocate(chunks * size * int64_t(sizeof(Real)))) : nullptr;
     };
-    view = {f.data, f.dtype, f.batch_stride, f.channel_stride, f.pixel_stride, f.channels, transposed_.data(), f.bias,
+    view = {f.data, f.dtype, f.batch_stride, f.channel_stride, f.pixel_stride, f.channels, transposed_.data(), nullptr, f.bias,
             f.logit_gradient, slots(f.weight_gradient, classes * padded_channels(f.channels)), slots(f.bias_gradient, classes)};
+    const bool exact = f.dtype == DType::kBFloat16 && f.weight_dtype == DType::kBFloat16;
+    if (std::is_same_v<Real, float> && exact && f.pixel_stride == 1 && bf16_dots()) pair_weight();
   }
 
   // Adds up the chunks, in order.
@@ -59,9 +63,22 @@ class BoundProjection {
   Projection<Real> view;
 
  private:
+  // Both are the upper halves of float32.
+  void pair_weight() {
+    pairs_.resize(padded_channels(features_.channels) / 2 * classes_);
+    for (int64_t c = 0; c < features_.channels; ++c) {
+      for (int64_t k = 0; k < classes_; ++k) {
+        const uint32_t bits = std::bit_cast<uint32_t>(static_cast<float>(transposed_[c * classes_ + k]));
+        pairs_[c / 2 * classes_ + k] |= c % 2 == 0 ? bits >> 16 : bits & 0xffff0000u;
+      }
+    }
+    view.weight_pairs = pairs_.data();
+  }
+
   const Features<Real>& features_;
   const int64_t classes_, chunks_;
   std::vector<Real> transposed_;
+  std::vector<uint32_t> pairs_;
 };
 
 // Gradients that are zero, and need not be computed.

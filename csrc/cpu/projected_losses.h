@@ -12,6 +12,7 @@ struct Features {
   DType dtype;
   int64_t batch_stride, channel_stride, pixel_stride;
   int64_t channels;
+  DType weight_dtype;     // that it came in
   const Real* weight;     // [K, channels]
   const Real* bias;       // [K] or null
   Real* logit_gradient;   // [B, K, pixels]

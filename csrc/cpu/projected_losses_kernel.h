@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "gemm.h"
+#include "dot_bf16.h"
 #include "pixel_losses_kernel.h"
 #include "projected_problem.h"
 
@@ -26,13 +26,14 @@ class ProjectedTile {
         logits_(take(scratch, classes * kTile)),
         gradient_(take(scratch, classes * kTile)),
         block_(take(scratch, kChannelBlock * kTile)),
+        parts_(take(scratch, projection.weight_pairs ? classes * kTile : 0)),
         row_(take(scratch, kChannelBlock)),
         panels_(take(scratch, (projection.weight_gradient ? padded_channels(projection.channels) : kChannelBlock) * kTile)) {}
 
   static int64_t bytes(const Projection<Real>& projection, int64_t classes) {
     const int64_t elements =
-        2 * classes * kTile + kChannelBlock * (kTile + 1) + (padded_channels(projection.channels) + kChannelBlock) * kTile;
-    return elements * int64_t(sizeof(Real)) + 5 * 64;
+        3 * classes * kTile + kChannelBlock * (kTile + 1) + (padded_channels(projection.channels) + kChannelBlock) * kTile;
+    return elements * int64_t(sizeof(Real)) + 6 * 64;
   }
 
   bool wants_gradient() const { return projection_.logit_gradient || projection_.weight_gradient || projection_.bias_gradient; }
@@ -45,8 +46,14 @@ class ProjectedTile {
     }
     for (int64_t c0 = 0; c0 < projection_.channels; c0 += kChannelBlock) {
       const int64_t count = std::min(kChannelBlock, projection_.channels - c0);
-      Real* panels = panels_ + (projection_.weight_gradient ? c0 * kTile : 0);
+      Real* panels = panels_ + (projection_.weight_gradient ? c0 * kTile / (projection_.weight_pairs ? 2 : 1) : 0);
       const int64_t offset = image * projection_.batch_stride + c0 * projection_.channel_stride + p0 * projection_.pixel_stride;
+      if constexpr (Dots::kAvailable) {
+        if (projection_.weight_pairs) {
+          project_pairs(offset, c0, count, n, panels);
+          continue;
+        }
+      }
       projection_.pixel_stride == 1 ? read_channels(offset, count, n, panels) : read_pixels(offset, count, n, panels);
       gemm<Part, Real>(classes_, kTile / kLanes, count, {projection_.weight + c0 * classes_, classes_, 1},
                        {block_, kTile, kLanes}, logits_, kTile, kLanes, true);
@@ -72,6 +79,13 @@ class ProjectedTile {
     if (projection_.weight_gradient == nullptr) return;
     for (int64_t x = 0; x < kTile; ++x) {
       if (labels[x] >= 0) continue;
+      if (projection_.weight_pairs) {
+        uint16_t* const halves = reinterpret_cast<uint16_t*>(panels_) + x / 2 * 2 * kLanes + x % 2;
+        for (int64_t c = 0; c < padded_channels(projection_.channels); ++c) {
+          halves[c / kLanes * kTile * kLanes + c % kLanes * 2] = 0;
+        }
+        continue;
+      }
       for (int64_t c = 0; c < padded_channels(projection_.channels); c += kLanes) {
         Part(Real(0)).store(panels_ + c * kTile + x * kLanes);
       }
@@ -86,7 +100,10 @@ class ProjectedTile {
 
   void add_gradients(int64_t chunk, int64_t image, int64_t pixels, int64_t p0, int n) const {
     const int64_t padded = padded_channels(projection_.channels);
-    if (projection_.weight_gradient) {
+    if constexpr (Dots::kAvailable) {
+      if (projection_.weight_pairs && projection_.weight_gradient) add_weight_pairs(chunk);
+    }
+    if (projection_.weight_gradient && !projection_.weight_pairs) {
       gemm<Part, Real>(classes_, padded / kLanes, kTile, {gradient_, 1, kTile}, {panels_, kLanes, kTile * kLanes},
                        projection_.weight_gradient + chunk * classes_ * padded, padded, kLanes, true);
     }
@@ -102,6 +119,8 @@ class ProjectedTile {
   }
 
  private:
+  using Dots = Bf16Dots<Part>;
+
   static Real* take(Scratch& scratch, int64_t count) {
     return static_cast<Real*>(scratch.take(count * int64_t(sizeof(Real))));
   }
@@ -135,7 +154,45 @@ class ProjectedTile {
     }
   }
 
-  // The same for features with neighbouring channels side by side, or neither.
+  // Reads and multiplies channels [c0, c0 + count) by the dot instruction. block_: their rows and those of pairs of
+  // channels; panels: pairs of pixels.
+  void project_pairs(int64_t offset, int64_t c0, int64_t count, int n, Real* panels) {
+    const uint16_t* features = static_cast<const uint16_t*>(projection_.features);
+    uint16_t* const rows = reinterpret_cast<uint16_t*>(block_);
+    uint32_t* const words = reinterpret_cast<uint32_t*>(rows + kChannelBlock * kTile);
+    const int64_t whole = (count + kLanes - 1) / kLanes * kLanes;
+    for (int64_t c = 0; c < count; ++c) {
+      const int64_t from = offset + c * projection_.channel_stride;
+      prefetch(from + 8 * projection_.channel_stride, n);
+      std::copy_n(features + from, n, rows + c * kTile);
+      std::fill(rows + c * kTile + n, rows + (c + 1) * kTile, uint16_t(0));
+    }
+    std::fill(rows + count * kTile, rows + whole * kTile, uint16_t(0));
+    for (int64_t c = 0; c < whole; c += 2) {
+      Dots::interleave(rows + c * kTile, rows + (c + 1) * kTile, kTile, words + c / 2 * kTile);
+    }
+    gemm<Part, Real>(classes_, kTile / kLanes, whole / 2,
+                     PairOperand{projection_.weight_pairs + c0 / 2 * classes_, nullptr, classes_, 1},
+                     {reinterpret_cast<const Real*>(words), kTile, kLanes}, logits_, kTile, kLanes, true);
+    if (projection_.weight_gradient == nullptr) return;
+    for (int64_t c = 0; c < whole; c += kLanes) {
+      for (int64_t x = 0; x < kTile / 2; x += kLanes) {
+        transpose(block_ + (c * kTile / 2 + x), kTile / 2, panels + c * kTile / 2 + x * kLanes, kLanes, Part());
+      }
+    }
+  }
+
+  void add_weight_pairs(int64_t chunk) const {
+    const int64_t padded = padded_channels(projection_.channels), count = classes_ * kTile;
+    uint16_t* const high = reinterpret_cast<uint16_t*>(parts_);
+    Dots::split(gradient_, count, high, high + count);
+    const uint32_t* const words = reinterpret_cast<const uint32_t*>(high);
+    gemm<Part, Real>(classes_, padded / kLanes, kTile / 2, PairOperand{words, words + count / 2, 1, kTile / 2},
+                     {panels_, kLanes, kTile / 2 * kLanes}, projection_.weight_gradient + chunk * classes_ * padded, padded,
+                     kLanes, true);
+  }
+
+  // As read_channels for features with neighbouring channels side by side, or neither.
   void read_pixels(int64_t offset, int64_t count, int n, Real* panels) {
     MagnitudeBits<Real> unused = 0;
     const int64_t whole = (count + kLanes - 1) / kLanes * kLanes;
@@ -159,7 +216,7 @@ class ProjectedTile {
 
   const Projection<Real>& projection_;
   const int64_t classes_;
-  Real *const logits_, *const gradient_, *const block_, *const row_, *const panels_;
+  Real *const logits_, *const gradient_, *const block_, *const parts_, *const row_, *const panels_;
 };
 
 // Chunks [begin, end) of tiles.

@@ -42,7 +42,7 @@ struct Side {
     bias_gradient = output(weight_grad && b, {classes});
     const auto pointer = [](bool wanted, Tensor& t) { return wanted ? static_cast<Real*>(t.mutable_data_ptr()) : nullptr; };
     view = {features.const_data_ptr(), float_type(x, name), features.stride(0), features.stride(1),
-            width > 1 ? features.stride(3) : features.stride(2), channels,
+            width > 1 ? features.stride(3) : features.stride(2), channels, float_type(w, name),
             static_cast<const Real*>(weight.const_data_ptr()),
             bias ? static_cast<const Real*>(bias->const_data_ptr()) : nullptr,
             pointer(features_grad, logit_gradient), pointer(weight_grad, weight_gradient),

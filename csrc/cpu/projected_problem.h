@@ -20,6 +20,9 @@ struct Projection {
   int64_t batch_stride, channel_stride, pixel_stride;
   int64_t channels;
   const Real* weight;     // [channels, K]: transposed
+  // The same as pairs of bfloat16 numbers, [padded channels / 2, K], where both factors are bfloat16 and the machine has a
+  // dot instruction for them (dot_bf16.h), else null.
+  const uint32_t* weight_pairs;
   const Real* bias;       // [K] or null
   Real* logit_gradient;   // [B, K, pixels] or null
   Real* weight_gradient;  // slots [chunks, K, padded channels] or null
