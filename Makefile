@@ -7,23 +7,28 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 CUDA_ARCHS ?= 90
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-kernels test-trainer test-packaging lint bench bench-quick clean
+.PHONY: demo test test-triton test-kernels test-trainer test-packaging lint bench bench-quick clean
 
 demo: $(VENV)/installed
 	$(BIN)/heteroakd demo
 
-test: lint test-kernels test-trainer test-packaging
+test: lint test-kernels test-triton test-trainer test-packaging
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-KERNEL_TESTS := $(addprefix tests/test_,reference.py pixel_losses.py projected_losses.py edges.py ops.py loss.py arguments.py house.py native.py benchmarks.py)
+KERNEL_TESTS := $(addprefix tests/test_,reference.py projectors.py pixel_losses.py projected_losses.py edges.py ops.py loss.py arguments.py house.py native.py benchmarks.py)
 test-kernels: $(VENV)/installed
 	$(BIN)/python -m pytest -q $(KERNEL_TESTS)
 
+# The Triton kernels without a GPU: interpreted on the CPU, and compiled ahead of time for every architecture.
+test-triton: $(VENV)/installed
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/triton
+	$(BIN)/python -m pytest -q tests/triton/test_compiled.py
+
 test-trainer: $(VENV)/installed
-	$(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging
+	$(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/triton
 
 # Wheels, source distribution, build isolation, and one build under an older torch.
 test-packaging: $(VENV)/installed

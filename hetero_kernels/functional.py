@@ -108,14 +108,15 @@ def hakd_loss(
     _check_hakd(student_logits, teacher_logits, labels, options, temperature, hakd_weight, proj_weight)
     normalizers = _normalizers(normalizer, ("hakd", "proj"), student_logits)
     student_logits, teacher_logits, labels = map(savable, (student_logits, teacher_logits, labels))
-    if backends.select(backend, student_logits.device.type) == "reference":
+    chosen = backends.select(backend, student_logits.device.type)
+    if chosen == "reference":
         return reference.hakd_loss(
             student_logits, teacher_logits, labels, temperature=temperature, kmm=kmm, kem=kem, divergence=divergence,
             hakd_weight=hakd_weight, proj_weight=proj_weight, resolution=resolution, align_corners=align_corners,
             ignore_index=ignore_index, reduction=reduction, normalizer=normalizer, return_terms=return_terms,
         )  # fmt: skip
     terms = pixel_losses.hakd_loss(
-        student_logits, teacher_logits, labels, options, temperature, hakd_weight, proj_weight, normalizers
+        student_logits, teacher_logits, labels, options, temperature, hakd_weight, proj_weight, normalizers, chosen
     )
     return HakdTerms(*terms) if return_terms else terms[0]
 
@@ -246,7 +247,8 @@ def segmentation_loss(
     normalizers = _normalizers(normalizer, ("task", "kd"), logits)
     logits, labels = savable(logits), savable(labels)
     teacher_logits, class_weight = savable(teacher_logits), savable(class_weight)
-    if backends.select(backend, logits.device.type) == "reference":
+    chosen = backends.select(backend, logits.device.type)
+    if chosen == "reference":
         return reference.segmentation_loss(
             logits, labels, teacher_logits, task_weight=task_weight, kd_weight=kd_weight, temperature=temperature,
             class_weight=class_weight, label_smoothing=label_smoothing, align_corners=align_corners,
@@ -254,7 +256,7 @@ def segmentation_loss(
         )  # fmt: skip
     terms = pixel_losses.segmentation_loss(
         logits, teacher_logits, labels, class_weight, options, temperature, task_weight, kd_weight, label_smoothing,
-        normalizers,
+        normalizers, chosen,
     )  # fmt: skip
     return SegmentationTerms(*terms) if return_terms else terms[0]
 

@@ -7,6 +7,7 @@ choice takes the first backend of the device's list that is available and warns 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import warnings
 
@@ -18,12 +19,25 @@ BACKENDS = ("reference", "cpu", "cuda", "triton")
 _BY_DEVICE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 
+def triton_is_interpreted() -> bool:
+    """Whether Triton runs kernels on the CPU, step by step: for tests, and for anyone without a GPU to try a case."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _triton_problem() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton; it comes with torch's GPU builds)"
+    if torch.cuda.is_available() or triton_is_interpreted():
+        return None
+    return "torch sees no GPU (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, to try them)"
+
+
 def unavailable(backend: str) -> str | None:
     """Why ``backend`` cannot run here, or None where it can."""
     if backend == "reference":
         return None
     if backend == "triton":
-        return "this version has no Triton kernels yet"
+        return _triton_problem()
     return native.libraries()[backend].problem
 
 
@@ -58,7 +72,8 @@ def select(backend: str | None, device: str) -> str:
         return _automatic(device)
     if backend not in BACKENDS:
         raise ValueError(f"{source} is {backend!r}, expected one of {', '.join(map(repr, BACKENDS))} or None")
-    if backend != "reference" and backend not in _BY_DEVICE.get(device, ()):
+    interpreted = backend == "triton" and triton_is_interpreted()
+    if backend != "reference" and not interpreted and backend not in _BY_DEVICE.get(device, ()):
         raise ValueError(f"{source}={backend!r} does not serve tensors on {device!r}")
     problem = unavailable(backend)
     if problem is not None:

@@ -24,12 +24,18 @@ def define(
 
     Returns the operator, and a function of the same arguments for those who want its gradient: in eager mode it has
     the same formula without the registered one's bookkeeping, and passes the registered one by. Whoever calls it keeps
-    none of the outputs that ``setup_context`` saves: the backward may overwrite them (:func:`scale_saved`).
+    none of the outputs that ``setup_context`` saves: the backward may overwrite them (:func:`scale_saved`). Both
+    ``setup_context`` and ``backward`` find the operator itself in ``ctx.op``.
     """
+
+    def setup(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.op = op
+        setup_context(ctx, inputs, output)
+
     _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     qualified = f"{NAMESPACE}::{name}"
     torch.library.register_fake(qualified, fake, lib=_library)
-    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+    torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)
     for device in ("CPU", "CUDA"):
         _library.impl(name, torch.library.fallthrough_kernel, f"Autocast{device}")
     op = getattr(torch.ops.hetero_kernels, name).default
@@ -41,7 +47,7 @@ def define(
         def forward(*args: Any) -> Any:
             return op(*args)
 
-    Transformable.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
+    Transformable.setup_context = staticmethod(setup)  # type: ignore[method-assign]
     Transformable.backward = staticmethod(backward)  # type: ignore[method-assign]
 
     class Function(torch.autograd.Function):
@@ -49,7 +55,7 @@ def define(
         def forward(ctx: Any, *args: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
                 output = op(*args)
-            setup_context(ctx, args, output)
+            setup(ctx, args, output)
             ctx.owns_outputs = True
             return output
 
@@ -67,6 +73,23 @@ def define(
             return op(*args)
 
     return op, differentiable
+
+
+TRITON_SUFFIX = "_triton"  # of operators that the Triton kernels implement
+
+
+def define_both(
+    name: str, schema: str, fake: Callable, setup_context: Callable, backward: Callable, triton: Callable
+) -> tuple[Callable, dict[str, Callable]]:
+    """:func:`define` twice: ``name``, which the compiled libraries implement, and its twin of the Triton kernels.
+
+    ``triton`` returns the twin's implementation; it is asked at the first call, which is when Triton is imported.
+    Returns the first operator, and the differentiable functions by backend.
+    """
+    op, compiled = define(name, schema, fake, setup_context, backward)
+    _, interpreted = define(name + TRITON_SUFFIX, schema, fake, setup_context, backward)
+    _library.impl(name + TRITON_SUFFIX, lambda *args: triton()(*args), "CompositeExplicitAutograd")
+    return op, {"cpu": compiled, "cuda": compiled, "triton": interpreted}
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:

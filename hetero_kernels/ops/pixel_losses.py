@@ -7,13 +7,20 @@ pixel to pixel: the backward runs the pass again with ``upstream`` [B, loss grid
 
 from __future__ import annotations
 
+import types
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..options import HakdOptions, SegmentationOptions
-from .library import compute_dtype, define, pack_scalars, scale_saved
+from .library import compute_dtype, define_both, pack_scalars, scale_saved
+
+
+def _triton() -> types.ModuleType:
+    from ..triton import pixel_losses
+
+    return pixel_losses
 
 
 def _loss_shape(labels: Tensor, reduction: str, grid: Tensor | None) -> list[int | torch.SymInt]:
@@ -60,7 +67,7 @@ def _hakd_backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tens
         saved, factor = (student_gradient, teacher_gradient), cast(Tensor | None, grad_loss)
         per_pixel = ctx.options[-1] == "none"
         if per_pixel or any(n and not c for n, c in zip(needed, ctx.computed, strict=True)):
-            saved = hakd_op(*tensors, grad_loss if per_pixel else None, *ctx.options, *needed)[3:]
+            saved = ctx.op(*tensors, grad_loss if per_pixel else None, *ctx.options, *needed)[3:]
             factor = None if per_pixel else grad_loss
         gradients = [
             scale_saved(ctx, g, factor, x) if n else None for g, x, n in zip(saved, tensors[:2], needed, strict=True)
@@ -68,7 +75,7 @@ def _hakd_backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tens
     return (*gradients, *([None] * 14))
 
 
-hakd_op, _differentiable_hakd = define(
+hakd_op, _differentiable_hakd = define_both(
     "hakd_loss",
     "(Tensor student_logits, Tensor teacher_logits, Tensor labels, Tensor scalars, Tensor? hakd_normalizer,"
     " Tensor? proj_normalizer, Tensor? upstream, bool kmm, str kem, str divergence, str resolution,"
@@ -77,17 +84,18 @@ hakd_op, _differentiable_hakd = define(
     fake=_hakd_fake,
     setup_context=_hakd_setup,
     backward=_hakd_backward,
+    triton=lambda: _triton().hakd_loss,
 )
 
 
 def hakd_loss(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, options: HakdOptions,
-    temperature: float, hakd_weight: float, proj_weight: float, normalizers: tuple[Tensor | None, ...],
+    temperature: float, hakd_weight: float, proj_weight: float, normalizers: tuple[Tensor | None, ...], backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Loss with gradient, and the unweighted terms hakd and proj."""
     grad = torch.is_grad_enabled()
     o = options
-    loss, hakd, proj, _, _ = _differentiable_hakd(
+    loss, hakd, proj, _, _ = _differentiable_hakd[backend](
         student_logits, teacher_logits, labels, pack_scalars(temperature, hakd_weight, proj_weight), *normalizers,
         None, o.kmm, o.kem, o.divergence, o.resolution, o.align_corners, o.ignore_index, o.reduction,
         grad and student_logits.requires_grad and o.reduction != "none",
@@ -125,13 +133,13 @@ def _segmentation_backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tu
         factor: Tensor | None = grad_loss
         per_pixel = ctx.options[-1] == "none"
         if per_pixel or not ctx.computed:
-            saved = segmentation_op(*tensors, grad_loss if per_pixel else None, *ctx.options, True)[3]
+            saved = ctx.op(*tensors, grad_loss if per_pixel else None, *ctx.options, True)[3]
             factor = None if per_pixel else grad_loss
         gradient = scale_saved(ctx, saved, factor, tensors[0])
     return (gradient, *([None] * 11))
 
 
-segmentation_op, _differentiable_segmentation = define(
+segmentation_op, _differentiable_segmentation = define_both(
     "segmentation_loss",
     "(Tensor logits, Tensor? teacher_logits, Tensor labels, Tensor? class_weight, Tensor scalars,"
     " Tensor? task_normalizer, Tensor? kd_normalizer, Tensor? upstream, bool align_corners, int ignore_index,"
@@ -139,17 +147,18 @@ segmentation_op, _differentiable_segmentation = define(
     fake=_segmentation_fake,
     setup_context=_segmentation_setup,
     backward=_segmentation_backward,
+    triton=lambda: _triton().segmentation_loss,
 )
 
 
 def segmentation_loss(
     logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, class_weight: Tensor | None,
     options: SegmentationOptions, temperature: float, task_weight: float, kd_weight: float, label_smoothing: float,
-    normalizers: tuple[Tensor | None, ...],
+    normalizers: tuple[Tensor | None, ...], backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Loss with gradient, and the unweighted terms task and kd."""
     o = options
-    loss, task, kd, _ = _differentiable_segmentation(
+    loss, task, kd, _ = _differentiable_segmentation[backend](
         logits, None if teacher_logits is None else teacher_logits.detach(), labels, class_weight,
         pack_scalars(temperature, task_weight, kd_weight, label_smoothing), *normalizers, None,
         o.align_corners, o.ignore_index, o.reduction,

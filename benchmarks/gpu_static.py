@@ -1,0 +1,269 @@
+"""What can be said of the GPU kernels without a GPU: registers, spills, shared memory, instructions per element.
+
+    python -m benchmarks.gpu_static [--targets sm_90 gfx942]
+
+The kernels are compiled ahead of time exactly as they would be launched: the losses run on meta tensors of the paper's
+sizes, their launches are recorded instead of started, and arguments are specialised as Triton's launcher does.
+Counts are of the machine code. No time is measured here; none is claimed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import itertools
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+TARGETS = {
+    **{f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 86, 89, 90, 100, 120)},
+    "gfx90a": GPUTarget("hip", "gfx90a", 64),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+# Shared memory of the smallest card of a family, bytes a program may use (CUDA programming guide; 64 KB of LDS).
+SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx90a": 64, "gfx942": 64}
+DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
+          torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8"}  # fmt: skip
+
+
+# Launches --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel as the public functions would start it."""
+
+    kernel: JITFunction
+    programs: int
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.kernel.fn.__name__
+
+
+@contextlib.contextmanager
+def recorded_launches() -> Iterator[list[Launch]]:
+    """Collects launches instead of starting them."""
+    launches: list[Launch] = []
+
+    def record(self: JITFunction, *args: Any, grid: tuple[int, ...], warmup: bool, **kwargs: Any) -> None:
+        options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
+        names = self.arg_names
+        arguments = dict(zip(names, args, strict=False))
+        launches.append(Launch(self, int(torch.Size(grid).numel()), arguments, kwargs, options))
+
+    run = JITFunction.run
+    JITFunction.run = record  # type: ignore[method-assign, assignment]
+    try:
+        yield launches
+    finally:
+        JITFunction.run = run  # type: ignore[method-assign]
+
+
+def _signature(value: Any, path: tuple[int, ...], constants: dict, attributes: dict) -> Any:
+    """Triton's type of an argument; what its launcher would make a constant or know to be a multiple of 16."""
+    if isinstance(value, tuple):
+        types = [_signature(v, (*path, i), constants, attributes) for i, v in enumerate(value)]
+        return type(value)(*types) if hasattr(value, "_fields") else tuple(types)
+    if isinstance(value, Tensor):
+        attributes[path] = [["tt.divisibility", 16]]
+        return "*" + DTYPES[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    if value == 1:
+        constants[path] = 1
+        return "constexpr"
+    if value % 16 == 0:
+        attributes[path] = [["tt.divisibility", 16]]
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def compile_launch(launch: Launch, target: GPUTarget) -> Any:
+    """Triton's compiled kernel of a launch."""
+    constants: dict = {}
+    attributes: dict = {}
+    signature = {
+        name: _signature(value, (launch.kernel.arg_names.index(name),), constants, attributes)
+        for name, value in launch.arguments.items()
+    }
+    given = dict(launch.constants)
+    if target.backend == "hip" and "PRECISION" in given:
+        given["PRECISION"] = "ieee"
+    for name, value in given.items():
+        signature[name] = "constexpr"
+        constants[(launch.kernel.arg_names.index(name),)] = value
+    source = ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=target, options=dict(launch.options))
+
+
+# Machine code ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Report:
+    """What a compiled kernel uses. ``loops``: opcodes of its innermost loops, in order of appearance."""
+
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    loops: list[collections.Counter] = field(default_factory=list)
+
+
+def _tool(name: str) -> str:
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def parse_sass(text: str) -> list[collections.Counter]:
+    """Opcodes of every innermost loop of a disassembly."""
+    code: list[str] = []
+    labels: dict[str, int] = {}
+    for line in text.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(code)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s*(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)(.*)", line):
+            code.append(instruction[1] + instruction[2])
+    spans = []
+    for end, instruction in enumerate(code):
+        if (jump := re.match(r"BRA.*?(\.L_x_\d+)", instruction)) and labels.get(jump[1], end) < end:
+            spans.append((labels[jump[1]], end))
+    innermost = [s for s in spans if not any(s != t and s[0] <= t[0] and t[1] <= s[1] for t in spans)]
+    loops = []
+    for begin, end in innermost:
+        opcodes = collections.Counter(i.split(".")[0].split(" ")[0] for i in code[begin : end + 1])
+        opcodes.pop("NOP", None)
+        loops.append(opcodes)
+    return loops
+
+
+def inspect(compiled: Any, target: GPUTarget) -> Report:
+    if target.backend == "hip":
+        text = compiled.asm["amdgcn"]
+
+        def number(key: str) -> int:
+            found = re.findall(rf"\.{key}:\s+(\d+)", text)
+            return int(found[-1]) if found else 0
+
+        spilled = 4 * (number("vgpr_spill_count") + number("sgpr_spill_count"))
+        return Report(number("vgpr_count"), spilled, compiled.metadata.shared)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage = _run(_tool("cuobjdump"), "-res-usage", cubin.name)
+        sass = _run(_tool("nvdisasm"), "-c", cubin.name)
+    registers, stack = (int(re.findall(rf"{key}:(\d+)", usage)[-1]) for key in ("REG", "STACK"))
+    return Report(registers, stack, compiled.metadata.shared, parse_sass(sass))
+
+
+def occupancy(launch: Launch, report: Report, target: str) -> int:
+    """Warps that fit a multiprocessor: by its 64 Ki registers, its shared memory, its 2048 (1536) threads."""
+    warps = launch.options.get("num_warps", 4)
+    by_registers = 65536 // (32 * max(report.registers, 1)) // warps
+    kilobytes = {"sm_80": 164, "sm_90": 228, "sm_100": 228}.get(target, 100)
+    by_shared = kilobytes * 1024 // (report.shared_bytes + 1024)
+    most = 64 if target in ("sm_80", "sm_90", "sm_100") else 48
+    return min(by_registers, by_shared, most // warps, 32) * warps
+
+
+# Cases -------------------------------------------------------------------------------------------------------------
+
+
+def paper_launches(dtype: torch.dtype = torch.float32, classes: int = 19) -> list[Launch]:
+    """The default calls at the paper's sizes, logits at stride 8: Cityscapes 512x1024 batch 8 (K = 19) or ADE20K
+    512x512 batch 16 (K = 150); ``hakd_loss`` at both resolutions, ``segmentation_loss`` with and without a teacher."""
+    from hetero_kernels.triton import pixel_losses
+
+    batch, height, width = (16, 512, 512) if classes == 150 else (8, 512, 1024)
+
+    def logits() -> Tensor:
+        return torch.empty(batch, classes, height // 8, width // 8, dtype=dtype, device="meta")
+
+    labels = torch.empty(batch, height, width, dtype=torch.int64, device="meta")
+    hakd: Callable = pixel_losses.hakd_loss
+    with recorded_launches() as launches:
+        for resolution, proj_weight in (("label", 0.0), ("feature", 0.0), ("label", 1.0)):
+            scalars = torch.tensor([2.0, 1.0, proj_weight], dtype=torch.float64)
+            hakd(
+                logits(), logits(), labels, scalars, None, None, None, True, "class", "kl", resolution, False, 255,
+                "mean", True, proj_weight != 0,
+            )  # fmt: skip
+        scalars = torch.tensor([1.0, 1.0, 0.1, 0.0], dtype=torch.float64)
+        for teacher in (logits(), None):
+            pixel_losses.segmentation_loss(
+                logits(), teacher, labels, None, scalars, None, None, None, False, 255, "mean", True
+            )
+    return launches
+
+
+def describe(launch: Launch) -> str:
+    given = launch.constants
+    notes = []
+    if launch.name == "hakd_kernel":
+        notes = ["feature resolution" if given["STUDENT_DIRECT"] else "label resolution"]
+        notes += ["with L_proj"] if given["PROJ"] else []
+    elif launch.name == "segmentation_kernel":
+        notes = ["CE + KD" if given["HAS_TEACHER"] else "CE"]
+    return launch.name + (f" ({', '.join(notes)})" if notes else "")
+
+
+COLUMNS = ("kernel", "K", "dtype", "target", "registers", "spilled bytes", "shared KB", "warps per SM",
+           "instructions per (pixel, class)", "of these special functions")  # fmt: skip
+
+
+def table(targets: list[str], dtypes: list[torch.dtype]) -> str:
+    rows: list[tuple[object, ...]] = [COLUMNS, ("---",) * len(COLUMNS)]
+    for classes, dtype in itertools.product((19, 150), dtypes):
+        for launch, target in itertools.product(paper_launches(dtype, classes), targets):
+            report = inspect(compile_launch(launch, TARGETS[target]), TARGETS[target])
+            counted = instructions_per_element(launch, report, classes)
+            rows.append((
+                describe(launch), classes, DTYPES[dtype], target, report.registers, report.spilled_bytes,
+                round(report.shared_bytes / 1024), occupancy(launch, report, target),
+                *(("-", "-") if counted is None else (f"{n:.1f}" for n in counted)),
+            ))  # fmt: skip
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def instructions_per_element(launch: Launch, report: Report, classes: int) -> tuple[float, float] | None:
+    """Instructions, and special function ones, of the first loop (a row of pixels; of the bounded mathematics where
+    there are two) for each of the elements that a thread has in it."""
+    if "BLOCKS" not in launch.constants or not report.loops:
+        return None
+    threads = 32 * launch.options["num_warps"]
+    elements = classes * launch.constants["TILE"] / threads
+    loop = next(loop for loop in report.loops if loop["MUFU"])
+    return sum(loop.values()) / elements, loop["MUFU"] / elements
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["sm_80", "sm_90", "gfx942"])
+    parser.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16", "fp16"), default=["fp32"])
+    options = parser.parse_args()
+    names = {v: k for k, v in DTYPES.items()}
+    print(table(options.targets, [names[d] for d in options.dtypes]))
+
+
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)
+    main()

@@ -1,0 +1,316 @@
+"""From tensors to launches: how many programs, which blocks, what is allocated.
+
+Nothing here waits for the device: scalars come on the CPU, divisors stay where they are. All memory is allocated by
+torch on the current stream, so that a call can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+from torch import Tensor
+
+from . import reduction as kernels
+from .tile import Grid, Labels, Network
+
+# Blocks of pixels and classes ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a program is cut. ``blocks``: lengths of the blocks of classes; ``tile``: columns of pixels; ``warps``."""
+
+    blocks: tuple[int, ...]
+    tile: int
+    warps: int
+
+
+def class_blocks(num_classes: int) -> tuple[int, ...]:
+    """Powers of two that add up to K; beyond 32 classes to hardly more, in fewer blocks."""
+    blocks: list[int] = []
+    left = num_classes
+    while left > 0:
+        above = triton.next_power_of_2(left)
+        if num_classes <= 32:
+            block = min(8, above if above == left else above // 2)
+        else:
+            block = above if above - left <= num_classes // 16 else above // 2
+        blocks.append(block)
+        left -= block
+    return tuple(blocks)
+
+
+@functools.cache
+def tiling(num_classes: int) -> Tiling:
+    """Up to 32 classes one thread owns a pixel, so that sums over classes stay in a thread, in blocks of 8, so that few
+    numbers of a class live at a time. More classes are spread over the warps of a narrower tile, some 20 a thread."""
+    if num_classes <= 32:
+        return Tiling(class_blocks(num_classes), 64, 2)
+    if num_classes <= 384:
+        return Tiling(class_blocks(num_classes), 32, 4 if num_classes <= 96 else 8 if num_classes <= 192 else 16)
+    return Tiling(class_blocks(num_classes), 16, 16)
+
+
+def bounded_limit(temperature: float) -> float:
+    """Largest |z| that the bounded mathematics takes: over a thousand classes its largest product is
+    K^2 e^{2z} e^{z/T}, its largest quotient K e^{2z/T}."""
+    return min(24.0, 70.0 / (2.0 + 1.0 / temperature), 38.0 * temperature)
+
+
+def power_of(temperature: float) -> int:
+    """T where e^z is a cheap power of e^{z / T}, else 0."""
+    return int(temperature) if temperature in (1.0, 2.0, 4.0) else 0
+
+
+# The loss grid ---------------------------------------------------------------------------------------------------
+
+
+def _neighbours(coarse: int, fine: int, align: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper coarse neighbours of every pixel of an axis, as tile.py computes them."""
+    p, q, d = (coarse - 1, 0, max(fine - 1, 1)) if align else (2 * coarse, coarse - fine, 2 * fine)
+    lower = np.maximum(np.arange(fine, dtype=np.int64) * p + q, 0) // d
+    return lower, np.minimum(lower + 1, coarse - 1)
+
+
+@functools.lru_cache(maxsize=256)
+def _span(coarse: int, fine: int, align: bool, tile: int) -> tuple[int, int]:
+    """Most coarse columns that a tile reaches, and most tiles that reach a coarse column."""
+    lower, upper = _neighbours(coarse, fine, align)
+    first = np.arange(0, fine, tile)
+    last = np.minimum(first + tile, fine) - 1
+    span = int((upper[last] - lower[first]).max()) + 1
+    edges = np.concatenate([np.searchsorted(lower, np.arange(coarse)), [fine]])  # first pixel of every coarse column
+    ends = np.append(edges[2:], fine)
+    starts = np.append(edges[0], edges[:-2])[:coarse]
+    reached = ends[:coarse] - 1
+    tiles = np.maximum(reached // tile - starts // tile + 1, 1)
+    return span, int(tiles.max())
+
+
+@functools.lru_cache(maxsize=256)
+def _tallest_band(coarse: int, fine: int, align: bool) -> int:
+    lower, _ = _neighbours(coarse, fine, align)
+    return int(np.bincount(lower).max())
+
+
+ROWS = 16  # most rows of a program: enough to share a band's interpolation, few enough to fill a GPU
+
+
+class LossGrid:
+    """The loss grid of a call and its division into programs."""
+
+    def __init__(self, batch: int, num_classes: int, size: tuple[int, int], heights: tuple[int, int], align: bool):
+        height, width = size
+        self.tiling = tiling(num_classes)
+        self.batch, self.height, self.width, self.align = batch, height, width, align
+        self.same = heights[0] == heights[1]
+        self.bands = heights[0] if self.same else heights[0] + heights[1] - 1
+        self.splits = triton.cdiv(min(_tallest_band(h, height, align) for h in heights), ROWS)
+        self.tiles = triton.cdiv(width, self.tiling.tile)
+        self.heights = heights
+        self.programs = batch * self.bands * self.splits * self.tiles
+
+    def argument(self) -> Grid:
+        return Grid(self.height, self.width, *self.heights, self.bands, self.splits, self.tiles)
+
+    def options(self) -> dict[str, Any]:
+        return {"TILE": self.tiling.tile, "ALIGN": self.align, "SAME": self.same}
+
+
+class NetworkPlan:
+    """A network on a loss grid: its kernel argument, and its gradient on the way."""
+
+    def __init__(self, logits: Tensor, grid: LossGrid, wanted: bool):
+        self.logits, self.wanted = logits, wanted
+        _, classes, height, width = logits.shape
+        if max(2 * height * grid.height, 2 * width * grid.width) >= 2**31:
+            raise ValueError(
+                f"logits of {height} x {width} on a loss grid of {grid.height} x {grid.width} pixels are too large for "
+                "the Triton kernels, whose positions are 32-bit numbers"
+            )
+        self.direct = (height, width) == (grid.height, grid.width)
+        self.span, self.reach = (1, 1) if self.direct else _span(width, grid.width, grid.align, grid.tiling.tile)
+        shape = logits.shape if wanted else (0,)
+        self.gradient = torch.empty(shape, dtype=torch.float32, device=logits.device)
+        self.slots = self.gradient
+        if wanted and not self.direct:
+            self.slots = self.gradient.new_empty(grid.programs * 2 * classes * self.span)
+        # Programs of the last launch: coarse rows by blocks of classes and columns, or a flat range.
+        if not wanted:
+            self.programs = 0
+        elif self.direct:
+            self.programs = triton.cdiv(logits.numel(), FINISH_ROWS * FINISH_COLUMNS)
+        else:
+            blocks = triton.cdiv(classes, FINISH_ROWS) * triton.cdiv(width, FINISH_COLUMNS)
+            self.programs = logits.shape[0] * height * blocks
+
+    @property
+    def span_block(self) -> int:
+        return min(64, max(16, triton.next_power_of_2(self.span)))
+
+    def argument(self) -> Network:
+        height, width = self.logits.shape[2:]
+        b, c, h, w = self.logits.stride()
+        return Network(self.logits, self.slots, height, width, b, c, h, w, self.span)
+
+
+FINISH_ROWS, FINISH_COLUMNS = 8, 64
+
+
+def label_argument(labels: Tensor, size: tuple[int, int], num_classes: int, ignore_index: int) -> tuple[Labels, bool]:
+    """The labels' argument, and whether they must be sampled to reach the loss grid.
+
+    Raises RuntimeError for a wrong label on the CPU; on a GPU, where that would have to wait for the device, the
+    kernels make the loss NaN.
+    """
+    height, width = labels.shape[1:]
+    scales = [float(np.float32(n) / np.float32(max(m, 1))) for n, m in zip((height, width), size, strict=True)]
+    sampled = (height, width) != size
+    if labels.device.type == "cpu":
+        rows, columns = (
+            (torch.arange(n, dtype=torch.float32) * s).long().clamp(max=m - 1) if sampled else torch.arange(n)
+            for n, s, m in zip(size, scales, (height, width), strict=True)
+        )
+        used = labels[:, rows[:, None], columns].long()
+        wrong = (used != ignore_index) & ((used < 0) | (used >= num_classes))
+        if wrong.any():
+            b, y, x = wrong.nonzero()[0].tolist()
+            raise RuntimeError(
+                f"labels[{b}, {int(rows[y])}, {int(columns[x])}] is {int(used[b, y, x])}, expected a class in "
+                f"[0, {num_classes}) or ignore_index={ignore_index}"
+            )
+    b, h, w = labels.stride()
+    return Labels(labels, height, width, b, h, w, scales[0], scales[1], ignore_index), sampled
+
+
+# Divisors ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TermPlan:
+    """One of a loss's two terms. ``mode``: what divides its sum, "count" (of valid pixels), "given" (``divisor``: the
+    sum of its ``parts`` numbers) or "one"."""
+
+    weight: float
+    share: float
+    mode: str
+    divisor: Tensor
+    parts: int = 0
+
+    @property
+    def block(self) -> int:
+        return triton.next_power_of_2(self.parts) if self.mode == "given" else 0
+
+    def argument(self) -> kernels.Term:
+        return kernels.Term(self.weight, self.share, self.divisor, self.parts)
+
+
+def plan_term(
+    weight: float, reduction: str, normalizer: Tensor | None, nothing: Tensor, share: float | None = None
+) -> TermPlan:
+    """``share``: a divisor known beforehand, as its inverse, in place of the number of valid pixels."""
+    if reduction != "mean":
+        return TermPlan(weight, 1.0, "one", nothing)
+    if normalizer is not None:
+        return TermPlan(weight, 1.0, "given", normalizer.to(nothing.device), 1)
+    if share is not None:
+        return TermPlan(weight, share, "one", nothing)
+    return TermPlan(weight, 1.0, "count", nothing)
+
+
+def differ(terms: tuple[TermPlan, TermPlan]) -> bool:
+    """Whether the gradients of two terms have different divisors, one being the number of valid pixels."""
+    modes = {t.mode for t in terms if t.weight != 0}
+    return len(modes) > 1 and "count" in modes
+
+
+def count_early(
+    terms: tuple[TermPlan, TermPlan], grid: LossGrid, labels: Labels, sampled: bool, num_classes: int,
+    class_weight: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Puts "count" divisors into numbers before the main launch: for terms whose gradients have different divisors."""
+    rows = grid.batch * grid.height
+    programs = min(rows, 1024)
+    parts = torch.empty(2, programs, dtype=torch.float32, device=labels.data.device)
+    weight = parts if class_weight is None else class_weight
+    kernels.divisors_kernel[(programs,)](
+        labels, grid.argument(), weight, parts, rows, num_classes,
+        BLOCK=min(1024, max(128, triton.next_power_of_2(grid.width))), SAMPLED=sampled,
+        HAS_WEIGHT=class_weight is not None, num_warps=4,
+    )  # fmt: skip
+    for i, term in enumerate(terms):
+        if term.mode == "count":
+            # The first term's divisor is the sum of the class weights where there are any.
+            row = 1 if i == 0 and class_weight is not None else 0
+            term.mode, term.divisor, term.parts = "given", parts[row], programs
+
+
+# Launching --------------------------------------------------------------------------------------------------------
+
+
+def device_guard(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Launches go to the tensor's device, on its current stream."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def precision(tensor: Tensor) -> str:
+    """How the adjoint's matrix product keeps float32: three tf32 products, or AMD's own float32 instructions."""
+    return "ieee" if torch.version.hip or tensor.device.type == "cpu" else "tf32x3"
+
+
+class Output:
+    """What a loss returns: its value and its terms, 0-dim or maps, and what the main launch leaves for the last."""
+
+    def __init__(self, grid: LossGrid, reduction: str, device: torch.device):
+        self.maps = reduction == "none"
+        shape = (grid.batch, grid.height, grid.width) if self.maps else ()
+        self.first, self.second = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2))
+        self.loss = self.first.new_empty(() if self.maps else shape)
+        self.partial = self.first.new_empty(max(grid.programs, 1), 2)
+        self.count = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def empty(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of no pixel at all."""
+        return self.loss.zero_(), self.first.zero_(), self.second.zero_()
+
+    def values(self, terms: tuple[TermPlan, TermPlan]) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and terms, after the last launch."""
+        if self.maps:
+            self.loss = terms[0].weight * self.first + terms[1].weight * self.second
+        return self.loss, self.first, self.second
+
+    def argument(self) -> kernels.Output:
+        return kernels.Output(self.partial, self.count, self.first, self.second)
+
+
+def finish(
+    student: NetworkPlan,
+    teacher: NetworkPlan,
+    grid: LossGrid,
+    terms: tuple[TermPlan, TermPlan],
+    output: Output,
+    num_classes: int,
+) -> None:
+    """The last launch: gradients of both networks, and the loss unless it is a map."""
+    deferred = any(t.mode == "count" and t.weight != 0 for t in terms)
+    # A gradient that is in its place already needs no launch for its own sake.
+    students = student.programs if deferred or not student.direct else 0
+    teachers = teacher.programs if deferred or not teacher.direct else 0
+    programs = students + teachers + (not output.maps)
+    if programs == 0:
+        return
+    kernels.finish_kernel[(programs,)](
+        student.argument(), teacher.argument(), student.gradient, teacher.gradient, grid.argument(),
+        output.partial, output.count, tuple(t.argument() for t in terms), output.loss, output.first, output.second,
+        num_classes, grid.programs, students, teachers, student.reach, teacher.reach,
+        student.gradient.numel(), teacher.gradient.numel(),
+        MODES=tuple(t.mode for t in terms), PARTS=tuple(t.block for t in terms), STUDENT=students > 0,
+        TEACHER=teachers > 0, STUDENT_DIRECT=student.direct, TEACHER_DIRECT=teacher.direct, DEFERRED=deferred,
+        LOSS=not output.maps, ROWS=FINISH_ROWS, COLUMNS=FINISH_COLUMNS, num_warps=4, **grid.options(),
+    )  # fmt: skip

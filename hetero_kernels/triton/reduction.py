@@ -1,0 +1,176 @@
+"""What turns per-pixel terms into a loss (docs/mathematics.md, section 8).
+
+Before the main launch the divisors, where it must know them; after it, in one launch, slots become coarse gradients
+and the programs' sums the loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .tile import Pixels, band_of, first_pixel, load_labels, lower
+
+
+class Term(NamedTuple):
+    """One of a loss's two terms: its weight, its share of a sum without divisor, the ``parts`` numbers whose sum is its
+    divisor."""
+
+    weight: Any
+    share: Any
+    divisor: Any
+    parts: Any
+
+
+class Output(NamedTuple):
+    partial: Any  # [programs, 2]: sums of both terms
+    count: Any  # number of valid pixels, int64
+    first: Any  # maps [B, loss grid] of both terms
+    second: Any
+
+
+@triton.jit
+def inverse_divisor(divisor, parts, PARTS: tl.constexpr):
+    """1 / the sum of the ``parts`` numbers at ``divisor``, 0 where that is 0; 1 where PARTS is 0."""
+    inverse = 1.0
+    if PARTS > 0:
+        i = tl.arange(0, PARTS)
+        d = tl.sum(tl.load(divisor + i, mask=i < parts, other=0.0).to(tl.float32), 0)
+        inverse = tl.where(d == 0.0, 0.0, 1.0 / d)
+    return inverse
+
+
+@triton.jit
+def divisors_kernel(
+    labels, grid, class_weight, partial, rows, classes,
+    BLOCK: tl.constexpr, SAMPLED: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+):  # fmt: skip
+    """Divisors that the main launch must know: a program's part of the number of valid pixels, and of the sum of their
+    class weights, to ``partial`` [2, programs]. ``rows`` are those of all images."""
+    program = tl.program_id(0)
+    number, weights = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    for row in range(program, rows, tl.num_programs(0)):
+        for start in range(0, grid.width, BLOCK):
+            x = start + tl.arange(0, BLOCK)
+            inside = x < grid.width
+            image = tl.cast(row // grid.height, tl.int64)
+            pixels = Pixels(image, row, row, start, tl.minimum(x, grid.width - 1), inside)
+            label, valid, _ = load_labels(labels, pixels, row % grid.height, classes, SAMPLED)
+            number += valid.to(tl.float32)
+            if HAS_WEIGHT:
+                w = tl.load(class_weight + label, mask=valid, other=0.0)
+                weights += w.to(tl.float32)
+    tl.store(partial + program, tl.sum(number, 0))
+    tl.store(partial + tl.num_programs(0) + program, tl.sum(weights, 0))
+
+
+@triton.jit
+def gather(
+    out, network, grid, classes, program, scale, reach,
+    TILE: tl.constexpr, ALIGN: tl.constexpr, SAME: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """One program of one network: [ROWS classes, COLUMNS coarse columns] of a coarse row of its gradient, from all the
+    slots that reach them. A coarse column is within ``reach`` tiles."""
+    column_blocks, class_blocks = tl.cdiv(network.width, COLUMNS), tl.cdiv(classes, ROWS)
+    n = (program % column_blocks * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    program = program // column_blocks
+    k = (program % class_blocks * ROWS + tl.arange(0, ROWS))[:, None]
+    program = program // class_blocks
+    row, image = program % network.height, (program // network.height).to(tl.int64)
+
+    inside = (k < classes) & (n < network.width)
+    first_tile = first_pixel(n - 1, network.width, grid.width, ALIGN) // TILE
+    end = tl.where(n + 1 >= network.width, grid.width, first_pixel(n + 1, network.width, grid.width, ALIGN))
+    last_tile = (end - 1) // TILE
+    side = classes * network.span
+    g = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for cell in range(tl.maximum(row - 1, 0), row + 1):  # bands whose lower coarse row is this one or the one before
+        from_row = first_pixel(cell, network.height, grid.height, ALIGN)
+        to_row = tl.where(
+            cell + 1 >= network.height, grid.height, first_pixel(cell + 1, network.height, grid.height, ALIGN)
+        )
+        end_band = band_of(tl.maximum(to_row - 1, 0), grid, ALIGN, SAME) + 1
+        first_band = tl.where(from_row < to_row, band_of(from_row, grid, ALIGN, SAME), end_band)
+        below = tl.where(cell == row, 1.0, 0.0)
+        above = tl.where((cell < row) | (row == network.height - 1), 1.0, 0.0)
+        for band in range(first_band, end_band):
+            for split in range(grid.splits):
+                for step in range(reach):
+                    tile = first_tile + step
+                    at = n - lower(tile * TILE, network.width, grid.width, ALIGN)
+                    ok = inside & (tile <= last_tile) & (at >= 0) & (at < network.span)
+                    slot = ((image * grid.bands + band) * grid.splits + split) * grid.tiles + tile
+                    offset = slot * 2 * side + k * network.span + at
+                    g += below * tl.load(network.gradient + offset, mask=ok, other=0.0)
+                    g += above * tl.load(network.gradient + offset + side, mask=ok, other=0.0)
+    offset = ((image * classes + k) * network.height + row) * network.width + n
+    tl.store(out + offset, g * scale, mask=inside)
+
+
+@triton.jit
+def rescale(gradient, program, scale, elements, BLOCK: tl.constexpr):
+    """One program of a network whose gradient is there but for its divisor."""
+    i = tl.cast(program, tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(gradient + i, tl.load(gradient + i, mask=i < elements) * scale, mask=i < elements)
+
+
+@triton.jit
+def finish_network(
+    out, network, grid, classes, program, scale, reach, elements, DIRECT: tl.constexpr,
+    TILE: tl.constexpr, ALIGN: tl.constexpr, SAME: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    if DIRECT:
+        rescale(network.gradient, program, scale, elements, ROWS * COLUMNS)
+    else:
+        gather(out, network, grid, classes, program, scale, reach, TILE, ALIGN, SAME, ROWS, COLUMNS)
+
+
+@triton.jit
+def finish_kernel(
+    student, teacher, student_out, teacher_out, grid, partial, count, terms, loss, first, second, classes, programs,
+    student_programs, teacher_programs, student_reach, teacher_reach, student_elements, teacher_elements,
+    MODES: tl.constexpr, PARTS: tl.constexpr, STUDENT: tl.constexpr, TEACHER: tl.constexpr,
+    STUDENT_DIRECT: tl.constexpr, TEACHER_DIRECT: tl.constexpr, DEFERRED: tl.constexpr, LOSS: tl.constexpr,
+    TILE: tl.constexpr, ALIGN: tl.constexpr, SAME: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Programs [0, student_programs) and the ``teacher_programs`` after them finish gradients, one more the loss.
+
+    DEFERRED: gradients still lack the number of valid pixels, ``count``, as divisor. MODES: what divides a term,
+    "count", "given" (its divisor) or "one".
+    """
+    program = tl.program_id(0)
+    inverse = 1.0
+    if DEFERRED or MODES[0] == "count" or MODES[1] == "count":
+        n = tl.load(count).to(tl.float32)
+        inverse = tl.where(n == 0.0, 0.0, 1.0 / n)
+    scale = 1.0
+    if DEFERRED:
+        scale = inverse
+    if program < student_programs:
+        if STUDENT:
+            finish_network(
+                student_out, student, grid, classes, program, scale, student_reach, student_elements, STUDENT_DIRECT,
+                TILE, ALIGN, SAME, ROWS, COLUMNS,
+            )  # fmt: skip
+    elif program < student_programs + teacher_programs:
+        if TEACHER:
+            finish_network(
+                teacher_out, teacher, grid, classes, program - student_programs, scale, teacher_reach, teacher_elements,
+                TEACHER_DIRECT, TILE, ALIGN, SAME, ROWS, COLUMNS,
+            )  # fmt: skip
+    else:
+        if LOSS:
+            BLOCK: tl.constexpr = ROWS * COLUMNS
+            sum_0, sum_1 = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
+            for start in range(0, programs, BLOCK):
+                i = start + tl.arange(0, BLOCK)
+                sum_0 += tl.load(partial + 2 * i, mask=i < programs, other=0.0).to(tl.float64)
+                sum_1 += tl.load(partial + 2 * i + 1, mask=i < programs, other=0.0).to(tl.float64)
+            value_0, value_1 = tl.sum(sum_0, 0).to(tl.float32), tl.sum(sum_1, 0).to(tl.float32)
+            value_0 *= inverse if MODES[0] == "count" else inverse_divisor(terms[0].divisor, terms[0].parts, PARTS[0])
+            value_1 *= inverse if MODES[1] == "count" else inverse_divisor(terms[1].divisor, terms[1].parts, PARTS[1])
+            tl.store(first, value_0 * terms[0].share)
+            tl.store(second, value_1 * terms[1].share)
+            tl.store(loss, terms[0].weight * value_0 * terms[0].share + terms[1].weight * value_1 * terms[1].share)

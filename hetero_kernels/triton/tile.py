@@ -1,0 +1,308 @@
+"""The loss grid in Triton: which pixels a program owns, interpolation on the way in, its adjoint on the way out.
+
+Bilinear interpolation puts pixel y at (y P + Q) / D on the coarse grid, with integers P, Q, D: positions are exact.
+Rows between the same two coarse rows of every network are a *band*; a program owns some rows of a band and a *tile* of
+columns, so it interpolates horizontally once, keeps both coarse rows in registers and adds its gradient up there. What
+leaves it is a *slot* [2 coarse rows, K, span], span being the coarse columns that a tile can reach; reduction.py adds
+slots up.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .pixel_math import PADDING
+
+
+class Network(NamedTuple):
+    """A network's logits, where their gradient goes, and the geometry of both."""
+
+    logits: Any
+    gradient: Any  # slots, or the gradient itself [B, K, h, w] where the network has the loss grid
+    height: Any
+    width: Any
+    stride_b: Any
+    stride_c: Any
+    stride_h: Any
+    stride_w: Any
+    span: Any
+
+
+class Labels(NamedTuple):
+    data: Any
+    height: Any
+    width: Any
+    stride_b: Any
+    stride_h: Any
+    stride_w: Any
+    rows_scale: Any  # of nearest neighbour sampling
+    columns_scale: Any
+    ignore_index: Any
+
+
+class Grid(NamedTuple):
+    """The loss grid and how programs divide it."""
+
+    height: Any
+    width: Any
+    student_height: Any
+    teacher_height: Any
+    bands: Any
+    splits: Any  # programs that share a band
+    tiles: Any
+
+
+class Pixels(NamedTuple):
+    """What a program owns: rows [begin, end) of an image, columns x from ``first`` on (clamped beyond the grid)."""
+
+    image: Any
+    begin: Any
+    end: Any
+    first: Any
+    x: Any
+    inside: Any
+
+
+class Columns(NamedTuple):
+    """A network's coarse neighbours of a tile's pixels, and the weight of the right one."""
+
+    left: Any
+    right: Any
+    part: Any
+    first: Any  # neighbour of the tile's first pixel
+
+
+# Positions -----------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def axis(coarse, fine, ALIGN: tl.constexpr):
+    """P, Q, D of an axis."""
+    if ALIGN:
+        p, q, d = coarse - 1, coarse * 0, tl.maximum(fine - 1, 1)
+    else:
+        p, q, d = 2 * coarse, coarse - fine, 2 * fine
+    return p, q, d
+
+
+@triton.jit
+def lower(y, coarse, fine, ALIGN: tl.constexpr):
+    """Coarse neighbour before pixel y; the other one is the next, or the same at the end."""
+    p, q, d = axis(coarse, fine, ALIGN)
+    return tl.maximum(y * p + q, 0) // d
+
+
+@triton.jit
+def fraction(y, at, coarse, fine, ALIGN: tl.constexpr):
+    """Weight of the other neighbour of pixel y, whose lower one is ``at``."""
+    p, q, d = axis(coarse, fine, ALIGN)
+    return tl.cast(tl.maximum(y * p + q - at * d, 0), tl.float32) / tl.cast(d, tl.float32)
+
+
+@triton.jit
+def first_pixel(at, coarse, fine, ALIGN: tl.constexpr):
+    """First pixel whose lower neighbour is ``at`` or more; ``fine`` if there is none."""
+    p, q, d = axis(coarse, fine, ALIGN)
+    y = tl.cdiv(tl.maximum(at * d - q, 0), tl.maximum(p, 1))
+    return tl.where(at <= 0, 0, tl.where(p == 0, fine, tl.minimum(y, fine)))
+
+
+@triton.jit
+def band_of(y, grid, ALIGN: tl.constexpr, SAME: tl.constexpr):
+    """Number of row y's band. SAME: both networks have the same height."""
+    n = lower(y, grid.student_height, grid.height, ALIGN)
+    if not SAME:
+        n += lower(y, grid.teacher_height, grid.height, ALIGN)
+    return n
+
+
+@triton.jit
+def band_start(band, grid, ALIGN: tl.constexpr, SAME: tl.constexpr):
+    """First row of a band or, where the band has none, of the next that has."""
+    if SAME:
+        start = first_pixel(band, grid.student_height, grid.height, ALIGN)
+    else:
+        start, end = tl.cast(grid.height * 0, tl.int32), tl.cast(grid.height, tl.int32)
+        while start < end:
+            middle = (start + end) // 2
+            below = band_of(middle, grid, ALIGN, SAME) < band
+            start = tl.where(below, middle + 1, start)
+            end = tl.where(below, end, middle)
+    return start
+
+
+@triton.jit
+def columns_of(pixels, network, grid, ALIGN: tl.constexpr):
+    left = lower(pixels.x, network.width, grid.width, ALIGN)
+    part = fraction(pixels.x, left, network.width, grid.width, ALIGN)
+    first = lower(pixels.first, network.width, grid.width, ALIGN)
+    return Columns(left, tl.minimum(left + 1, network.width - 1), part, first)
+
+
+@triton.jit
+def locate(program, grid, TILE: tl.constexpr, ROWS: tl.constexpr, ALIGN: tl.constexpr, SAME: tl.constexpr):
+    """What a program owns."""
+    first = program % grid.tiles * TILE
+    x = first + tl.arange(0, TILE)
+    program = program // grid.tiles
+    split = program % grid.splits
+    program = program // grid.splits
+    band, image = program % grid.bands, program // grid.bands
+    begin = band_start(band, grid, ALIGN, SAME) + split * ROWS
+    end = tl.minimum(begin + ROWS, band_start(band + 1, grid, ALIGN, SAME))
+    return Pixels(tl.cast(image, tl.int64), begin, end, first, tl.minimum(x, grid.width - 1), x < grid.width)
+
+
+# Blocks of classes ---------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def class_numbers(BLOCKS: tl.constexpr):
+    """Numbers [classes, 1] of every block; BLOCKS are the blocks' lengths."""
+    out = (tl.arange(0, BLOCKS[0])[:, None],)
+    start: tl.constexpr = 0
+    for i in tl.static_range(1, len(BLOCKS)):
+        start = start + BLOCKS[i - 1]
+        out = out + (start + tl.arange(0, BLOCKS[i])[:, None],)
+    return out
+
+
+@triton.jit
+def zeros(c, pixels, WANTED: tl.constexpr = True):
+    """Blocks of zeros; none at all where they are not wanted: even zeros take registers."""
+    out = ()
+    if WANTED:
+        for i in tl.static_range(len(c)):
+            out = out + (tl.zeros_like(c[i] + pixels.x[None, :]).to(tl.float32),)
+    return out
+
+
+@triton.jit
+def load_per_class(data, c, classes):
+    """Values [classes, 1] of a contiguous vector [K], 0 beyond."""
+    out = ()
+    for i in tl.static_range(len(c)):
+        out = out + (tl.load(data + c[i], mask=c[i] < classes, other=0.0).to(tl.float32),)
+    return out
+
+
+# Logits in -----------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def load_block(network, c, classes, image, row, column):
+    """A block of logits of a coarse row at ``column`` [pixels]; ``PADDING`` beyond K."""
+    start = network.logits + image * network.stride_b + tl.cast(row, tl.int64) * network.stride_h
+    offset = tl.cast(c, tl.int64) * network.stride_c + (tl.cast(column, tl.int64) * network.stride_w)[None, :]
+    z = tl.load(start + offset, mask=c < classes, other=0.0).to(tl.float32)
+    return z + tl.where(c < classes, 0.0, PADDING)
+
+
+@triton.jit
+def load_row(network, c, classes, image, row, column):
+    out = ()
+    for i in tl.static_range(len(c)):
+        out = out + (load_block(network, c[i], classes, image, row, column),)
+    return out
+
+
+@triton.jit
+def between(a, b, part):
+    """(1 - f) a + f b, not a + f (b - a): between -10 and 10 the difference alone is off by 1e-6."""
+    out = ()
+    for i in tl.static_range(len(a)):
+        out = out + ((1.0 - part) * a[i] + part * b[i],)
+    return out
+
+
+@triton.jit
+def load_between(network, c, classes, pixels, columns, row):
+    """A coarse row interpolated horizontally."""
+    out = ()
+    for i in tl.static_range(len(c)):
+        left = load_block(network, c[i], classes, pixels.image, row, columns.left)
+        right = load_block(network, c[i], classes, pixels.image, row, columns.right)
+        out = out + ((1.0 - columns.part)[None, :] * left + columns.part[None, :] * right,)
+    return out
+
+
+@triton.jit
+def load_band(network, c, classes, pixels, columns, grid, ALIGN: tl.constexpr, DIRECT: tl.constexpr):
+    """Both coarse rows around a band, interpolated horizontally; a network that has the loss grid: its row, twice."""
+    first = tl.minimum(pixels.begin, grid.height - 1)
+    if DIRECT:
+        z = load_row(network, c, classes, pixels.image, first, pixels.x)
+        return z, z
+    else:
+        row = lower(first, network.height, grid.height, ALIGN)
+        below = load_between(network, c, classes, pixels, columns, row)
+        above = load_between(network, c, classes, pixels, columns, tl.minimum(row + 1, network.height - 1))
+        return below, above
+
+
+@triton.jit
+def logits_of(band, f, DIRECT: tl.constexpr):
+    """Blocks of logits ``f`` of the way between a band's rows."""
+    if DIRECT:
+        return band[0]
+    else:
+        return between(band[0], band[1], f)
+
+
+@triton.jit
+def load_labels(labels, pixels, y, classes, SAMPLED: tl.constexpr):
+    """A row's labels (-1 where ignored or wrong), whether pixels are valid, and whether their label is wrong.
+
+    SAMPLED: by nearest neighbour, in float32 as F.interpolate does.
+    """
+    column = pixels.x
+    if SAMPLED:
+        y = tl.minimum((tl.cast(y, tl.float32) * labels.rows_scale).to(tl.int32), labels.height - 1)
+        column = tl.minimum((column.to(tl.float32) * labels.columns_scale).to(tl.int32), labels.width - 1)
+    row = labels.data + pixels.image * labels.stride_b + tl.cast(y, tl.int64) * labels.stride_h
+    label = tl.load(row + column.to(tl.int64) * labels.stride_w).to(tl.int64)
+    counts = pixels.inside & (label != labels.ignore_index)
+    wrong = counts & ((label < 0) | (label >= classes))
+    valid = counts & (wrong == 0)
+    return tl.where(valid, label, -1).to(tl.int32), valid, wrong
+
+
+# Gradients out -------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def masked(g, valid):
+    """0 where a pixel is ignored: a NaN that only such pixels reach counts for nothing."""
+    out = ()
+    for i in tl.static_range(len(g)):
+        out = out + (tl.where(valid[None, :], g[i], 0.0),)
+    return out
+
+
+@triton.jit
+def store_row(network, c, classes, pixels, y, grid, g):
+    """The gradient of a row of a network that has the loss grid."""
+    for i in tl.static_range(len(c)):
+        row = ((pixels.image * classes + c[i]) * grid.height + y) * grid.width
+        inside = (c[i] < classes) & pixels.inside[None, :]
+        tl.store(network.gradient + row + pixels.x[None, :], g[i], mask=inside)
+
+
+@triton.jit
+def store_slot(network, c, classes, columns, slot, gradient, SPAN: tl.constexpr, PRECISION: tl.constexpr):
+    """Adjoint of horizontal interpolation: gradients of a band's two coarse rows at the tile's pixels, to a slot."""
+    n = tl.arange(0, SPAN)
+    to = network.gradient + tl.cast(slot, tl.int64) * 2 * classes * network.span
+    for start in range(0, network.span, SPAN):
+        column = (columns.first + start + n)[None, :]
+        weights = tl.where(columns.left[:, None] == column, (1.0 - columns.part)[:, None], 0.0)
+        weights += tl.where(columns.right[:, None] == column, columns.part[:, None], 0.0)
+        for i in tl.static_range(len(c)):
+            inside = (c[i] < classes) & (start + n < network.span)[None, :]
+            at = to + c[i] * network.span + (start + n)[None, :]
+            for side in tl.static_range(2):
+                g = tl.dot(gradient[side][i], weights, input_precision=PRECISION)
+                tl.store(at + side * classes * network.span, g, mask=inside)

@@ -1,0 +1,70 @@
+"""The Triton kernels, compiled ahead of time as they would be launched, for every architecture."""
+
+import concurrent.futures
+import itertools
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+from benchmarks import gpu_static  # noqa: E402
+
+# What the default configurations may use on sm_90: (kernel, K) -> (instructions and special functions per (pixel,
+# class), bytes spilled). A change that needs more says so here.
+BUDGETS = {
+    ("hakd_kernel (label resolution)", 19): (120, 6.2, 96),
+    ("hakd_kernel (feature resolution)", 19): (105, 6.2, 8),
+    ("hakd_kernel (label resolution, with L_proj)", 19): (141, 8.4, 344),
+    ("segmentation_kernel (CE + KD)", 19): (96, 3.3, 56),
+    ("segmentation_kernel (CE)", 19): (36, 1.2, 0),
+    ("finish_kernel", 19): (None, None, 0),
+}
+
+
+def rotating(launches, share):
+    """A part of the configurations that changes from day to day, so that ten days see all of them."""
+    import datetime
+
+    day = datetime.date.today().toordinal()
+    return [x for i, x in enumerate(launches) if (i + day) % share == 0]
+
+
+@pytest.mark.parametrize("target", gpu_static.TARGETS)
+def test_every_target_compiles(target):
+    """K = 19 in float32 always, other dtypes and K = 150 in turns; shared memory within the family's smallest card."""
+    launches = gpu_static.paper_launches(torch.float32, 19)
+    for dtype, classes in itertools.product((torch.float32, torch.bfloat16, torch.float16), (19, 150)):
+        if (dtype, classes) != (torch.float32, 19):
+            launches += rotating(gpu_static.paper_launches(dtype, classes), 10)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        compiled = list(pool.map(gpu_static.compile_launch, launches, [gpu_static.TARGETS[target]] * len(launches)))
+    for launch, kernel in zip(launches, compiled, strict=True):
+        assert kernel.metadata.shared <= gpu_static.SHARED[target] * 1024, (gpu_static.describe(launch), target)
+
+
+def test_budgets():
+    """Instructions per element, special functions and spills of the default configurations do not grow."""
+    target = gpu_static.TARGETS["sm_90"]
+    seen = set()
+    for launch in gpu_static.paper_launches(torch.float32, 19):
+        report = gpu_static.inspect(gpu_static.compile_launch(launch, target), target)
+        name = (gpu_static.describe(launch), 19)
+        seen.add(name)
+        instructions, special, spilled = BUDGETS[name]
+        assert report.spilled_bytes <= spilled, (name, report.spilled_bytes)
+        counted = gpu_static.instructions_per_element(launch, report, 19)
+        if counted is not None:
+            assert counted[0] <= instructions and counted[1] <= special, (name, counted)
+    assert seen == set(BUDGETS)
+
+
+def test_the_adjoint_runs_on_tensor_cores():
+    launch = gpu_static.paper_launches(torch.float32, 19)[0]
+    compiled = gpu_static.compile_launch(launch, gpu_static.TARGETS["sm_90"])
+    assert "mma.sync" in compiled.asm["ptx"]
+
+
+def test_two_launches_and_no_synchronisation():
+    """Meta tensors have no values: whoever asked for one would fail here. Each loss is one launch and a small one."""
+    names = [launch.name for launch in gpu_static.paper_launches(torch.float32, 19)]
+    assert names == ["hakd_kernel", "finish_kernel"] * 3 + ["segmentation_kernel", "finish_kernel"] * 2

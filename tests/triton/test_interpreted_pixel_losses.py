@@ -1,0 +1,281 @@
+"""The Triton pixel losses against the float64 reference, values and gradients, through the public functions.
+
+An interpreted program takes 10 ms and more, so grids are small; the tile of 128 columns is crossed where it matters.
+"""
+
+import functools
+
+import pytest
+import torch
+from cases import OPTIONS, TOLERANCE, backward, leaves, make_labels, make_logits, pairwise, relative_l2
+
+from hetero_kernels import functional, reference
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy on what is masked later
+
+# (B, K, student grid, teacher grid, labels)
+SHAPES = {
+    "stride 4": (2, 5, (3, 4), (3, 4), (12, 16)),
+    "mixed strides": (1, 7, (4, 5), (2, 3), (13, 19)),
+    "non-integer": (1, 4, (5, 7), (3, 2), (17, 11)),
+    "same grid": (2, 6, (5, 7), (5, 7), (5, 7)),
+    "downsampled": (1, 3, (9, 8), (4, 3), (4, 5)),
+    "two tiles": (1, 19, (2, 20), (3, 40), (6, 150)),
+    "narrow tiles": (1, 40, (2, 9), (2, 9), (5, 70)),
+    "many classes": (1, 150, (2, 3), (1, 2), (5, 6)),
+    "a thousand classes": (1, 1000, (1, 2), (2, 2), (2, 3)),
+    "one pixel": (1, 2, (1, 1), (1, 1), (1, 1)),
+    "one coarse pixel": (2, 3, (1, 1), (1, 1), (20, 9)),
+    "one class": (1, 1, (2, 3), (2, 2), (5, 6)),
+    "tall bands": (1, 3, (2, 2), (2, 2), (70, 3)),
+    "equal heights": (1, 3, (4, 3), (4, 6), (4, 6)),
+}
+SEGMENTATION_OPTIONS = {
+    "temperature": (1.0, 2.0, 1.5),
+    "label_smoothing": (0.0, 0.1),
+    "weighted": (False, True),
+    "with_teacher": (True, False),
+    "align_corners": (False, True),
+    "reduction": ("mean", "sum", "none"),
+}
+
+
+def make_case(shape, kind, seed=0):
+    torch.manual_seed(seed)
+    batch, classes, student, teacher, size = SHAPES[shape]
+    labels = make_labels(batch, size, classes, block=2)
+    return *(make_logits(kind, (batch, classes, *grid), labels) for grid in (student, teacher)), labels
+
+
+def run_hakd(function, case, dtype, options):
+    student, teacher = leaves(*case[:2], dtype=dtype)
+    options = {"hakd_weight": 1.3, "proj_weight": 0.2, **options}
+    out = function(student, teacher, case[2], return_terms=True, **options)
+    backward(out.loss, 256.0)
+    return {**out._asdict(), "student": student.grad, "teacher": teacher.grad}
+
+
+def run_segmentation(function, case, dtype, options):
+    options = dict(options)
+    student, teacher = leaves(*case[:2], dtype=dtype)
+    weight = torch.linspace(0.5, 2.0, 2 * student.shape[1])[::2] if options.pop("weighted", False) else None
+    teacher_logits = teacher if options.pop("with_teacher", True) else None
+    out = function(
+        student, case[2], teacher_logits, task_weight=0.8, kd_weight=0.4, class_weight=weight, return_terms=True,
+        **options,
+    )  # fmt: skip
+    backward(out.loss, 256.0)
+    return {**out._asdict(), "student": student.grad}
+
+
+def cancellation(name, case, options):
+    """How much larger a loss's pixels are than their sum: l_n has both signs."""
+    if name != "hakd_loss":
+        return 1.0
+    maps = reference.hakd_loss(case[0].double(), case[1].double(), case[2], **{**options, "reduction": "none"})
+    return (maps.abs().sum() / maps.sum().abs().clamp(min=1e-30)).item()
+
+
+def compare(run, name, case, dtype=torch.float32, **options):
+    """Within the dtype's bound of float64 on the same rounded inputs, or as near as eager in the same dtype is."""
+    ours = functools.partial(getattr(functional, name), backend="triton")
+    case = (case[0].to(dtype), case[1].to(dtype), case[2])
+    exact = run(getattr(reference, name), case, torch.float64, options)
+    fused, eager = run(ours, case, dtype, options), run(getattr(reference, name), case, dtype, options)
+    for key, expected in exact.items():
+        assert fused[key].dtype == eager[key].dtype and fused[key].shape == eager[key].shape, key
+        # Spatial weights pick few pixels whose terms of both signs cancel: one rounding decides which is nearer.
+        slack = 3.0 if options.get("kem") == "spatial" else 1.0
+        allowed = max(slack * TOLERANCE[dtype], 3 * relative_l2(eager[key], expected))
+        if key in ("loss", "hakd") and expected.dim() == 0:
+            allowed = max(allowed, slack * TOLERANCE[dtype] * cancellation(name, case, options))
+        assert relative_l2(fused[key], expected) <= allowed, (key, relative_l2(fused[key], expected), allowed)
+
+
+@pytest.mark.parametrize("options", list(pairwise(OPTIONS)), ids=lambda o: "-".join(map(str, o.values())))
+@pytest.mark.parametrize("shape", ["stride 4", "mixed strides"])
+def test_hakd_options(shape, options):
+    for kind in ("randn", "trained"):
+        compare(run_hakd, "hakd_loss", make_case(shape, kind), **options)
+
+
+@pytest.mark.parametrize("options", list(pairwise(SEGMENTATION_OPTIONS)), ids=lambda o: "-".join(map(str, o.values())))
+@pytest.mark.parametrize("shape", ["stride 4", "mixed strides"])
+def test_segmentation_options(shape, options):
+    for kind in ("randn", "trained"):
+        compare(run_segmentation, "segmentation_loss", make_case(shape, kind), **options)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("resolution", ["label", "feature"])
+def test_hakd_shapes(shape, resolution):
+    compare(run_hakd, "hakd_loss", make_case(shape, "randn"), temperature=2.0, resolution=resolution)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_segmentation_shapes(shape):
+    compare(run_segmentation, "segmentation_loss", make_case(shape, "randn"), weighted=True, temperature=2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", ["stride 4", "mixed strides", "same grid"])
+def test_half_precision(shape, dtype):
+    compare(run_hakd, "hakd_loss", make_case(shape, "trained"), dtype, temperature=2.0)
+    compare(run_segmentation, "segmentation_loss", make_case(shape, "trained"), dtype)
+
+
+@pytest.mark.parametrize("kind", ["huge", "mixed"])
+@pytest.mark.parametrize("kem", ["class", "spatial", "none"])
+def test_large_logits(kind, kem):
+    """The guarded mathematics, and tiles of both kinds in one call. A logit of 1e4 is itself uncertain by 5e-4 in
+    float32: eager's error is the yardstick."""
+    case = make_case("two tiles", kind)
+    options = {"temperature": 2.0, "kem": kem}
+    exact = run_hakd(reference.hakd_loss, case, torch.float64, options)
+    ours = functools.partial(functional.hakd_loss, backend="triton")
+    fused, eager = (run_hakd(f, case, torch.float32, options) for f in (ours, reference.hakd_loss))
+    for name, expected in exact.items():
+        assert fused[name].isfinite().all(), name
+        # 1e-20: where both networks agree to 1e-30, "0" and "4e-127" are the same loss.
+        error, allowed = (relative_l2(r[name].double() + 1e-20, expected + 1e-20) for r in (fused, eager))
+        assert error <= max(1e-5, 8 * allowed), (name, error, allowed)
+    if kem == "none":
+        compare(run_segmentation, "segmentation_loss", case, temperature=2.0, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 4.0])
+def test_bounded_and_guarded_agree(temperature):
+    """One huge logit in a corner sends the tile there through the guarded mathematics: the rest must not notice."""
+    case = make_case("same grid", "trained")
+    results = []
+    for huge in (False, True):
+        student, teacher, labels = (t.clone() for t in case)
+        labels[:, 0] = 255  # whose row nobody counts
+        if huge:
+            student[:, :, 0] = 5000.0
+        student.requires_grad_()
+        functional.hakd_loss(student, teacher, labels, temperature=temperature, backend="triton").backward()
+        results.append(student.grad)
+    assert relative_l2(results[1], results[0]) <= 1e-6
+
+
+def test_launches(launches):
+    """One launch of the loss and a small one after it; "spatial" two before it. Nothing else does the work."""
+    student, teacher, labels = make_case("stride 4", "randn")
+    student.requires_grad_()
+    functional.hakd_loss(student, teacher, labels, backend="triton").backward()
+    assert launches == ["hakd_kernel", "finish_kernel"]
+    launches.clear()
+    functional.segmentation_loss(student, labels, teacher, backend="triton").backward()
+    assert launches == ["segmentation_kernel", "finish_kernel"]
+    launches.clear()
+    functional.hakd_loss(student, teacher, labels, kem="spatial", backend="triton").backward()
+    assert launches == ["scores_kernel", "combine_scores_kernel", "hakd_kernel", "finish_kernel"]
+    launches.clear()
+    # Different divisors that the gradient needs at once: they are counted first.
+    functional.hakd_loss(
+        student, teacher, labels, proj_weight=1.0, normalizer={"hakd": torch.tensor(7.0)}, backend="triton"
+    )
+    assert launches == ["divisors_kernel", "hakd_kernel", "finish_kernel"]
+
+
+@pytest.mark.parametrize("terms", [("hakd",), ("proj",), ("hakd", "proj")])
+def test_normalizers(terms):
+    normalizer = {term: torch.tensor(17, dtype=torch.int64) for term in terms}
+    for kem in ("class", "spatial"):
+        compare(run_hakd, "hakd_loss", make_case("stride 4", "randn"), normalizer=normalizer, kem=kem)
+    normalizer = {{"hakd": "task", "proj": "kd"}[term]: torch.tensor(17.5) for term in terms}
+    compare(run_segmentation, "segmentation_loss", make_case("stride 4", "randn"), normalizer=normalizer)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("kem", ["class", "spatial"])
+def test_no_valid_pixel(reduction, kem):
+    student, teacher, labels = make_case("stride 4", "randn")
+    student, teacher = leaves(student, teacher)
+    labels = torch.full_like(labels, 255)
+    loss = functional.hakd_loss(
+        student, teacher, labels, proj_weight=1.0, reduction=reduction, kem=kem, backend="triton"
+    )
+    loss = loss + functional.segmentation_loss(student, labels, teacher, reduction=reduction, backend="triton")
+    loss.sum().backward()
+    assert not loss.any() and not student.grad.any() and not teacher.grad.any()
+
+
+def test_a_nan_behind_ignored_pixels_counts_for_nothing():
+    student, teacher, labels = make_case("stride 4", "randn")
+    labels[:, :8] = 255
+    student[:, :, 0] = float("nan")
+    case = (student, teacher, labels)
+    out = run_hakd(functools.partial(functional.hakd_loss, backend="triton"), case, torch.float32, {})
+    assert out["loss"].isfinite() and out["student"].isfinite().all() and not out["student"][:, :, 0].any()
+    labels[0, 0, 0] = 1
+    out = run_hakd(functools.partial(functional.hakd_loss, backend="triton"), case, torch.float32, {})
+    assert out["loss"].isnan()
+    for name, run in (("hakd_loss", run_hakd), ("segmentation_loss", run_segmentation)):
+        clean = make_case("stride 4", "randn")
+        clean[2][:, :8] = 255
+        compare(run, name, clean)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+@pytest.mark.parametrize("ignore_index", [-100, 2, 255])
+def test_labels(dtype, ignore_index):
+    student, teacher, labels = make_case("stride 4", "randn")
+    labels = labels.masked_fill(labels == 255, 0 if ignore_index < 0 else ignore_index).to(dtype)
+    compare(run_hakd, "hakd_loss", (student, teacher, labels), ignore_index=ignore_index, resolution="feature")
+    compare(run_segmentation, "segmentation_loss", (student, teacher, labels), ignore_index=ignore_index)
+
+
+def test_strides():
+    torch.manual_seed(0)
+    labels = make_labels(2, (12, 16), 5, block=2)
+    wide = torch.randn(2, 9, 4, 6)[:, 2:7, 1:, ::2]
+    last = torch.randn(2, 5, 3, 4).contiguous(memory_format=torch.channels_last)
+    expanded = torch.randn(1, 5, 3, 1).expand(2, 5, 3, 4)
+    for student, teacher in ((wide, last), (last, expanded), (expanded, wide)):
+        compare(run_hakd, "hakd_loss", (student, teacher, labels.mT.contiguous().mT))
+        compare(run_segmentation, "segmentation_loss", (student, teacher, labels[:, :, ::2]))
+
+
+def test_wrong_labels_raise_on_the_cpu():
+    student, teacher, labels = make_case("stride 4", "randn")
+    labels[1, 3, 2] = 77
+    with pytest.raises(RuntimeError, match=r"labels\[1, 3, 2\] is 77, expected a class in \[0, 5\)"):
+        functional.hakd_loss(student, teacher, labels, backend="triton")
+    with pytest.raises(RuntimeError, match=r"labels\[1, 3, 2\] is 77"):
+        functional.segmentation_loss(student, labels, teacher, backend="triton")
+    # At feature resolution only the labels that are sampled are looked at.
+    assert functional.hakd_loss(student, teacher, labels, resolution="feature", backend="triton").isfinite()
+
+
+def test_float64_is_refused():
+    student, teacher, labels = make_case("stride 4", "randn")
+    with pytest.raises(TypeError, match="teacher_logits is float64, expected float32, bfloat16 or float16"):
+        functional.hakd_loss(student, teacher.double(), labels, backend="triton")
+
+
+def test_empty_batch():
+    student = torch.randn(0, 5, 3, 4, requires_grad=True)
+    loss = functional.hakd_loss(student, student.detach(), torch.zeros(0, 12, 16, dtype=torch.long), backend="triton")
+    loss.backward()
+    assert loss == 0 and student.grad.shape == student.shape
+
+
+def test_two_backwards_agree_and_a_second_derivative_is_an_error():
+    student, teacher, labels = make_case("stride 4", "randn")
+    student.requires_grad_()
+    loss = functional.hakd_loss(student, teacher, labels, backend="triton")
+    first, second = (torch.autograd.grad(loss, student, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    gradient = torch.autograd.grad(loss, student, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        gradient.sum().backward()
+
+
+def test_runs_are_bit_identical():
+    """Slots are added up in a fixed order: no atomics on floats."""
+    case = make_case("two tiles", "trained")
+    ours = functools.partial(functional.hakd_loss, backend="triton")
+    first, second = (run_hakd(ours, case, torch.float32, {}) for _ in range(2))
+    assert all(torch.equal(first[k], second[k]) for k in first)
