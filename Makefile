@@ -7,7 +7,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 CUDA_ARCHS ?= 90
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-triton test-kernels test-trainer test-packaging lint bench bench-quick clean
+.PHONY: demo test test-triton test-kernels test-trainer test-packaging lint bench bench-quick gpu-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/heteroakd demo
@@ -25,7 +25,7 @@ test-kernels: $(VENV)/installed
 # The Triton kernels without a GPU: interpreted on the CPU, and compiled ahead of time for every architecture.
 test-triton: $(VENV)/installed
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/triton
-	$(BIN)/python -m pytest -q tests/triton/test_compiled.py
+	$(BIN)/python -m pytest -q tests/triton/test_compiled.py tests/triton/test_gpu_check.py
 
 test-trainer: $(VENV)/installed
 	$(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/triton
@@ -42,6 +42,10 @@ bench: $(VENV)/installed
 # One table in less than a minute; writes nothing.
 bench-quick: $(VENV)/installed
 	$(BIN)/python -m benchmarks.run --quick
+
+# The day there is a GPU: every GPU backend on it, beside eager and torch.compile. Takes the python there is: no set-up.
+gpu-check:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu_check $(GPU_CHECK)
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)

@@ -8,7 +8,11 @@ import os
 
 import pytest
 
-collect_ignore_glob = ["test_compiled.py"] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_interpreted_*.py"]
+collect_ignore_glob = (
+    ["test_compiled.py", "test_gpu_check.py"]
+    if os.environ.get("TRITON_INTERPRET") == "1"
+    else ["test_interpreted_*.py"]
+)
 
 
 @pytest.fixture
