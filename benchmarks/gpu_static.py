@@ -244,13 +244,17 @@ def table(targets: list[str], dtypes: list[torch.dtype]) -> str:
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
+def elements_per_thread(launch: Launch, classes: int) -> float:
+    """Elements of a row that a thread of a pixel kernel has: all of them are in its loop over rows."""
+    return classes * launch.constants["TILE"] / (32 * launch.options["num_warps"])
+
+
 def instructions_per_element(launch: Launch, report: Report, classes: int) -> tuple[float, float] | None:
     """Instructions, and special function ones, of the first loop (a row of pixels; of the bounded mathematics where
     there are two) for each of the elements that a thread has in it."""
     if "BLOCKS" not in launch.constants or not report.loops:
         return None
-    threads = 32 * launch.options["num_warps"]
-    elements = classes * launch.constants["TILE"] / threads
+    elements = elements_per_thread(launch, classes)
     loop = next(loop for loop in report.loops if loop["MUFU"])
     return sum(loop.values()) / elements, loop["MUFU"] / elements
 
@@ -259,7 +263,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["sm_80", "sm_90", "gfx942"])
     parser.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16", "fp16"), default=["fp32"])
+    parser.add_argument("--predict", action="store_true", help="the model of gpu_model.py instead: predicted times")
     options = parser.parse_args()
+    if options.predict:
+        from . import gpu_model
+
+        return print(gpu_model.table())
     names = {v: k for k, v in DTYPES.items()}
     print(table(options.targets, [names[d] for d in options.dtypes]))
 

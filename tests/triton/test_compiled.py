@@ -68,3 +68,20 @@ def test_two_launches_and_no_synchronisation():
     """Meta tensors have no values: whoever asked for one would fail here. Each loss is one launch and a small one."""
     names = [launch.name for launch in gpu_static.paper_launches(torch.float32, 19)]
     assert names == ["hakd_kernel", "finish_kernel"] * 3 + ["segmentation_kernel", "finish_kernel"] * 2
+
+
+def test_the_model_of_time():
+    """The formulas by hand, for a loop of 1900 multiply-adds and 120 special functions over 19 classes."""
+    from benchmarks import gpu_model
+
+    launch = gpu_static.paper_launches(torch.float32, 19)[0]
+    h100 = next(card for card in gpu_model.CARDS if card.name.startswith("H100"))
+    times = gpu_model.predict(h100, launch, {"FFMA": 1900, "MUFU": 120}, 19.0)
+    elements = 8 * 19 * 512 * 1024
+    assert times["issue"] == pytest.approx(2020 / 19 * elements / 128 / 132 / 1.98e6)
+    assert times["special functions"] == pytest.approx(120 / 19 * elements / 16 / 132 / 1.98e6)
+    coarse, labels = 8 * 19 * 64 * 128 * 4, 8 * 512 * 1024 * 8
+    slots = launch.arguments["student"].gradient.numel() * 4
+    assert gpu_model.our_bytes(launch) == 3 * coarse + labels + 2 * slots
+    # Eager writes the upsampled logits of both networks alone in 2 x 319 MB.
+    assert gpu_model.eager_bytes(launch, {"temperature": 2.0}) > 20 * 8 * 19 * 512 * 1024 * 4

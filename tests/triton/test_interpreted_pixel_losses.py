@@ -124,6 +124,21 @@ def test_half_precision(shape, dtype):
     compare(run_segmentation, "segmentation_loss", make_case(shape, "trained"), dtype)
 
 
+@pytest.mark.parametrize("block", [4, 64], ids=["mixed", "sure everywhere"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_gradient_accuracy_is_absolute(temperature, block):
+    """The bound of the project on confident logits, with no allowance for eager's errors. Blocks of 64 pixels: one
+    class everywhere, and nothing but small differences of numbers near 1."""
+    torch.manual_seed(1)
+    labels = make_labels(1, (16, 64), 19, block=block)
+    case = *(make_logits("trained", (1, 19, 4, 16), labels) for _ in range(2)), labels
+    for name, run in (("hakd_loss", run_hakd), ("segmentation_loss", run_segmentation)):
+        exact = run(getattr(reference, name), case, torch.float64, {"temperature": temperature})
+        ours = functools.partial(getattr(functional, name), backend="triton")
+        fused = run(ours, case, torch.float32, {"temperature": temperature})
+        assert relative_l2(fused["student"], exact["student"]) <= 1e-6, name
+
+
 @pytest.mark.parametrize("kind", ["huge", "mixed"])
 @pytest.mark.parametrize("kem", ["class", "spatial", "none"])
 def test_large_logits(kind, kem):
@@ -157,6 +172,14 @@ def test_bounded_and_guarded_agree(temperature):
         functional.hakd_loss(student, teacher, labels, temperature=temperature, backend="triton").backward()
         results.append(student.grad)
     assert relative_l2(results[1], results[0]) <= 1e-6
+
+
+def test_spatial_over_many_programs():
+    """More programs than are combined at a time, the highest scores in the last of them."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(1, 2, 70, 2), torch.randn(1, 2, 70, 2)
+    student[:, :, 66:] *= 3
+    compare(run_hakd, "hakd_loss", (student, teacher, torch.randint(0, 2, (1, 70, 2))), kem="spatial")
 
 
 def test_launches(launches):

@@ -1,0 +1,146 @@
+"""A model of the time that a loss takes on a GPU nobody had: what it must move and issue, over what a card does.
+
+Ours: the longest of bytes over bandwidth, instructions over issue slots, float32 instructions over lanes and special
+functions over their rate, with instructions counted in the machine code of the main loop (gpu_static.py). Eager's: the
+bytes that its operators read and write, over bandwidth; nothing else. Both leave out latency, launches, caches and
+occupancy, so both are lower bounds: **predicted**, never measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import gpu_static
+
+
+@dataclass(frozen=True)
+class Card:
+    """Vendor's figures: multiprocessors, boost clock in GHz, GB/s, float32 lanes of a multiprocessor."""
+
+    name: str
+    target: str
+    multiprocessors: int
+    clock: float
+    bandwidth: float
+    float32_lanes: int
+
+
+CARDS = (
+    Card("A100 40 GB", "sm_80", 108, 1.41, 1555, 64),
+    Card("H100 SXM", "sm_90", 132, 1.98, 3350, 128),
+    Card("RTX 4090", "sm_89", 128, 2.52, 1008, 128),
+)
+ISSUE_LANES, SPECIAL_LANES = 128, 16  # of every multiprocessor, a clock
+FLOAT32 = ("FFMA", "FADD", "FMUL", "FMNMX", "FSEL", "FSETP")
+
+
+class _Traffic(TorchDispatchMode):
+    """Adds up the bytes that operators read and write; views move nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:  # "is a label wrong?": fake labels are not
+            return False
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [t for t in _pytree.tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
+            self.bytes += sum(t.numel() * t.element_size() for t in tensors)
+        return out
+
+
+def eager_bytes(launch: gpu_static.Launch, options: dict[str, Any]) -> int:
+    """What the eager reference reads and writes, forward and backward, at a launch's sizes."""
+    from hetero_kernels import reference
+
+    shape, size = launch.arguments["student"].logits.shape, launch.arguments["labels"].data.shape
+    with FakeTensorMode():
+        student, teacher = torch.randn(shape, requires_grad=True), torch.randn(shape)
+        labels = torch.zeros(size, dtype=torch.int64)
+        with _Traffic() as traffic:
+            if launch.name == "hakd_kernel":
+                loss = reference.hakd_loss(student, teacher, labels, **options)
+            else:
+                has_teacher = launch.constants["HAS_TEACHER"]
+                loss = reference.segmentation_loss(student, labels, teacher if has_teacher else None, **options)
+            assert isinstance(loss, Tensor)
+            loss.backward()
+    return traffic.bytes
+
+
+def our_bytes(launch: gpu_static.Launch) -> int:
+    """Coarse logits and labels in, slots out and in, gradient out. Corners read again are the caches' affair."""
+    student, teacher, labels = (launch.arguments[k] for k in ("student", "teacher", "labels"))
+    logits = student.logits.numel() * student.logits.element_size()
+    if launch.constants.get("HAS_TEACHER", True):
+        logits += teacher.logits.numel() * teacher.logits.element_size()
+    gradient = student.logits.numel() * 4
+    # At the loss grid the gradient is written, then divided in place.
+    slots = 2 * gradient if student.gradient.shape == student.logits.shape else 2 * student.gradient.numel() * 4
+    seen = labels.data.numel() if not launch.constants.get("SAMPLED") else student.logits[:, 0].numel()
+    return logits + gradient + slots + seen * labels.data.element_size()
+
+
+def predict(
+    card: Card, launch: gpu_static.Launch, loop: dict[str, int], elements_per_thread: float
+) -> dict[str, float]:
+    """Milliseconds by cause."""
+    grid = launch.arguments["grid"]
+    batch, classes = launch.arguments["student"].logits.shape[:2]
+    elements = batch * classes * grid.height * grid.width
+    cycles = card.multiprocessors * card.clock * 1e6  # in a millisecond
+    each = {
+        "issue": sum(loop.values()) / ISSUE_LANES,
+        "float32": sum(loop.get(op, 0) for op in FLOAT32) / card.float32_lanes,
+        "special functions": loop.get("MUFU", 0) / SPECIAL_LANES,
+    }
+    times = {cause: n / elements_per_thread * elements / cycles for cause, n in each.items()}
+    times["bytes"] = our_bytes(launch) / (card.bandwidth * 1e6)
+    return times
+
+
+def table() -> str:
+    rows: list[tuple[object, ...]] = [
+        (
+            "loss",
+            "K",
+            "card",
+            "ours, ms (predicted)",
+            "bound by",
+            "eager's traffic, GB",
+            "eager, ms (predicted)",
+            "ratio",
+        ),
+        ("---",) * 8,
+    ]
+    for classes in (19, 150):
+        for launch in gpu_static.paper_launches(torch.float32, classes):
+            if launch.name not in ("hakd_kernel", "segmentation_kernel") or launch.constants.get("PROJ"):
+                continue
+            options: dict[str, Any] = {}
+            if launch.name == "hakd_kernel":
+                resolution = "feature" if launch.constants["STUDENT_DIRECT"] else "label"
+                options = {"temperature": 2.0, "resolution": resolution}
+            moved = eager_bytes(launch, options)
+            for card in CARDS:
+                target = gpu_static.TARGETS[card.target]
+                report = gpu_static.inspect(gpu_static.compile_launch(launch, target), target)
+                loop = next(loop for loop in report.loops if loop["MUFU"])
+                per_thread = gpu_static.elements_per_thread(launch, classes)
+                times = predict(card, launch, loop, per_thread)
+                cause = max(times, key=lambda key: times[key])
+                eager = moved / (card.bandwidth * 1e6)
+                rows.append((
+                    gpu_static.describe(launch), classes, card.name, f"{times[cause]:.3f}", cause, f"{moved / 1e9:.1f}",
+                    f"{eager:.1f}", f"{eager / times[cause]:.0f}",
+                ))  # fmt: skip
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
