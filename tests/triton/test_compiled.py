@@ -42,6 +42,7 @@ def test_every_target_compiles(target):
         assert kernel.metadata.shared <= gpu_static.SHARED[target] * 1024, (gpu_static.describe(launch), target)
 
 
+@pytest.mark.skipif(not triton.__version__.startswith("3.8."), reason="the budgets are those of Triton 3.8")
 def test_budgets():
     """Instructions per element, special functions and spills of the default configurations do not grow."""
     target = gpu_static.TARGETS["sm_90"]
