@@ -100,9 +100,7 @@ def visit(w_s, w_t, sign, temperature, POWER: tl.constexpr, KMM: tl.constexpr, K
 
 
 @triton.jit
-def visit_blocks(
-    w_s, w_t, spatial, temperature, POWER: tl.constexpr, KMM: tl.constexpr, KEM: tl.constexpr, PROJ: tl.constexpr
-):
+def visit_blocks(w_s, w_t, temperature, POWER: tl.constexpr, KMM: tl.constexpr, KEM: tl.constexpr, PROJ: tl.constexpr):
     """:func:`visit` of blocks without labels: blocks to keep (e^{z^s / T}, W e^{z^h / T}, both errors), and sums over
     classes (of the kept two, e^{z^h / T}, W e^{z^h / T} (z^h - z^s), the same times -z^s, W and the reliabilities)."""
     student, weighted, error_s, error_t = (), (), (), ()
@@ -110,8 +108,6 @@ def visit_blocks(
     w_sum, h_sum, step_sum, ce_sum, weight_sum, r_sum = s_sum, s_sum, s_sum, s_sum, s_sum, s_sum
     for i in tl.static_range(len(w_s)):
         s, w, h, step, weight, r, e_s, e_t = visit(w_s[i], w_t[i], None, temperature, POWER, KMM, KEM, PROJ)
-        if KEM == "spatial":
-            w *= spatial[i]
         student = student + (s,)
         weighted = weighted + (w,)
         error_s = error_s + (e_s,)
@@ -147,11 +143,12 @@ def best_class_tagged(w, c):
 
 @triton.jit
 def hakd_row_bounded(
-    w_s, w_t, c, classes, label, spatial, temperature, hakd_factor, proj_factor, POWER: tl.constexpr, KMM: tl.constexpr,
+    w_s, w_t, c, classes, label, temperature, hakd_factor, proj_factor, POWER: tl.constexpr, KMM: tl.constexpr,
     KEM: tl.constexpr, CE: tl.constexpr, PROJ: tl.constexpr,
 ):  # fmt: skip
     """:func:`hakd_row` for bounded logits. Returns l_n, r_n and the blocks of both networks' gradients: of
-    ``hakd_factor`` l_n + ``proj_factor`` r_n. ``spatial`` are blocks of 1 / sum_n e^q."""
+    ``hakd_factor`` l_n + ``proj_factor`` r_n. Not for kem="spatial", whose normalisers are sums of rounded scores:
+    weights of unrounded ones would not add up to 1."""
     if KMM:
         anchor = best_class_tagged(w_s, c)
     else:
@@ -164,7 +161,7 @@ def hakd_row_bounded(
         rest_s = rest_s + (tl.where(special, OFF, w_s[i]),)
         rest_t = rest_t + (tl.where(special, OFF, w_t[i]),)
         length = length + c[i].shape[0]
-    kept, sums = visit_blocks(rest_s, rest_t, spatial, temperature, POWER, KMM, KEM, PROJ)
+    kept, sums = visit_blocks(rest_s, rest_t, temperature, POWER, KMM, KEM, PROJ)
     student, weighted, error_s, error_t = kept
     s_others, w_others, h_others, step_others, ce_others, weight_sum, reliabilities = sums
 
@@ -175,9 +172,6 @@ def hakd_row_bounded(
     ws, wt = pick(w_s, is_anchor), pick(w_t, is_anchor)
     sign = tl.where(same, -1.0, 1.0)
     a_s, a_w, a_h, a_step, a_weight, a_r, a_es, a_et = visit(ws, wt, sign, temperature, 0, KMM, KEM, PROJ)
-    if KEM == "spatial":
-        l_w *= pick_class(spatial, c, label)
-        a_w *= pick_class(spatial, c, anchor)
     s_others += tl.where(same, 0.0, l_s)
     w_others += tl.where(same, 0.0, l_w)
     h_others += tl.where(same, 0.0, l_h)
@@ -219,15 +213,6 @@ def hakd_row_bounded(
         g = tl.where(is_label[i], labelled[None, :], g)
         g_s = g_s + (tl.where(is_anchor[i], anchored[None, :], g),)
     return hakd, reliabilities * LN2 / classes, g_s, g_t
-
-
-@triton.jit
-def pick_class(x, c, chosen):
-    """The chosen class's value of blocks [classes, 1]."""
-    v = tl.sum(tl.where(c[0] == chosen[None, :], x[0], 0.0), 0)
-    for i in tl.static_range(1, len(c)):
-        v += tl.sum(tl.where(c[i] == chosen[None, :], x[i], 0.0), 0)
-    return v
 
 
 # Guarded: right for any logit ----------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ class Tiling:
 
 
 def class_blocks(num_classes: int) -> tuple[int, ...]:
-    """Powers of two that add up to K; beyond 32 classes to hardly more, in fewer blocks."""
+    """Powers of two that add up to K; beyond 32 classes to hardly more, in fewer blocks. At most 128: the operands of
+    their matrix products must fit the shared memory."""
     blocks: list[int] = []
     left = num_classes
     while left > 0:
@@ -40,7 +41,7 @@ def class_blocks(num_classes: int) -> tuple[int, ...]:
         if num_classes <= 32:
             block = min(8, above if above == left else above // 2)
         else:
-            block = above if above - left <= num_classes // 16 else above // 2
+            block = min(128, above if above - left <= num_classes // 16 else above // 2)
         blocks.append(block)
         left -= block
     return tuple(blocks)
@@ -59,8 +60,9 @@ def tiling(num_classes: int) -> Tiling:
 
 def bounded_limit(temperature: float) -> float:
     """Largest |z| that the bounded mathematics takes: over a thousand classes its largest product is
-    K^2 e^{2z} e^{z/T}, its largest quotient K e^{2z/T}."""
-    return min(24.0, 70.0 / (2.0 + 1.0 / temperature), 38.0 * temperature)
+    K^2 e^{2z} e^{z/T}, its largest quotient K e^{2z/T}. None below T = 0.05, where e^z of a class that is ``OFF`` would
+    not be nothing."""
+    return min(24.0, 70.0 / (2.0 + 1.0 / temperature), 38.0 * temperature) if temperature >= 0.05 else -1.0
 
 
 def power_of(temperature: float) -> int:
@@ -152,7 +154,7 @@ class NetworkPlan:
 
     @property
     def span_block(self) -> int:
-        return min(64, max(16, triton.next_power_of_2(self.span)))
+        return min(32, max(16, triton.next_power_of_2(self.span)))
 
     def argument(self) -> Network:
         height, width = self.logits.shape[2:]

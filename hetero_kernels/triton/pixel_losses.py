@@ -25,7 +25,7 @@ from .launch import (
     power_of,
     precision,
 )
-from .pixel_math import LOG2E, add_scaled, exp_nonpositive, total
+from .pixel_math import LOG2E, add_scaled, total
 from .reduction import inverse_divisor
 from .segmentation_math import cross_entropy_row, distillation_row
 from .spatial import spatial_scores
@@ -63,15 +63,6 @@ def scaled_band(band, unit):
         below = below + (tl.maximum(band[0][i] * unit, OFF, propagate_nan=tl.PropagateNan.ALL),)
         above = above + (tl.maximum(band[1][i] * unit, OFF, propagate_nan=tl.PropagateNan.ALL),)
     return below, above
-
-
-@triton.jit
-def unguarded_share(m, share):
-    """1 / sum_n e^q from the highest score m and 1 / sum_n e^{q - m}."""
-    out = ()
-    for i in tl.static_range(len(m)):
-        out = out + (share[i] * exp_nonpositive(-m[i]),)
-    return out
 
 
 @triton.jit
@@ -149,7 +140,7 @@ def hakd_rows(
         z_t = logits_of(t_band, t_f, TEACHER_DIRECT)
         if BOUNDED:
             hakd, proj, g_s, g_t = hakd_row_bounded(
-                z_s, z_t, c, classes, label, spatial[2], temperature, factor * hakd_scale, factor * proj_scale,
+                z_s, z_t, c, classes, label, temperature, factor * hakd_scale, factor * proj_scale,
                 POWER, KMM, KEM, CE, PROJ,
             )  # fmt: skip
         else:
@@ -194,16 +185,19 @@ def hakd_kernel(
     s_columns, t_columns = columns_of(pixels, student, grid, ALIGN), columns_of(pixels, teacher, grid, ALIGN)
     s_band = load_band(student, c, classes, pixels, s_columns, grid, ALIGN, STUDENT_DIRECT)
     t_band = load_band(teacher, c, classes, pixels, t_columns, grid, ALIGN, TEACHER_DIRECT)
-    spatial = (c, c, c)
+    spatial = (c, c)
     if KEM == "spatial":
         sums = spatial_sums + pixels.image * 2 * classes
-        m, share = load_per_class(sums, c, classes), load_per_class(sums + classes, c, classes)
-        spatial = (m, share, unguarded_share(m, share))
+        spatial = (load_per_class(sums, c, classes), load_per_class(sums + classes, c, classes))
     hakd_scale = hakd_term.weight * hakd_term.share * inverse_divisor(hakd_term.divisor, hakd_term.parts, HAKD_PARTS)
     proj_scale = proj_term.weight * proj_term.share * inverse_divisor(proj_term.divisor, proj_term.parts, PROJ_PARTS)
     proj_scale /= classes
 
-    if bounded_band(s_band, c, classes, limit) & bounded_band(t_band, c, classes, limit):
+    if KEM == "spatial":
+        bounded = False
+    else:
+        bounded = bounded_band(s_band, c, classes, limit) & bounded_band(t_band, c, classes, limit)
+    if bounded:
         unit = LOG2E / temperature
         hakd_sum, proj_sum, valid_sum, s_gradient, t_gradient = hakd_rows(
             student, teacher, labels, upstream, grid, output, c, classes, pixels, scaled_band(s_band, unit),

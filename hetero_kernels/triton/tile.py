@@ -292,17 +292,34 @@ def store_row(network, c, classes, pixels, y, grid, g):
 
 
 @triton.jit
+def slot_weights(columns, start, SPAN: tl.constexpr):
+    """Weights [pixels, SPAN] of a slot's columns from ``start`` on."""
+    column = (columns.first + start + tl.arange(0, SPAN))[None, :]
+    weights = tl.where(columns.left[:, None] == column, (1.0 - columns.part)[:, None], 0.0)
+    return weights + tl.where(columns.right[:, None] == column, columns.part[:, None], 0.0)
+
+
+@triton.jit
+def store_block(to, network, c, classes, below, above, weights, start, SPAN: tl.constexpr, PRECISION: tl.constexpr):
+    """A block of both coarse rows."""
+    n = start + tl.arange(0, SPAN)[None, :]
+    inside = (c < classes) & (n < network.span)
+    at = to + c * network.span + n
+    tl.store(at, tl.dot(below, weights, input_precision=PRECISION), mask=inside)
+    tl.store(at + classes * network.span, tl.dot(above, weights, input_precision=PRECISION), mask=inside)
+
+
+@triton.jit
 def store_slot(network, c, classes, columns, slot, gradient, SPAN: tl.constexpr, PRECISION: tl.constexpr):
     """Adjoint of horizontal interpolation: gradients of a band's two coarse rows at the tile's pixels, to a slot."""
-    n = tl.arange(0, SPAN)
     to = network.gradient + tl.cast(slot, tl.int64) * 2 * classes * network.span
-    for start in range(0, network.span, SPAN):
-        column = (columns.first + start + n)[None, :]
-        weights = tl.where(columns.left[:, None] == column, (1.0 - columns.part)[:, None], 0.0)
-        weights += tl.where(columns.right[:, None] == column, columns.part[:, None], 0.0)
+    if c[0].shape[0] <= 8:  # weights once, for they are the larger operand
+        for start in range(0, network.span, SPAN):
+            weights = slot_weights(columns, start, SPAN)
+            for i in tl.static_range(len(c)):
+                store_block(to, network, c[i], classes, gradient[0][i], gradient[1][i], weights, start, SPAN, PRECISION)
+    else:  # one block at a time, or the operands of all would take shared memory together
         for i in tl.static_range(len(c)):
-            inside = (c[i] < classes) & (start + n < network.span)[None, :]
-            at = to + c[i] * network.span + (start + n)[None, :]
-            for side in tl.static_range(2):
-                g = tl.dot(gradient[side][i], weights, input_precision=PRECISION)
-                tl.store(at + side * classes * network.span, g, mask=inside)
+            for start in range(0, network.span, SPAN):
+                weights = slot_weights(columns, start, SPAN)
+                store_block(to, network, c[i], classes, gradient[0][i], gradient[1][i], weights, start, SPAN, PRECISION)

@@ -8,11 +8,9 @@ import os
 
 import pytest
 
-collect_ignore_glob = (
-    ["test_compiled.py", "test_gpu_check.py"]
-    if os.environ.get("TRITON_INTERPRET") == "1"
-    else ["test_interpreted_*.py"]
-)
+_INTERPRETED = "test_interpreted_*.py"
+_COMPILED = ["test_compiled.py", "test_gpu_check.py", "test_mutations.py"]
+collect_ignore_glob = _COMPILED if os.environ.get("TRITON_INTERPRET") == "1" else [_INTERPRETED]
 
 
 @pytest.fixture

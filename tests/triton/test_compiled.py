@@ -42,6 +42,35 @@ def test_every_target_compiles(target):
         assert kernel.metadata.shared <= gpu_static.SHARED[target] * 1024, (gpu_static.describe(launch), target)
 
 
+def test_many_classes_fit_the_shared_memory():
+    """K = 384 on the smallest card: one block's matrix product at a time is staged there."""
+    from hetero_kernels.triton import pixel_losses
+
+    logits, labels = torch.empty(1, 384, 3, 5, device="meta"), torch.empty(1, 12, 20, dtype=torch.int64, device="meta")
+    scalars = torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64)
+    with gpu_static.recorded_launches() as launches:
+        pixel_losses.hakd_loss(
+            logits,
+            logits,
+            labels,
+            scalars,
+            None,
+            None,
+            None,
+            True,
+            "class",
+            "kl",
+            "label",
+            False,
+            255,
+            "mean",
+            True,
+            False,
+        )
+    compiled = gpu_static.compile_launch(launches[0], gpu_static.TARGETS["sm_86"])
+    assert compiled.metadata.shared <= gpu_static.SHARED["sm_86"] * 1024
+
+
 @pytest.mark.skipif(not triton.__version__.startswith("3.8."), reason="the budgets are those of Triton 3.8")
 def test_budgets():
     """Instructions per element, special functions and spills of the default configurations do not grow."""

@@ -174,6 +174,19 @@ def test_bounded_and_guarded_agree(temperature):
     assert relative_l2(results[1], results[0]) <= 1e-6
 
 
+@pytest.mark.parametrize("temperature", [0.05, 0.02, 1e-3, 1e-6])
+def test_low_temperatures(temperature):
+    """Classes that the bounded mathematics takes out must add nothing: at a low T they would."""
+    student, teacher, labels = make_case("stride 4", "randn")
+    compare(run_hakd, "hakd_loss", (student * 1e-3, teacher * 1e-3, labels), temperature=temperature)
+    compare(run_hakd, "hakd_loss", (student, teacher, labels), temperature=temperature)
+
+
+def test_spatial_on_confident_logits():
+    for seed in (0, 1):
+        compare(run_hakd, "hakd_loss", make_case("mixed strides", "trained", seed), temperature=2.0, kem="spatial")
+
+
 def test_spatial_over_many_programs():
     """More programs than are combined at a time, the highest scores in the last of them."""
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ def test_noticed(mutation):
 
 
 def test_the_check_can_fail():
-    harmless = Mutation("harmless", "nothing", "launch.py", "ROWS = 16", "ROWS = 16 ", "one_pixel")
+    harmless = Mutation("harmless", "nothing", "launch.py", "ROWS = 16", "ROWS = 16 ", "one and pixel")
     assert caught_by(harmless) is None
 
 
