@@ -24,11 +24,11 @@ test-kernels: $(VENV)/installed
 
 # The Triton kernels without a GPU: interpreted on the CPU, and compiled ahead of time for every architecture.
 test-triton: $(VENV)/installed
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/triton
-	$(BIN)/python -m pytest -q tests/triton/test_compiled.py tests/triton/test_gpu_check.py tests/triton/test_mutations.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/triton_backend
+	$(BIN)/python -m pytest -q tests/triton_backend/test_compiled.py tests/triton_backend/test_gpu_check.py tests/triton_backend/test_mutations.py
 
 test-trainer: $(VENV)/installed
-	$(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/triton
+	$(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/triton_backend
 
 # Wheels, source distribution, build isolation, and one build under an older torch.
 test-packaging: $(VENV)/installed

@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 KERNELS = "hetero_kernels/triton"
-TESTS = "tests/triton/test_interpreted_pixel_losses.py"
+TESTS = "tests/triton_backend/test_interpreted_pixel_losses.py"
 BEGIN, END = "<!-- mutations: begin -->", "<!-- mutations: end -->"
 
 
