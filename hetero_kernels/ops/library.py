@@ -87,9 +87,9 @@ def define_both(
     Returns the first operator, and the differentiable functions by backend.
     """
     op, compiled = define(name, schema, fake, setup_context, backward)
-    _, interpreted = define(name + TRITON_SUFFIX, schema, fake, setup_context, backward)
+    _, twin = define(name + TRITON_SUFFIX, schema, fake, setup_context, backward)
     _library.impl(name + TRITON_SUFFIX, lambda *args: triton()(*args), "CompositeExplicitAutograd")
-    return op, {"cpu": compiled, "cuda": compiled, "triton": interpreted}
+    return op, {"cpu": compiled, "cuda": compiled, "triton": twin}
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:

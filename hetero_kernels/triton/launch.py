@@ -272,8 +272,7 @@ class Output:
     def __init__(self, grid: LossGrid, reduction: str, device: torch.device):
         self.maps = reduction == "none"
         shape = (grid.batch, grid.height, grid.width) if self.maps else ()
-        self.first, self.second = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2))
-        self.loss = self.first.new_empty(() if self.maps else shape)
+        self.loss, self.first, self.second = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(3))
         self.partial = self.first.new_empty(max(grid.programs, 1), 2)
         self.count = torch.zeros(1, dtype=torch.int64, device=device)
 

@@ -1,4 +1,4 @@
-"""Kernels of the pixel losses: loss and gradient in one launch. finish.py has the small launch after it."""
+"""Kernels of the pixel losses: loss and gradient in one launch. reduction.py has the small one after it."""
 
 from __future__ import annotations
 
@@ -170,8 +170,7 @@ def hakd_kernel(
     student, teacher, labels, upstream, grid, hakd_term, proj_term, spatial_sums, output, classes, temperature, limit,
     BLOCKS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, ALIGN: tl.constexpr, SAME: tl.constexpr,
     STUDENT: tl.constexpr, TEACHER: tl.constexpr, STUDENT_DIRECT: tl.constexpr, TEACHER_DIRECT: tl.constexpr,
-    STUDENT_SPAN: tl.constexpr, TEACHER_SPAN: tl.constexpr,
-    PRECISION: tl.constexpr, POWER: tl.constexpr,
+    STUDENT_SPAN: tl.constexpr, TEACHER_SPAN: tl.constexpr, PRECISION: tl.constexpr, POWER: tl.constexpr,
     KMM: tl.constexpr, KEM: tl.constexpr, CE: tl.constexpr, PROJ: tl.constexpr, SAMPLED: tl.constexpr,
     UPSTREAM: tl.constexpr, MAPS: tl.constexpr, HAKD_PARTS: tl.constexpr, PROJ_PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -223,7 +222,6 @@ def segmentation_kernel(
     smoothing,
     BLOCKS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, ALIGN: tl.constexpr, SAME: tl.constexpr,
     STUDENT: tl.constexpr, STUDENT_DIRECT: tl.constexpr, TEACHER_DIRECT: tl.constexpr, STUDENT_SPAN: tl.constexpr,
-
     PRECISION: tl.constexpr, HAS_TEACHER: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     UPSTREAM: tl.constexpr, MAPS: tl.constexpr, TASK_PARTS: tl.constexpr, KD_PARTS: tl.constexpr,
 ):  # fmt: skip

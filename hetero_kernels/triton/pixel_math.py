@@ -1,7 +1,8 @@
 """What the per-pixel mathematics of the losses is made of in Triton: exponentials, logarithms, sums over classes.
 
 A row of pixels is a tuple of *blocks* [classes, pixels], because a block's length is a power of two and K rarely is:
-K = 19 is 16 and 4. What has no classes is [pixels]. Classes beyond K have logit ``PADDING``, whose exponentials are 0.
+K = 19 is 8, 8, 2 and 1. What has no classes is [pixels]. Classes beyond K have logit ``PADDING``, whose exponentials
+are 0.
 The losses themselves are in hakd_math.py and segmentation_math.py, as in csrc/pixel/.
 """
 
@@ -121,15 +122,6 @@ def is_class(c, chosen):
     out = ()
     for i in tl.static_range(len(c)):
         out = out + (c[i] == chosen[None, :],)
-    return out
-
-
-@triton.jit
-def choose(mask, x, y):
-    """x [pixels] at a pixel's chosen class, y elsewhere."""
-    out = ()
-    for i in tl.static_range(len(mask)):
-        out = out + (tl.where(mask[i], x[None, :], y[i]),)
     return out
 
 

@@ -171,6 +171,8 @@ def finish_kernel(
             value_0, value_1 = tl.sum(sum_0, 0).to(tl.float32), tl.sum(sum_1, 0).to(tl.float32)
             value_0 *= inverse if MODES[0] == "count" else inverse_divisor(terms[0].divisor, terms[0].parts, PARTS[0])
             value_1 *= inverse if MODES[1] == "count" else inverse_divisor(terms[1].divisor, terms[1].parts, PARTS[1])
-            tl.store(first, value_0 * terms[0].share)
-            tl.store(second, value_1 * terms[1].share)
-            tl.store(loss, terms[0].weight * value_0 * terms[0].share + terms[1].weight * value_1 * terms[1].share)
+            value_0 *= terms[0].share
+            value_1 *= terms[1].share
+            tl.store(first, value_0)
+            tl.store(second, value_1)
+            tl.store(loss, terms[0].weight * value_0 + terms[1].weight * value_1)

@@ -296,6 +296,10 @@ def test_empty_batch():
     loss = functional.hakd_loss(student, student.detach(), torch.zeros(0, 12, 16, dtype=torch.long), backend="triton")
     loss.backward()
     assert loss == 0 and student.grad.shape == student.shape
+    maps = functional.hakd_loss(
+        student, student.detach(), torch.zeros(0, 12, 16, dtype=torch.long), reduction="none", backend="triton"
+    )
+    assert maps.shape == (0, 12, 16)
 
 
 def test_two_backwards_agree_and_a_second_derivative_is_an_error():
