@@ -1,5 +1,7 @@
 """What can be said of the GPU kernels without a GPU: registers, spills, shared memory, instructions per element.
 
+An element is a (pixel, class) of the pixel losses, a thousand multiplications of a matrix product on features.
+
     python -m benchmarks.gpu_static [--targets sm_90 gfx942]
 
 The kernels are compiled ahead of time exactly as they would be launched: the losses run on meta tensors of the paper's
@@ -215,6 +217,32 @@ def paper_launches(dtype: torch.dtype = torch.float32, classes: int = 19) -> lis
     return launches
 
 
+def projected_launches(dtype: torch.dtype = torch.float32, classes: int = 19) -> list[Launch]:
+    """``projected_hakd_loss`` and its backward at stride 32 of the paper's images, 256 and 512 channels."""
+    from hetero_kernels.triton import projected_losses
+
+    batch, height, width = (16, 16, 16) if classes == 150 else (8, 16, 32)
+
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    features = [empty(batch, channels, height, width) for channels in (256, 512)]
+    weights, biases = [empty(classes, c, dtype=torch.float32) for c in (256, 512)], [empty(classes) for _ in range(2)]
+    labels = empty(batch, 32 * height, 32 * width, dtype=torch.int64)
+    scalars = torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64)
+    with recorded_launches() as launches:
+        gradient = projected_losses.projected_hakd_loss(
+            *features, *weights, *biases, labels, scalars, None, None, None, True, "class", "kl", 255, "mean",
+            True, True, False, True,
+        )[3]  # fmt: skip
+        projected_losses.project_back(gradient, weights[0], empty(dtype=torch.float32), features[0])
+    return launches
+
+
+def all_launches(dtype: torch.dtype = torch.float32, classes: int = 19) -> list[Launch]:
+    return paper_launches(dtype, classes) + projected_launches(dtype, classes)
+
+
 def describe(launch: Launch) -> str:
     given = launch.constants
     notes = []
@@ -226,37 +254,52 @@ def describe(launch: Launch) -> str:
     return launch.name + (f" ({', '.join(notes)})" if notes else "")
 
 
+# Kinds of instructions, by opcode; all of them first.
+KINDS = {"instructions": (), "MUFU": ("MUFU",), "FMA": ("FFMA", "FMUL", "FADD"), "LDS": ("LDS",),
+         "LDG": ("LDG", "LDGSTS"), "tensor core": ("HMMA", "HGMMA", "QGMMA", "UTCHMMA")}  # fmt: skip
 COLUMNS = ("kernel", "K", "dtype", "target", "registers", "spilled bytes", "shared KB", "warps per SM",
-           "instructions per (pixel, class)", "of these special functions")  # fmt: skip
+           "instructions per element", *list(KINDS)[1:])  # fmt: skip
 
 
 def table(targets: list[str], dtypes: list[torch.dtype]) -> str:
     rows: list[tuple[object, ...]] = [COLUMNS, ("---",) * len(COLUMNS)]
     for classes, dtype in itertools.product((19, 150), dtypes):
-        for launch, target in itertools.product(paper_launches(dtype, classes), targets):
+        for launch, target in itertools.product(all_launches(dtype, classes), targets):
             report = inspect(compile_launch(launch, TARGETS[target]), TARGETS[target])
             counted = instructions_per_element(launch, report, classes)
             rows.append((
                 describe(launch), classes, DTYPES[dtype], target, report.registers, report.spilled_bytes,
                 round(report.shared_bytes / 1024), occupancy(launch, report, target),
-                *(("-", "-") if counted is None else (f"{n:.1f}" for n in counted)),
+                *(("-",) * len(KINDS) if counted is None else (f"{n:.1f}" for n in counted.values())),
             ))  # fmt: skip
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
 def elements_per_thread(launch: Launch, classes: int) -> float:
-    """Elements of a row that a thread of a pixel kernel has: all of them are in its loop over rows."""
-    return classes * launch.constants["TILE"] / (32 * launch.options["num_warps"])
+    """What a thread of a kernel does in one round of its main loop, counted in elements: (pixel, class) pairs of a row
+    where the loop is over rows of pixels, else thousands of a matrix product's multiplications."""
+    given, threads = launch.constants, 32 * launch.options["num_warps"]
+    if launch.name in ROW_KERNELS:
+        return classes * given["TILE"] / threads
+    if launch.name == "project_back_kernel":
+        return given["CLASSES"] * given["PIXELS"] * given["CHANNELS"] / threads / 1000
+    columns = sum(given["PRODUCTS" if launch.name == "projected_hakd_kernel" else "BLOCKS"])
+    return columns * given["PIXELS"] * given["CHANNELS"] / threads / 1000
 
 
-def instructions_per_element(launch: Launch, report: Report, classes: int) -> tuple[float, float] | None:
-    """Instructions, and special function ones, of the first loop (a row of pixels; of the bounded mathematics where
-    there are two) for each of the elements that a thread has in it."""
-    if "BLOCKS" not in launch.constants or not report.loops:
+ROW_KERNELS = ("hakd_kernel", "segmentation_kernel")
+PRODUCT_KERNELS = ("projected_hakd_kernel", "weight_gradients_kernel", "project_back_kernel")
+
+
+def instructions_per_element(launch: Launch, report: Report, classes: int) -> dict[str, float] | None:
+    """By kind, of the first loop with special functions (a row of pixels; of the bounded mathematics where there are
+    two) or with tensor core instructions, for each of the elements that a thread has in it."""
+    mark = "MUFU" if launch.name in ROW_KERNELS else "tensor core" if launch.name in PRODUCT_KERNELS else None
+    loop = next((loop for loop in report.loops if mark and any(loop[op] for op in KINDS[mark])), None)
+    if loop is None:
         return None
     elements = elements_per_thread(launch, classes)
-    loop = next(loop for loop in report.loops if loop["MUFU"])
-    return sum(loop.values()) / elements, loop["MUFU"] / elements
+    return {kind: sum(loop[op] for op in ops or loop) / elements for kind, ops in KINDS.items()}
 
 
 def main() -> None:

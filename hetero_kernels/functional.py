@@ -147,9 +147,10 @@ def projected_hakd_loss(
     """:func:`hakd_loss` of two networks' features, the 1x1 projections included (section 1).
 
     Where both networks share a grid and ``resolution="feature"`` (and ``kem`` is not "spatial", whose weights need all
-    of an image's logits first), one pass over the features computes loss and gradients; features are read once and no
-    logits of the batch are kept but their gradient. Elsewhere the projections run as torch convolutions in float32
-    (float64) and :func:`hakd_loss` does the rest. The results agree to rounding, and features that only ignored pixels
+    of an image's logits first), one pass over the features computes loss and gradients and no logits of the batch are
+    kept but their gradient (backends "cpu" and, up to 192 classes, "triton", which reads the features again for the
+    weights' gradients). Elsewhere the projections run as torch convolutions in float32 (float64) and :func:`hakd_loss`
+    does the rest. The results agree to rounding, and features that only ignored pixels
     reach contribute exactly 0, NaN and inf included; to that end the weight gradient on a GPU or of a compiled graph
     takes one more copy of the features.
 
@@ -167,11 +168,12 @@ def projected_hakd_loss(
     check.check_pair("student_features", student_features, "teacher_features", teacher_features, channels=False)
     check.check_projection("student", student_weight, student_bias, student_features, None)
     check.check_projection("teacher", teacher_weight, teacher_bias, teacher_features, student_weight.shape[0])
+    chosen = backends.select(backend, student_features.device.type)
     one_pass = (
         resolution == "feature"
         and student_features.shape[2:] == teacher_features.shape[2:]
         and kem != "spatial"
-        and backends.select(backend, student_features.device.type) in projected_losses.BACKENDS
+        and projected_losses.serves(chosen, student_weight.shape[0])
     )
     if not one_pass:
         return hakd_loss(
@@ -188,7 +190,7 @@ def projected_hakd_loss(
     terms = projected_losses.projected_hakd_loss(
         savable(student_features), savable(teacher_features), savable(student_weight), savable(teacher_weight),
         savable(student_bias), savable(teacher_bias), savable(labels), options, temperature, hakd_weight, proj_weight,
-        _normalizers(normalizer, ("hakd", "proj"), student_features),
+        _normalizers(normalizer, ("hakd", "proj"), student_features), chosen,
     )  # fmt: skip
     return HakdTerms(*terms) if return_terms else terms[0]
 

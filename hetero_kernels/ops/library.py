@@ -92,6 +92,11 @@ def define_both(
     return op, {"cpu": compiled, "cuda": compiled, "triton": twin}
 
 
+def is_triton(op: Any) -> bool:
+    """Whether an operator of :func:`define_both` is the twin."""
+    return op.name().endswith(TRITON_SUFFIX)
+
+
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """float64 if any input has it, else float32."""
     double = any(t is not None and t.dtype == torch.float64 for t in tensors)

@@ -8,6 +8,7 @@ runs the pass again with ``upstream`` [B, h, w] as the pixels' factors.
 
 from __future__ import annotations
 
+import types
 from typing import Any, cast
 
 import torch
@@ -16,14 +17,29 @@ from torch import Tensor
 from ..options import HakdOptions
 from .library import (
     compute_dtype,
-    define,
+    define_both,
+    is_triton,
     no_context,
     no_second_derivative,
     pack_scalars,
     scale_saved,
 )
 
-BACKENDS = ("cpu",)  # those with kernels for these operators
+_MOST_CLASSES = {"cpu": None, "triton": 192}  # None: any number
+
+
+def serves(backend: str, num_classes: int) -> bool:
+    """Whether a backend has kernels of these operators for that many classes. Triton's keep a pixel's classes in
+    registers, and beyond them logits are a fair part of the features' size: torch may as well write them down."""
+    most = _MOST_CLASSES.get(backend, 0)
+    return most is None or num_classes <= most
+
+
+def _triton() -> types.ModuleType:
+    from ..triton import projected_losses
+
+    return projected_losses
+
 
 # project_back -------------------------------------------------------------------------------------------------
 
@@ -34,12 +50,13 @@ def _project_back_fake(logit_gradient, weight, factor, like):
     return torch.empty_like(like, memory_format=memory_format)
 
 
-project_back_op, project_back = define(
+_, _project_back = define_both(
     "project_back",
     "(Tensor logit_gradient, Tensor weight, Tensor? factor, Tensor like) -> Tensor",
     fake=_project_back_fake,
     setup_context=no_context,
     backward=no_second_derivative,
+    triton=lambda: _triton().project_back,
 )
 
 # projected_hakd_loss -------------------------------------------------------------------------------------------
@@ -92,8 +109,9 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tensor | 
         wanted = (needed[0], needed[2] or needed[4], needed[1], needed[3] or needed[5])
         per_pixel = ctx.options[-1] == "none"
         if per_pixel or any(n and not c for n, c in zip(wanted, ctx.computed, strict=True)):
-            saved = projected_hakd_op(*tensors, grad_loss if per_pixel else None, *ctx.options, *wanted)[3:]
+            saved = ctx.op(*tensors, grad_loss if per_pixel else None, *ctx.options, *wanted)[3:]
             factor = None if per_pixel else grad_loss
+        project_back = _project_back["triton" if is_triton(ctx.op) else "cpu"]
         for i in range(2):
             if needed[i]:
                 gradients[i] = project_back(saved[i], tensors[2 + i], factor, tensors[i])
@@ -103,7 +121,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tensor | 
     return (*gradients, *([None] * 14))
 
 
-projected_hakd_op, _differentiable_projected_hakd = define(
+_, _differentiable_projected_hakd = define_both(
     "projected_hakd_loss",
     "(Tensor student_features, Tensor teacher_features, Tensor student_weight, Tensor teacher_weight,"
     " Tensor? student_bias, Tensor? teacher_bias, Tensor labels, Tensor scalars, Tensor? hakd_normalizer,"
@@ -115,13 +133,14 @@ projected_hakd_op, _differentiable_projected_hakd = define(
     fake=_fake,
     setup_context=_setup,
     backward=_backward,
+    triton=lambda: _triton().projected_hakd_loss,
 )
 
 
 def projected_hakd_loss(
     student_features: Tensor, teacher_features: Tensor, student_weight: Tensor, teacher_weight: Tensor,
     student_bias: Tensor | None, teacher_bias: Tensor | None, labels: Tensor, options: HakdOptions,
-    temperature: float, hakd_weight: float, proj_weight: float, normalizers: tuple[Tensor | None, ...],
+    temperature: float, hakd_weight: float, proj_weight: float, normalizers: tuple[Tensor | None, ...], backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Loss with gradient, and the unweighted terms hakd and proj; ``options.resolution`` is "feature"."""
     now = torch.is_grad_enabled() and options.reduction != "none"
@@ -130,7 +149,7 @@ def projected_hakd_loss(
         return now and any(t is not None and t.requires_grad for t in tensors)
 
     o = options
-    return _differentiable_projected_hakd(
+    return _differentiable_projected_hakd[backend](
         student_features, teacher_features, student_weight, teacher_weight, student_bias, teacher_bias, labels,
         pack_scalars(temperature, hakd_weight, proj_weight), *normalizers, None, o.kmm, o.kem, o.divergence,
         o.ignore_index, o.reduction, wanted(student_features), wanted(student_weight, student_bias),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -104,8 +104,22 @@ def _tallest_band(coarse: int, fine: int, align: bool) -> int:
 ROWS = 16  # most rows of a program: enough to share a band's interpolation, few enough to fill a GPU
 
 
+class PixelGrid(Protocol):
+    """A loss grid [batch, height, width], however it is divided into programs."""
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def programs(self) -> int: ...
+    def argument(self) -> Grid: ...
+
+
 class LossGrid:
-    """The loss grid of a call and its division into programs."""
+    """The loss grid of a call, divided into tiles of bands."""
 
     def __init__(self, batch: int, num_classes: int, size: tuple[int, int], heights: tuple[int, int], align: bool):
         height, width = size
@@ -233,7 +247,7 @@ def differ(terms: tuple[TermPlan, TermPlan]) -> bool:
 
 
 def count_early(
-    terms: tuple[TermPlan, TermPlan], grid: LossGrid, labels: Labels, sampled: bool, num_classes: int,
+    terms: tuple[TermPlan, TermPlan], grid: PixelGrid, labels: Labels, sampled: bool, num_classes: int,
     class_weight: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Puts "count" divisors into numbers before the main launch: for terms whose gradients have different divisors."""
@@ -269,7 +283,7 @@ def precision(tensor: Tensor) -> str:
 class Output:
     """What a loss returns: its value and its terms, 0-dim or maps, and what the main launch leaves for the last."""
 
-    def __init__(self, grid: LossGrid, reduction: str, device: torch.device):
+    def __init__(self, grid: PixelGrid, reduction: str, device: torch.device):
         self.maps = reduction == "none"
         shape = (grid.batch, grid.height, grid.width) if self.maps else ()
         self.loss, self.first, self.second = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(3))

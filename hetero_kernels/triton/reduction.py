@@ -128,6 +128,37 @@ def finish_network(
 
 
 @triton.jit
+def store_loss(
+    partial, terms, loss, first, second, programs, inverse,
+    MODES: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Both terms and the loss from the programs' sums; ``inverse``: of the number of valid pixels."""
+    sum_0, sum_1 = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
+    for start in range(0, programs, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        sum_0 += tl.load(partial + 2 * i, mask=i < programs, other=0.0).to(tl.float64)
+        sum_1 += tl.load(partial + 2 * i + 1, mask=i < programs, other=0.0).to(tl.float64)
+    value_0, value_1 = tl.sum(sum_0, 0).to(tl.float32), tl.sum(sum_1, 0).to(tl.float32)
+    value_0 *= inverse if MODES[0] == "count" else inverse_divisor(terms[0].divisor, terms[0].parts, PARTS[0])
+    value_1 *= inverse if MODES[1] == "count" else inverse_divisor(terms[1].divisor, terms[1].parts, PARTS[1])
+    value_0 *= terms[0].share
+    value_1 *= terms[1].share
+    tl.store(first, value_0)
+    tl.store(second, value_1)
+    tl.store(loss, terms[0].weight * value_0 + terms[1].weight * value_1)
+
+
+@triton.jit
+def inverse_count(count, WANTED: tl.constexpr):
+    """1 / the number of valid pixels, 0 where there is none; 1 where it is not wanted."""
+    inverse = 1.0
+    if WANTED:
+        n = tl.load(count).to(tl.float32)
+        inverse = tl.where(n == 0.0, 0.0, 1.0 / n)
+    return inverse
+
+
+@triton.jit
 def finish_kernel(
     student, teacher, student_out, teacher_out, grid, partial, count, terms, loss, first, second, classes, programs,
     student_programs, teacher_programs, student_reach, teacher_reach, student_elements, teacher_elements,
@@ -141,10 +172,7 @@ def finish_kernel(
     "count", "given" (its divisor) or "one".
     """
     program = tl.program_id(0)
-    inverse = 1.0
-    if DEFERRED or MODES[0] == "count" or MODES[1] == "count":
-        n = tl.load(count).to(tl.float32)
-        inverse = tl.where(n == 0.0, 0.0, 1.0 / n)
+    inverse = inverse_count(count, DEFERRED or MODES[0] == "count" or MODES[1] == "count")
     scale = 1.0
     if DEFERRED:
         scale = inverse
@@ -162,17 +190,4 @@ def finish_kernel(
             )  # fmt: skip
     else:
         if LOSS:
-            BLOCK: tl.constexpr = ROWS * COLUMNS
-            sum_0, sum_1 = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
-            for start in range(0, programs, BLOCK):
-                i = start + tl.arange(0, BLOCK)
-                sum_0 += tl.load(partial + 2 * i, mask=i < programs, other=0.0).to(tl.float64)
-                sum_1 += tl.load(partial + 2 * i + 1, mask=i < programs, other=0.0).to(tl.float64)
-            value_0, value_1 = tl.sum(sum_0, 0).to(tl.float32), tl.sum(sum_1, 0).to(tl.float32)
-            value_0 *= inverse if MODES[0] == "count" else inverse_divisor(terms[0].divisor, terms[0].parts, PARTS[0])
-            value_1 *= inverse if MODES[1] == "count" else inverse_divisor(terms[1].divisor, terms[1].parts, PARTS[1])
-            value_0 *= terms[0].share
-            value_1 *= terms[1].share
-            tl.store(first, value_0)
-            tl.store(second, value_1)
-            tl.store(loss, terms[0].weight * value_0 + terms[1].weight * value_1)
+            store_loss(partial, terms, loss, first, second, programs, inverse, MODES, PARTS, ROWS * COLUMNS)

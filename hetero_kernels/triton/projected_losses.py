@@ -1,0 +1,398 @@
+"""HeteroAKD on features in Triton: projections, loss and the logits' gradient in one launch.
+
+A second launch takes that gradient to weights and biases, which reads the features again (docs/triton.md says why), a
+small one adds up. The backward takes it to the features (``project_back_kernel``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .features import (
+    Features,
+    finish_weights,
+    load_tile,
+    load_weight,
+    locate_flat,
+    matrix_product,
+    place,
+    project,
+    store_tile,
+    weight_gradient,
+)
+from .hakd_math import hakd_row, hakd_row_bounded
+from .launch import (
+    Output,
+    TermPlan,
+    bounded_limit,
+    count_early,
+    device_guard,
+    differ,
+    label_argument,
+    plan_term,
+    power_of,
+)
+from .pixel_losses import (
+    bounded_band,
+    pixel_factor,
+    refuse_float64,
+    scaled_band,
+    store_maps,
+    store_sums,
+    upstream_argument,
+)
+from .pixel_math import LOG2E
+from .reduction import inverse_count, inverse_divisor, rescale, store_loss
+from .tile import Grid, class_numbers, load_labels, masked
+from .tuning import feature_tiling, multiprocessors
+
+
+@triton.jit
+def projected_hakd_kernel(
+    student, teacher, labels, upstream, grid, hakd_term, proj_term, output, classes, temperature, limit, one,
+    BLOCKS: tl.constexpr, PRODUCTS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, STUDENT: tl.constexpr,
+    TEACHER: tl.constexpr, FLAT: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr, POWER: tl.constexpr,
+    KMM: tl.constexpr, KEM: tl.constexpr, CE: tl.constexpr, PROJ: tl.constexpr, SAMPLED: tl.constexpr,
+    UPSTREAM: tl.constexpr, MAPS: tl.constexpr, HAKD_PARTS: tl.constexpr, PROJ_PARTS: tl.constexpr,
+):  # fmt: skip
+    """Sections 1 to 6 on the student's grid, not for kem="spatial".
+
+    BLOCKS: of classes in the pixels' mathematics, PRODUCTS: in the projections; STUDENT, TEACHER: whose logits'
+    gradient is wanted; FLAT, BIAS: of both networks, see features.py; the others as ``hakd_kernel``'s.
+    """
+    program = tl.program_id(0)
+    pixels, y, n = locate_flat(program, grid, PIXELS)
+    project(student, pixels, y, n, classes, grid, one, PRODUCTS, CHANNELS, FLAT[0], BIAS[0], PRECISION)
+    project(teacher, pixels, y, n, classes, grid, one, PRODUCTS, CHANNELS, FLAT[1], BIAS[1], PRECISION)
+    tl.debug_barrier()  # a thread reads what others wrote
+    k = class_numbers(BLOCKS)
+    z_s, z_t = load_tile(student, pixels, n, k, classes, grid), load_tile(teacher, pixels, n, k, classes, grid)
+    label, valid, wrong = load_labels(labels, pixels, y, classes, SAMPLED)
+    factor = pixel_factor(upstream, pixels, y, UPSTREAM)
+    hakd_scale = hakd_term.weight * hakd_term.share * inverse_divisor(hakd_term.divisor, hakd_term.parts, HAKD_PARTS)
+    proj_scale = proj_term.weight * proj_term.share * inverse_divisor(proj_term.divisor, proj_term.parts, PROJ_PARTS)
+    hakd_factor, proj_factor = factor * hakd_scale, factor * (proj_scale / classes)
+    if bounded_band((z_s, z_s), k, classes, limit) & bounded_band((z_t, z_t), k, classes, limit):
+        unit = LOG2E / temperature
+        w_s, _ = scaled_band((z_s, z_s), unit)
+        w_t, _ = scaled_band((z_t, z_t), unit)
+        hakd, proj, g_s, g_t = hakd_row_bounded(
+            w_s, w_t, k, classes, label, temperature, hakd_factor, proj_factor, POWER, KMM, KEM, CE, PROJ
+        )
+    else:
+        hakd, proj, g_s, g_t = hakd_row(
+            z_s, z_t, k, classes, label, (k, k), temperature, hakd_factor, proj_factor, KMM, KEM, CE, PROJ
+        )
+    nothing = tl.where(wrong, float("nan"), 0.0)
+    hakd, proj = tl.where(valid, hakd, nothing), tl.where(valid, proj, nothing)
+    store_maps(output, pixels, y, grid, hakd, proj, MAPS)
+    store_sums(output, program, hakd, proj, valid.to(tl.int32))
+    if STUDENT:
+        store_tile(student, pixels, n, k, classes, grid, masked(g_s, valid))
+    if TEACHER:
+        store_tile(teacher, pixels, n, k, classes, grid, masked(g_t, valid))
+
+
+@triton.jit
+def weight_gradients_kernel(
+    student, teacher, labels, grid, classes, student_columns, columns, splits, images, one,
+    BLOCKS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, STUDENT: tl.constexpr, TEACHER: tl.constexpr,
+    FLAT: tl.constexpr, SAMPLED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Parts of both networks' weight gradients: of ``columns`` blocks of channels the first ``student_columns`` are the
+    student's."""
+    program = tl.program_id(0)
+    block, split = program % columns, program // columns
+    if block < student_columns:
+        if STUDENT:
+            weight_gradient(
+                student, labels, grid, classes, block, split, splits, images, one,
+                BLOCKS, PIXELS, CHANNELS, FLAT[0], SAMPLED, PRECISION,
+            )  # fmt: skip
+    else:
+        if TEACHER:
+            weight_gradient(
+                teacher, labels, grid, classes, block - student_columns, split, splits, images, one,
+                BLOCKS, PIXELS, CHANNELS, FLAT[1], SAMPLED, PRECISION,
+            )  # fmt: skip
+
+
+@triton.jit
+def finish_projected_kernel(
+    student, teacher, outputs, partial, count, terms, loss, first, second, classes, programs, splits,
+    ends, elements, MODES: tl.constexpr, PARTS: tl.constexpr, DEFERRED: tl.constexpr, WEIGHTS: tl.constexpr,
+    LOGITS: tl.constexpr, BIAS: tl.constexpr, LOSS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What is left for the end, by ranges of programs up to ``ends``: student's and teacher's weights, both logits'
+    gradients, the loss. ``outputs``: gradients of the student's weight and bias, and of the teacher's."""
+    program = tl.program_id(0)
+    inverse = inverse_count(count, DEFERRED or MODES[0] == "count" or MODES[1] == "count")
+    scale = 1.0
+    if DEFERRED:
+        scale = inverse
+    if program < ends[0]:
+        if WEIGHTS[0]:
+            finish_weights(student, outputs[0], outputs[1], program, classes, splits, scale, BIAS[0], BLOCK)
+    elif program < ends[1]:
+        if WEIGHTS[1]:
+            finish_weights(teacher, outputs[2], outputs[3], program - ends[0], classes, splits, scale, BIAS[1], BLOCK)
+    elif program < ends[2]:
+        if LOGITS[0]:
+            rescale(student.gradient, program - ends[1], scale, elements[0], BLOCK)
+    elif program < ends[3]:
+        if LOGITS[1]:
+            rescale(teacher.gradient, program - ends[2], scale, elements[1], BLOCK)
+    else:
+        if LOSS:
+            store_loss(partial, terms, loss, first, second, programs, inverse, MODES, PARTS, BLOCK)
+
+
+@triton.jit
+def project_back_kernel(
+    out, network, factor, classes, grid, column_blocks, stride_b, stride_c, stride_p, one,
+    CLASSES: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, FACTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A tile of ``out`` [B, C, h, w] = ``factor`` times the logits' gradient [B, K, h, w] through the weights."""
+    program = tl.program_id(0)
+    c = program % column_blocks * CHANNELS + tl.arange(0, CHANNELS)
+    pixels, _, n = locate_flat(program // column_blocks, grid, PIXELS)
+    sums = tl.zeros([CHANNELS, PIXELS], tl.float32)
+    for start in range(0, classes, CLASSES):
+        k = start + tl.arange(0, CLASSES)[:, None]
+        w = load_weight(network, k, classes, c, PRECISION)
+        inside = (k < classes) & pixels.inside[None, :]
+        g = tl.load(place(network, pixels, n, k, classes, grid), mask=inside, other=0.0)
+        sums = tl.fma(matrix_product(tl.trans(w), g, PRECISION), one, sums)
+    if FACTOR:
+        sums *= tl.load(factor).to(tl.float32)
+    at = out + pixels.image * stride_b + (tl.cast(c, tl.int64) * stride_c)[:, None] + (n * tl.cast(stride_p, tl.int64))
+    tl.store(at, sums.to(out.dtype.element_ty), mask=(c < network.channels)[:, None] & pixels.inside[None, :])
+
+
+# Plans -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FeatureGrid:
+    """The loss grid of a call, divided into tiles of pixels."""
+
+    batch: int
+    height: int
+    width: int
+    pixels: int
+
+    @property
+    def tiles(self) -> int:
+        return triton.cdiv(self.height * self.width, self.pixels)
+
+    @property
+    def programs(self) -> int:
+        return self.batch * self.tiles
+
+    def argument(self) -> Grid:
+        return Grid(self.height, self.width, self.height, self.height, self.height, 1, self.tiles)
+
+
+FINISH_BLOCK = 512
+
+
+class NetworkPlan:
+    """A network's features and projection, its gradients on the way, and the kernels' view of them."""
+
+    def __init__(
+        self, features: Tensor, weight: Tensor, bias: Tensor | None, logits_wanted: bool, weights_wanted: bool,
+        logits: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.features, self.weight, self.bias = features, weight, bias
+        self.logits_wanted, self.weights_wanted = logits_wanted, weights_wanted
+        batch, self.channels, height, width = features.shape
+        self.classes = weight.shape[0]
+
+        def empty(wanted: bool, *shape: int) -> Tensor:
+            return torch.empty(shape if wanted else (0,), dtype=torch.float32, device=features.device)
+
+        # Later their gradient.
+        self.logits = empty(True, batch, self.classes, height, width) if logits is None else logits
+        self.weight_gradient = empty(weights_wanted, self.classes, self.channels)
+        self.bias_gradient = empty(weights_wanted and bias is not None, self.classes)
+        self.partial = self.weight_gradient
+
+    @property
+    def wanted(self) -> bool:
+        return self.logits_wanted or self.weights_wanted
+
+    @property
+    def flat(self) -> bool:
+        """Whether rows follow each other without gaps."""
+        _, _, height, width = self.features.shape
+        return height == 1 or width == 1 or self.features.stride(2) == width * self.features.stride(3)
+
+    def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
+        logits = self.logits if self.logits_wanted else self.logits.new_empty(0)
+        return logits, self.weight_gradient, self.bias_gradient
+
+    def cleared(self) -> NetworkPlan:
+        for gradient in self.gradients():
+            gradient.zero_()
+        return self
+
+    def argument(self) -> Features:
+        b, c, h, w = self.features.stride()
+        if self.features.shape[3] == 1:  # the next pixel is in the next row
+            w = h
+        k_stride, c_stride = self.weight.stride()
+        bias = self.weight if self.bias is None else self.bias
+        return Features(
+            self.features, self.channels, b, c, h, w, self.weight, k_stride, c_stride, bias, self.logits, self.partial
+        )
+
+
+def plan_weights(networks: tuple[NetworkPlan, NetworkPlan], grid: FeatureGrid, channels: int) -> tuple[list[int], int]:
+    """Blocks of ``channels`` columns of each network (bias included) and the number of parts their gradients come in,
+    which the networks get memory for: as many as fill the device, of at most an eighth of the features' size."""
+    columns = [triton.cdiv(n.channels + 1, channels) for n in networks]
+    # Counted for both networks, or which gradients are wanted would change how they round.
+    enough = triton.cdiv(4 * multiprocessors(networks[0].features.device), sum(columns))
+    small = sum(n.features.numel() for n in networks) // (8 * sum(n.classes * (n.channels + 1) for n in networks))
+    splits = max(1, min(enough, small, grid.programs))
+    for network in networks:
+        if network.weights_wanted:
+            network.partial = network.weight_gradient.new_empty(splits, network.classes, network.channels + 1)
+    return [m if n.weights_wanted else 0 for n, m in zip(networks, columns, strict=True)], splits
+
+
+def finish(
+    networks: tuple[NetworkPlan, NetworkPlan], grid: FeatureGrid, terms: tuple[TermPlan, TermPlan],
+    output: Output, splits: int,
+) -> None:  # fmt: skip
+    """The last launch."""
+    deferred = any(t.mode == "count" and t.weight != 0 for t in terms)
+    sizes = [n.partial.numel() // splits if n.weights_wanted else 0 for n in networks]
+    sizes += [n.logits.numel() if deferred and n.logits_wanted else 0 for n in networks]
+    ends, end = [], 0
+    for size in sizes:
+        end += triton.cdiv(size, FINISH_BLOCK)
+        ends.append(end)
+    programs = end + (not output.maps)
+    if programs == 0:
+        return
+    finish_projected_kernel[(programs,)](
+        *(n.argument() for n in networks), tuple(g for n in networks for g in n.gradients()[1:]),
+        output.partial, output.count, tuple(t.argument() for t in terms), output.loss, output.first, output.second,
+        networks[0].classes, grid.programs, splits, tuple(ends), tuple(sizes[2:]),
+        MODES=tuple(t.mode for t in terms), PARTS=tuple(t.block for t in terms), DEFERRED=deferred,
+        WEIGHTS=tuple(s > 0 for s in sizes[:2]), LOGITS=tuple(s > 0 for s in sizes[2:]),
+        BIAS=tuple(n.bias is not None for n in networks), LOSS=not output.maps, BLOCK=FINISH_BLOCK, num_warps=4,
+    )  # fmt: skip
+
+
+# The operators ---------------------------------------------------------------------------------------------------
+
+
+def projected_hakd_loss(
+    student_features: Tensor, teacher_features: Tensor, student_weight: Tensor, teacher_weight: Tensor,
+    student_bias: Tensor | None, teacher_bias: Tensor | None, labels: Tensor, scalars: Tensor,
+    hakd_normalizer: Tensor | None, proj_normalizer: Tensor | None, upstream: Tensor | None, kmm: bool, kem: str,
+    divergence: str, ignore_index: int, reduction: str, student_features_grad: bool, student_weight_grad: bool,
+    teacher_features_grad: bool, teacher_weight_grad: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Implementation of the operator ``projected_hakd_loss``, see ops/projected_losses.py."""
+    refuse_float64(
+        student_features=student_features, teacher_features=teacher_features, student_weight=student_weight,
+        teacher_weight=teacher_weight, student_bias=student_bias, teacher_bias=teacher_bias,
+    )  # fmt: skip
+    temperature, hakd_weight, proj_weight = scalars.tolist()
+    batch, _, height, width = student_features.shape
+    classes = student_weight.shape[0]
+    width_in_bytes = max(student_features.element_size(), teacher_features.element_size())
+    tiling = feature_tiling(classes, batch * height * width, width_in_bytes, student_features.device)
+    grid = FeatureGrid(batch, height, width, tiling.pixels)
+    output = Output(grid, reduction, student_features.device)
+    supervised = proj_weight != 0  # L_proj is the teacher's only source
+    student = NetworkPlan(student_features, student_weight, student_bias, student_features_grad, student_weight_grad)
+    teachers = (teacher_features, teacher_weight, teacher_bias)
+    teacher = NetworkPlan(*teachers, teacher_features_grad and supervised, teacher_weight_grad and supervised)
+    results = (student, teacher)
+    if not supervised:
+        results = (student, NetworkPlan(*teachers, teacher_features_grad, teacher_weight_grad).cleared())
+    networks = (student, teacher)
+    if grid.programs == 0:
+        return (*output.empty(), *gradients(*(n.cleared() for n in results)))
+    terms = (
+        plan_term(hakd_weight, reduction, hakd_normalizer, output.partial),
+        plan_term(proj_weight, reduction, proj_normalizer, output.partial),
+    )
+    where, sampled = label_argument(labels, (height, width), classes, ignore_index)
+    common = {
+        "BLOCKS": tiling.products, "PIXELS": tiling.pixels, "STUDENT": student.wanted,
+        "TEACHER": teacher.wanted, "FLAT": tuple(n.flat for n in networks), "SAMPLED": sampled,
+        "PRECISION": product_precision(student_features), "num_warps": tiling.warps,
+    }  # fmt: skip
+    splits = 1
+    with device_guard(student_features):
+        if (student.wanted or teacher.wanted) and differ(terms):
+            count_early(terms, grid, where, sampled, classes)
+        projected_hakd_kernel[(grid.programs,)](
+            student.argument(), teacher.argument(), where, upstream_argument(upstream, output.partial),
+            grid.argument(), terms[0].argument(), terms[1].argument(), output.argument(), classes, temperature,
+            bounded_limit(temperature), 1.0, BIAS=tuple(n.bias is not None for n in networks),
+            POWER=power_of(temperature), KMM=kmm, KEM=kem,
+            CE=divergence == "ce", PROJ=supervised, UPSTREAM=upstream is not None, MAPS=output.maps,
+            HAKD_PARTS=terms[0].block, PROJ_PARTS=terms[1].block, PRODUCTS=tiling.products,
+            CHANNELS=tiling.channels, **common | {"BLOCKS": tiling.blocks},
+        )  # fmt: skip
+        if student.weights_wanted or teacher.weights_wanted:
+            columns, splits = plan_weights(networks, grid, tiling.columns)
+            common |= {"STUDENT": student.weights_wanted, "TEACHER": teacher.weights_wanted}
+            weight_gradients_kernel[(sum(columns) * splits,)](
+                student.argument(), teacher.argument(), where, grid.argument(), classes, columns[0], sum(columns),
+                splits, batch, 1.0, CHANNELS=tiling.columns, **common,
+            )  # fmt: skip
+        finish(networks, grid, terms, output, splits)
+    return (*output.values(terms), *gradients(*results))
+
+
+def gradients(student: NetworkPlan, teacher: NetworkPlan) -> tuple[Tensor, ...]:
+    """In the operator's order."""
+    return tuple(g for pair in zip(student.gradients(), teacher.gradients(), strict=True) for g in pair)
+
+
+def product_precision(tensor: Tensor) -> str:
+    """How factors are multiplied, see ``matrix_product``: with tf32 where torch itself may do so
+    (torch.set_float32_matmul_precision); AMD's matrix cores take float32."""
+    if tensor.device.type == "cpu":
+        return "interpreted"
+    if torch.version.hip:
+        return "ieee"
+    return "float32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+BACK_CLASSES, BACK_PIXELS, BACK_CHANNELS = 32, 64, 128
+
+
+def project_back(logit_gradient: Tensor, weight: Tensor, factor: Tensor | None, like: Tensor) -> Tensor:
+    """Implementation of the operator ``project_back``, see ops/projected_losses.py."""
+    refuse_float64(weight=weight, features=like)
+    channels_last = like.stride(1) == 1 and like.shape[1] > 1
+    out = torch.empty_like(like, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    batch, channels, height, width = like.shape
+    grid = FeatureGrid(batch, height, width, BACK_PIXELS)
+    blocks = triton.cdiv(channels, BACK_CHANNELS)
+    if grid.programs == 0:
+        return out
+    network = NetworkPlan(like, weight, None, False, False, logit_gradient.contiguous())
+    pixel_stride = channels if channels_last else 1
+    with device_guard(like):
+        project_back_kernel[(grid.programs * blocks,)](
+            out, network.argument(), out if factor is None else factor, weight.shape[0],
+            grid.argument(), blocks, channels * height * width, out.stride(1) if channels > 1 else height * width,
+            pixel_stride, 1.0, CLASSES=BACK_CLASSES, PIXELS=BACK_PIXELS, CHANNELS=BACK_CHANNELS,
+            FACTOR=factor is not None, PRECISION=product_precision(like), num_warps=8,
+        )  # fmt: skip
+    return out
