@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
@@ -30,6 +31,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+
+from hetero_kernels.triton import tuning
 
 TARGETS = {
     **{f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 86, 89, 90, 100, 120)},
@@ -61,8 +64,8 @@ class Launch:
 
 
 @contextlib.contextmanager
-def recorded_launches() -> Iterator[list[Launch]]:
-    """Collects launches instead of starting them."""
+def recorded_launches(family: str = "nvidia") -> Iterator[list[Launch]]:
+    """Collects launches instead of starting them, as they would be on a ``family`` of tuning.py."""
     launches: list[Launch] = []
 
     def record(self: JITFunction, *args: Any, grid: tuple[int, ...], warmup: bool, **kwargs: Any) -> None:
@@ -71,12 +74,8 @@ def recorded_launches() -> Iterator[list[Launch]]:
         arguments = dict(zip(names, args, strict=False))
         launches.append(Launch(self, int(torch.Size(grid).numel()), arguments, kwargs, options))
 
-    run = JITFunction.run
-    JITFunction.run = record  # type: ignore[method-assign, assignment]
-    try:
+    with mock.patch.object(JITFunction, "run", record), mock.patch.object(tuning, "family", lambda device: family):
         yield launches
-    finally:
-        JITFunction.run = run  # type: ignore[method-assign]
 
 
 def _signature(value: Any, path: tuple[int, ...], constants: dict, attributes: dict) -> Any:
@@ -190,7 +189,7 @@ def occupancy(launch: Launch, report: Report, target: str) -> int:
 # Cases -------------------------------------------------------------------------------------------------------------
 
 
-def paper_launches(dtype: torch.dtype = torch.float32, classes: int = 19) -> list[Launch]:
+def paper_launches(dtype: torch.dtype = torch.float32, classes: int = 19, family: str = "nvidia") -> list[Launch]:
     """The default calls at the paper's sizes, logits at stride 8: Cityscapes 512x1024 batch 8 (K = 19) or ADE20K
     512x512 batch 16 (K = 150); ``hakd_loss`` at both resolutions, ``segmentation_loss`` with and without a teacher."""
     from hetero_kernels.triton import pixel_losses
@@ -202,7 +201,7 @@ def paper_launches(dtype: torch.dtype = torch.float32, classes: int = 19) -> lis
 
     labels = torch.empty(batch, height, width, dtype=torch.int64, device="meta")
     hakd: Callable = pixel_losses.hakd_loss
-    with recorded_launches() as launches:
+    with recorded_launches(family) as launches:
         for resolution, proj_weight in (("label", 0.0), ("feature", 0.0), ("label", 1.0)):
             scalars = torch.tensor([2.0, 1.0, proj_weight], dtype=torch.float64)
             hakd(
@@ -217,7 +216,7 @@ def paper_launches(dtype: torch.dtype = torch.float32, classes: int = 19) -> lis
     return launches
 
 
-def projected_launches(dtype: torch.dtype = torch.float32, classes: int = 19) -> list[Launch]:
+def projected_launches(dtype: torch.dtype = torch.float32, classes: int = 19, family: str = "nvidia") -> list[Launch]:
     """``projected_hakd_loss`` and its backward at stride 32 of the paper's images, 256 and 512 channels."""
     from hetero_kernels.triton import projected_losses
 
@@ -230,7 +229,7 @@ def projected_launches(dtype: torch.dtype = torch.float32, classes: int = 19) ->
     weights, biases = [empty(classes, c, dtype=torch.float32) for c in (256, 512)], [empty(classes) for _ in range(2)]
     labels = empty(batch, 32 * height, 32 * width, dtype=torch.int64)
     scalars = torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64)
-    with recorded_launches() as launches:
+    with recorded_launches(family) as launches:
         gradient = projected_losses.projected_hakd_loss(
             *features, *weights, *biases, labels, scalars, None, None, None, True, "class", "kl", 255, "mean",
             True, True, False, True,
@@ -239,8 +238,12 @@ def projected_launches(dtype: torch.dtype = torch.float32, classes: int = 19) ->
     return launches
 
 
-def all_launches(dtype: torch.dtype = torch.float32, classes: int = 19) -> list[Launch]:
-    return paper_launches(dtype, classes) + projected_launches(dtype, classes)
+def all_launches(dtype: torch.dtype = torch.float32, classes: int = 19, family: str = "nvidia") -> list[Launch]:
+    return paper_launches(dtype, classes, family) + projected_launches(dtype, classes, family)
+
+
+def family_of(target: str) -> str:
+    return "amd" if TARGETS[target].backend == "hip" else "nvidia"
 
 
 def describe(launch: Launch) -> str:
@@ -264,7 +267,7 @@ COLUMNS = ("kernel", "K", "dtype", "target", "registers", "spilled bytes", "shar
 def table(targets: list[str], dtypes: list[torch.dtype]) -> str:
     rows: list[tuple[object, ...]] = [COLUMNS, ("---",) * len(COLUMNS)]
     for classes, dtype in itertools.product((19, 150), dtypes):
-        for launch, target in itertools.product(all_launches(dtype, classes), targets):
+        for target, launch in ((t, x) for t in targets for x in all_launches(dtype, classes, family_of(t))):
             report = inspect(compile_launch(launch, TARGETS[target]), TARGETS[target])
             counted = instructions_per_element(launch, report, classes)
             rows.append((

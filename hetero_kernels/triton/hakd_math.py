@@ -245,12 +245,11 @@ def mix(z_s, z_t, labelled, KMM: tl.constexpr):
 
 
 @triton.jit
-def evaluate(score, c, classes, spatial, KEM: tl.constexpr):
-    """W of section 4, up to a factor of the pixel; 0 beyond K.
+def evaluate(score, m, c, classes, spatial, KEM: tl.constexpr):
+    """W of section 4, up to a factor of the pixel; 0 beyond K. ``m``: no score is above.
 
     ``spatial`` are, for kem="spatial", blocks [classes, 1] of an image's highest score m and of 1 / sum_n e^{q - m}.
     """
-    m = highest(score)  # beyond K scores are 0, and no score is below
     out = ()
     for i in tl.static_range(len(score)):
         if KEM == "class":
@@ -273,7 +272,7 @@ def hakd_row(
     cold = 1.0 / temperature
     labelled = is_class(c, label)
     reliabilities, step, z_h, score = mix(z_s, z_t, labelled, KMM)
-    weight = evaluate(score, c, classes, spatial, KEM)
+    weight = evaluate(score, highest(score), c, classes, spatial, KEM)  # beyond K scores are 0, and none is below
     weight_sum = total(weight)
     if KMM:
         anchor = is_class(c, best_class(z_s, c))
@@ -284,35 +283,64 @@ def hakd_row(
     hybrid = numerators(z_h, m_h, cold)
     weighted = product(hybrid, weight)
 
-    s_anchor, s_others = pick(student, anchor), others(student, anchor)
-    h_anchor, h_others = pick(hybrid, anchor), others(hybrid, anchor)
-    w_anchor, w_others = pick(weighted, anchor), others(weighted, anchor)
-    # With v_c = z^h_c - z^s_c ("kl") or -z^s_c ("ce"), log p^h_c - log p^s_c = log_ratio + (v_c - v_a) / T.
-    log_ratio = surprise(s_anchor, s_others, (m_s - pick(z_s, anchor)) * cold)
+    s_sums = (pick(student, anchor), others(student, anchor))
+    h_sums = (pick(hybrid, anchor), others(hybrid, anchor))
+    w_sums = (pick(weighted, anchor), others(weighted, anchor))
+    s_at, h_at = pick(z_s, anchor), pick(z_h, anchor)
     if CE:
-        v_anchor, v_others = -pick(z_s, anchor), -others(product(weighted, z_s), anchor)
+        v_sums = (-s_at, -others(product(weighted, z_s), anchor))
     else:
-        v_anchor, v_others = pick(step, anchor), others(product(weighted, step), anchor)
-        log_ratio -= surprise(h_anchor, h_others, (m_h - pick(z_h, anchor)) * cold)
+        v_sums = (pick(step, anchor), others(product(weighted, step), anchor))
+    hakd, factors = finish(
+        s_sums, h_sums, w_sums, v_sums, weight_sum, m_s - s_at, m_h - h_at, temperature, hakd_factor, KEM, CE
+    )
+    g_s, g_t = (), ()
+    for i in tl.static_range(len(c)):
+        g, t = gradient_block(
+            student[i], weighted[i], z_s[i], z_t[i], anchor[i], labelled[i], factors, proj_factor, PROJ
+        )
+        g_s = g_s + (g,)
+        g_t = g_t + (t,)
+    return hakd, reliabilities / classes, g_s, g_t
 
-    s_sum, h_sum, w_sum = s_anchor + s_others, h_anchor + h_others, w_anchor + w_others
+
+@triton.jit
+def finish(
+    student, hybrid, weighted, value, weight_sum, s_distance, h_distance, temperature, hakd_factor,
+    KEM: tl.constexpr, CE: tl.constexpr,
+):  # fmt: skip
+    """l_n and the factors of its gradient, from sums over classes that are pairs: the anchor's value, the others' sum.
+
+    Of e^{(z^s - m) / T}, e^{(z^h - m) / T}, W e^{(z^h - m) / T}, and of v_c = z^h_c - z^s_c ("kl") or -z^s_c ("ce"):
+    v of the anchor, W e^{(z^h - m) / T} v of the others. The distances are from the anchor's logits to the maxima.
+    """
+    cold = 1.0 / temperature
+    # log p^h_c - log p^s_c = log_ratio + (v_c - v_a) / T.
+    log_ratio = surprise(student[0], student[1], s_distance * cold)
+    if not CE:
+        log_ratio -= surprise(hybrid[0], hybrid[1], h_distance * cold)
+    s_sum, h_sum, w_sum = student[0] + student[1], hybrid[0] + hybrid[1], weighted[0] + weighted[1]
     if KEM == "class":
         h_sum *= weight_sum
     inverse = 1.0 / h_sum
     student_factor = w_sum * inverse / s_sum
-    anchored = s_anchor / s_sum * (w_others * inverse) - w_anchor * inverse * (s_others / s_sum)
-    differences = v_others - v_anchor * w_others
+    anchored = student[0] / s_sum * (weighted[1] * inverse) - weighted[0] * inverse * (student[1] / s_sum)
+    differences = value[1] - value[0] * weighted[1]
     hakd = temperature * temperature * inverse * (w_sum * log_ratio + differences * cold)
     hot = temperature * hakd_factor
-    g_s, g_t = (), ()
-    for i in tl.static_range(len(c)):
-        g = student[i] * (hot * student_factor)[None, :] - weighted[i] * (hot * inverse)[None, :]
-        g = tl.where(anchor[i], (hot * anchored)[None, :], g)
-        if PROJ:
-            g += proj_gradient(z_s[i], labelled[i]) * proj_factor[None, :]
-            g_t = g_t + (proj_gradient(z_t[i], labelled[i]) * proj_factor[None, :],)
-        g_s = g_s + (g,)
-    return hakd, reliabilities / classes, g_s, g_t
+    return hakd, (hot * student_factor, hot * inverse, hot * anchored)
+
+
+@triton.jit
+def gradient_block(student, weighted, z_s, z_t, anchor, labelled, factors, proj_factor, PROJ: tl.constexpr):
+    """A block of both networks' gradients, of ``factors`` of :func:`finish`; the teacher's is there only with PROJ."""
+    g = student * factors[0][None, :] - weighted * factors[1][None, :]
+    g = tl.where(anchor, factors[2][None, :], g)
+    t = g
+    if PROJ:
+        g += proj_gradient(z_s, labelled) * proj_factor[None, :]
+        t = proj_gradient(z_t, labelled) * proj_factor[None, :]
+    return g, t
 
 
 @triton.jit

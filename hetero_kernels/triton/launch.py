@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,45 +17,10 @@ import triton
 from torch import Tensor
 
 from . import reduction as kernels
-from .tile import Grid, Labels, Network
+from .tile import Grid, Labels, Network, Upstream
+from .tuning import Tiling
 
-# Blocks of pixels and classes ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a program is cut. ``blocks``: lengths of the blocks of classes; ``tile``: columns of pixels; ``warps``."""
-
-    blocks: tuple[int, ...]
-    tile: int
-    warps: int
-
-
-def class_blocks(num_classes: int) -> tuple[int, ...]:
-    """Powers of two that add up to K; beyond 32 classes to hardly more, in fewer blocks. At most 128: the operands of
-    their matrix products must fit the shared memory."""
-    blocks: list[int] = []
-    left = num_classes
-    while left > 0:
-        above = triton.next_power_of_2(left)
-        if num_classes <= 32:
-            block = min(8, above if above == left else above // 2)
-        else:
-            block = min(128, above if above - left <= num_classes // 16 else above // 2)
-        blocks.append(block)
-        left -= block
-    return tuple(blocks)
-
-
-@functools.cache
-def tiling(num_classes: int) -> Tiling:
-    """Up to 32 classes one thread owns a pixel, so that sums over classes stay in a thread, in blocks of 8, so that few
-    numbers of a class live at a time. More classes are spread over the warps of a narrower tile, some 20 a thread."""
-    if num_classes <= 32:
-        return Tiling(class_blocks(num_classes), 64, 2)
-    if num_classes <= 384:
-        return Tiling(class_blocks(num_classes), 32, 4 if num_classes <= 96 else 8 if num_classes <= 192 else 16)
-    return Tiling(class_blocks(num_classes), 16, 16)
+# Numbers of a call ------------------------------------------------------------------------------------------------
 
 
 def bounded_limit(temperature: float) -> float:
@@ -121,13 +86,18 @@ class PixelGrid(Protocol):
 class LossGrid:
     """The loss grid of a call, divided into tiles of bands."""
 
-    def __init__(self, batch: int, num_classes: int, size: tuple[int, int], heights: tuple[int, int], align: bool):
+    def __init__(self, batch: int, tiling: Tiling, size: tuple[int, int], heights: tuple[int, int], align: bool):
         height, width = size
-        self.tiling = tiling(num_classes)
         self.batch, self.height, self.width, self.align = batch, height, width, align
         self.same = heights[0] == heights[1]
         self.bands = heights[0] if self.same else heights[0] + heights[1] - 1
-        self.splits = triton.cdiv(min(_tallest_band(h, height, align) for h in heights), ROWS)
+        tallest = min(_tallest_band(h, height, align) for h in heights)
+        self.tiling = tiling
+        self.rows = ROWS
+        if tiling.looped:  # a program's rows are a block too: as many as most bands have
+            self.rows = min(ROWS, triton.next_power_of_2(triton.cdiv(height, max(self.bands, 1))))
+            self.tiling = replace(tiling, tile=max(tiling.tile, tiling.pixels // self.rows))
+        self.splits = triton.cdiv(tallest, self.rows)
         self.tiles = triton.cdiv(width, self.tiling.tile)
         self.heights = heights
         self.programs = batch * self.bands * self.splits * self.tiles
@@ -137,6 +107,10 @@ class LossGrid:
 
     def options(self) -> dict[str, Any]:
         return {"TILE": self.tiling.tile, "ALIGN": self.align, "SAME": self.same}
+
+    def blocks(self) -> dict[str, Any]:
+        """The division of the main launch."""
+        return {"BLOCKS": self.tiling.blocks, "ROWS": self.rows, "num_warps": self.tiling.warps, **self.options()}
 
 
 class NetworkPlan:
@@ -179,6 +153,9 @@ class NetworkPlan:
 FINISH_ROWS, FINISH_COLUMNS = 8, 64
 
 
+# What comes in ---------------------------------------------------------------------------------------------------
+
+
 def label_argument(labels: Tensor, size: tuple[int, int], num_classes: int, ignore_index: int) -> tuple[Labels, bool]:
     """The labels' argument, and whether they must be sampled to reach the loss grid.
 
@@ -203,6 +180,19 @@ def label_argument(labels: Tensor, size: tuple[int, int], num_classes: int, igno
             )
     b, h, w = labels.stride()
     return Labels(labels, height, width, b, h, w, scales[0], scales[1], ignore_index), sampled
+
+
+def refuse_float64(**tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype == torch.float64:
+            raise TypeError(
+                f"{name} is float64, expected float32, bfloat16 or float16: the Triton kernels compute in float32 "
+                "(backend='reference' computes in float64 on any device)"
+            )
+
+
+def upstream_argument(upstream: Tensor | None, nothing: Tensor) -> Upstream:
+    return Upstream(nothing, 0, 0, 0) if upstream is None else Upstream(upstream, *upstream.stride())
 
 
 # Divisors ---------------------------------------------------------------------------------------------------------

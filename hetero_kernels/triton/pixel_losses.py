@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -11,7 +9,6 @@ from torch import Tensor
 
 from .hakd_math import OFF, hakd_row, hakd_row_bounded
 from .launch import (
-    ROWS,
     LossGrid,
     NetworkPlan,
     Output,
@@ -24,9 +21,12 @@ from .launch import (
     plan_term,
     power_of,
     precision,
+    refuse_float64,
+    upstream_argument,
 )
+from .many_classes import hakd_many_kernel, segmentation_many_kernel
 from .pixel_math import LOG2E, add_scaled, total
-from .reduction import inverse_divisor
+from .reduction import inverse_divisor, store_maps, store_sums
 from .segmentation_math import cross_entropy_row, distillation_row
 from .spatial import spatial_scores
 from .tile import (
@@ -40,19 +40,12 @@ from .tile import (
     logits_of,
     lower,
     masked,
+    pixel_factor,
     store_row,
     store_slot,
     zeros,
 )
-
-
-class Upstream(NamedTuple):
-    """Factors of the pixels' gradients, [B, loss grid]."""
-
-    data: Any
-    stride_b: Any
-    stride_h: Any
-    stride_w: Any
+from .tuning import Tiling, tilings_of, tuned
 
 
 @triton.jit
@@ -73,30 +66,6 @@ def take_gradient(network, c, classes, pixels, y, grid, f, g, below, above, DIRE
         return below, above
     else:
         return add_scaled(below, g, 1.0 - f), add_scaled(above, g, f)
-
-
-@triton.jit
-def pixel_factor(upstream, pixels, y, UPSTREAM: tl.constexpr):
-    factor = tl.full(pixels.x.shape, 1.0, tl.float32)
-    if UPSTREAM:
-        row = upstream.data + pixels.image * upstream.stride_b + tl.cast(y, tl.int64) * upstream.stride_h
-        factor = tl.load(row + pixels.x.to(tl.int64) * upstream.stride_w).to(tl.float32)
-    return factor
-
-
-@triton.jit
-def store_maps(output, pixels, y, grid, first, second, MAPS: tl.constexpr):
-    if MAPS:
-        at = (pixels.image * grid.height + y) * grid.width + pixels.x
-        tl.store(output.first + at, first, mask=pixels.inside)
-        tl.store(output.second + at, second, mask=pixels.inside)
-
-
-@triton.jit
-def store_sums(output, program, first, second, valid):
-    tl.store(output.partial + 2 * program, tl.sum(first, 0))
-    tl.store(output.partial + 2 * program + 1, tl.sum(second, 0))
-    tl.atomic_add(output.count, tl.sum(valid, 0).to(tl.int64), sem="relaxed")
 
 
 @triton.jit
@@ -284,23 +253,12 @@ def segmentation_kernel(
 # The losses --------------------------------------------------------------------------------------------------------
 
 
-def refuse_float64(**tensors: Tensor | None) -> None:
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.dtype == torch.float64:
-            raise TypeError(
-                f"{name} is float64, expected float32, bfloat16 or float16: the Triton kernels compute in float32 "
-                "(backend='reference' computes in float64 on any device)"
-            )
-
-
-def upstream_argument(upstream: Tensor | None, nothing: Tensor) -> Upstream:
-    return Upstream(nothing, 0, 0, 0) if upstream is None else Upstream(upstream, *upstream.stride())
-
-
+@tuned(tilings_of)
 def hakd_loss(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, scalars: Tensor, hakd_normalizer: Tensor | None,
-    proj_normalizer: Tensor | None, upstream: Tensor | None, kmm: bool, kem: str, divergence: str, resolution: str,
-    align_corners: bool, ignore_index: int, reduction: str, student_grad: bool, teacher_grad: bool,
+    tiling: Tiling, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, scalars: Tensor,
+    hakd_normalizer: Tensor | None, proj_normalizer: Tensor | None, upstream: Tensor | None, kmm: bool, kem: str,
+    divergence: str, resolution: str, align_corners: bool, ignore_index: int, reduction: str, student_grad: bool,
+    teacher_grad: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Implementation of the operator ``hakd_loss``, see ops/pixel_losses.py."""
     refuse_float64(student_logits=student_logits, teacher_logits=teacher_logits)
@@ -309,7 +267,7 @@ def hakd_loss(
     size = (labels.shape[1], labels.shape[2])
     if resolution == "feature":
         size = (student_logits.shape[2], student_logits.shape[3])
-    grid = LossGrid(batch, classes, size, (student_logits.shape[2], teacher_logits.shape[2]), align_corners)
+    grid = LossGrid(batch, tiling, size, (student_logits.shape[2], teacher_logits.shape[2]), align_corners)
     output = Output(grid, reduction, student_logits.device)
     student = NetworkPlan(student_logits, grid, student_grad)
     teacher = NetworkPlan(teacher_logits, grid, teacher_grad and proj_weight != 0)
@@ -326,32 +284,37 @@ def hakd_loss(
     )
     where, sampled = label_argument(labels, size, classes, ignore_index)
     common = {
-        "BLOCKS": grid.tiling.blocks, "ROWS": ROWS, "STUDENT_DIRECT": student.direct, "TEACHER_DIRECT": teacher.direct,
-        "KMM": kmm, "SAMPLED": sampled, "num_warps": grid.tiling.warps, **grid.options(),
+        "STUDENT_DIRECT": student.direct, "TEACHER_DIRECT": teacher.direct, "KMM": kmm, "SAMPLED": sampled,
+        **grid.blocks(),
     }  # fmt: skip
+    kernel, numbers, powers = hakd_many_kernel, (temperature,), {}
+    if not tiling.looped:
+        kernel, numbers = hakd_kernel, (temperature, bounded_limit(temperature))
+        powers = {"POWER": power_of(temperature)}
     with device_guard(student_logits):
         if (student_grad or teacher_grad) and differ(terms):
             count_early(terms, grid, where, sampled, classes)
         spatial_sums = output.partial
         if kem == "spatial":
             spatial_sums = spatial_scores(student, teacher, where, grid, classes, common)
-        hakd_kernel[(grid.programs,)](
+        kernel[(grid.programs,)](
             student.argument(), teacher.argument(), where, upstream_argument(upstream, output.partial),
             grid.argument(), terms[0].argument(), terms[1].argument(), spatial_sums, output.argument(), classes,
-            temperature, bounded_limit(temperature), POWER=power_of(temperature), STUDENT=student.wanted,
-            TEACHER=teacher.wanted, STUDENT_SPAN=student.span_block, TEACHER_SPAN=teacher.span_block,
+            *numbers, STUDENT=student.wanted, TEACHER=teacher.wanted,
+            STUDENT_SPAN=student.span_block, TEACHER_SPAN=teacher.span_block,
             PRECISION=precision(student_logits), KEM=kem, CE=divergence == "ce",
             PROJ=proj_weight != 0, UPSTREAM=upstream is not None, MAPS=output.maps, HAKD_PARTS=terms[0].block,
-            PROJ_PARTS=terms[1].block, **common,
+            PROJ_PARTS=terms[1].block, **powers, **common,
         )  # fmt: skip
         finish(student, teacher, grid, terms, output, classes)
     return (*output.values(terms), student.gradient, teacher_gradient)
 
 
+@tuned(tilings_of)
 def segmentation_loss(
-    logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, class_weight: Tensor | None, scalars: Tensor,
-    task_normalizer: Tensor | None, kd_normalizer: Tensor | None, upstream: Tensor | None, align_corners: bool,
-    ignore_index: int, reduction: str, grad: bool,
+    tiling: Tiling, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, class_weight: Tensor | None,
+    scalars: Tensor, task_normalizer: Tensor | None, kd_normalizer: Tensor | None, upstream: Tensor | None,
+    align_corners: bool, ignore_index: int, reduction: str, grad: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Implementation of the operator ``segmentation_loss``, see ops/pixel_losses.py."""
     refuse_float64(logits=logits, teacher_logits=teacher_logits)
@@ -360,7 +323,7 @@ def segmentation_loss(
     class_weight = None if class_weight is None else class_weight.contiguous()
     batch, classes = logits.shape[:2]
     size = (labels.shape[1], labels.shape[2])
-    grid = LossGrid(batch, classes, size, (logits.shape[2], other.shape[2]), align_corners)
+    grid = LossGrid(batch, tiling, size, (logits.shape[2], other.shape[2]), align_corners)
     output = Output(grid, reduction, logits.device)
     student, teacher = NetworkPlan(logits, grid, grad), NetworkPlan(other, grid, False)
     if grid.programs == 0:
@@ -373,16 +336,17 @@ def segmentation_loss(
     with device_guard(logits):
         if (grad and differ(terms)) or (class_weight is not None and terms[0].mode == "count"):
             count_early(terms, grid, where, False, classes, class_weight)
-        segmentation_kernel[(grid.programs,)](
+        kernel = segmentation_many_kernel if tiling.looped else segmentation_kernel
+        kernel[(grid.programs,)](
             student.argument(), teacher.argument(), where, upstream_argument(upstream, output.partial),
             grid.argument(), terms[0].argument(), terms[1].argument(),
             output.partial if class_weight is None else class_weight,
             output.argument(), classes, temperature, smoothing,
-            BLOCKS=grid.tiling.blocks, ROWS=ROWS, STUDENT=grad, STUDENT_DIRECT=student.direct,
+            STUDENT=grad, STUDENT_DIRECT=student.direct,
             TEACHER_DIRECT=teacher.direct, STUDENT_SPAN=student.span_block, PRECISION=precision(logits),
             HAS_TEACHER=teacher_logits is not None, HAS_WEIGHT=class_weight is not None,
             UPSTREAM=upstream is not None, MAPS=output.maps, TASK_PARTS=terms[0].block, KD_PARTS=terms[1].block,
-            num_warps=grid.tiling.warps, **grid.options(),
+            **grid.blocks(),
         )  # fmt: skip
         finish(student, teacher, grid, terms, output, classes)
     return (*output.values(terms), student.gradient)

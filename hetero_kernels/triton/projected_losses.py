@@ -36,20 +36,14 @@ from .launch import (
     label_argument,
     plan_term,
     power_of,
-)
-from .pixel_losses import (
-    bounded_band,
-    pixel_factor,
     refuse_float64,
-    scaled_band,
-    store_maps,
-    store_sums,
     upstream_argument,
 )
+from .pixel_losses import bounded_band, scaled_band
 from .pixel_math import LOG2E
-from .reduction import inverse_count, inverse_divisor, rescale, store_loss
-from .tile import Grid, class_numbers, load_labels, masked
-from .tuning import feature_tiling, multiprocessors
+from .reduction import inverse_count, inverse_divisor, rescale, store_loss, store_maps, store_sums
+from .tile import Grid, class_numbers, load_labels, masked, pixel_factor
+from .tuning import FeatureTiling, feature_tilings_of, multiprocessors, tuned
 
 
 @triton.jit
@@ -295,9 +289,10 @@ def finish(
 # The operators ---------------------------------------------------------------------------------------------------
 
 
+@tuned(feature_tilings_of)
 def projected_hakd_loss(
-    student_features: Tensor, teacher_features: Tensor, student_weight: Tensor, teacher_weight: Tensor,
-    student_bias: Tensor | None, teacher_bias: Tensor | None, labels: Tensor, scalars: Tensor,
+    tiling: FeatureTiling, student_features: Tensor, teacher_features: Tensor, student_weight: Tensor,
+    teacher_weight: Tensor, student_bias: Tensor | None, teacher_bias: Tensor | None, labels: Tensor, scalars: Tensor,
     hakd_normalizer: Tensor | None, proj_normalizer: Tensor | None, upstream: Tensor | None, kmm: bool, kem: str,
     divergence: str, ignore_index: int, reduction: str, student_features_grad: bool, student_weight_grad: bool,
     teacher_features_grad: bool, teacher_weight_grad: bool,
@@ -310,8 +305,6 @@ def projected_hakd_loss(
     temperature, hakd_weight, proj_weight = scalars.tolist()
     batch, _, height, width = student_features.shape
     classes = student_weight.shape[0]
-    width_in_bytes = max(student_features.element_size(), teacher_features.element_size())
-    tiling = feature_tiling(classes, batch * height * width, width_in_bytes, student_features.device)
     grid = FeatureGrid(batch, height, width, tiling.pixels)
     output = Output(grid, reduction, student_features.device)
     supervised = proj_weight != 0  # L_proj is the teacher's only source

@@ -32,6 +32,21 @@ class Output(NamedTuple):
 
 
 @triton.jit
+def store_maps(output, pixels, y, grid, first, second, MAPS: tl.constexpr):
+    if MAPS:
+        at = (pixels.image * grid.height + y) * grid.width + pixels.x
+        tl.store(output.first + at, first, mask=pixels.inside)
+        tl.store(output.second + at, second, mask=pixels.inside)
+
+
+@triton.jit
+def store_sums(output, program, first, second, valid):
+    tl.store(output.partial + 2 * program, tl.sum(first, 0))
+    tl.store(output.partial + 2 * program + 1, tl.sum(second, 0))
+    tl.atomic_add(output.count, tl.sum(valid, 0).to(tl.int64), sem="relaxed")
+
+
+@triton.jit
 def inverse_divisor(divisor, parts, PARTS: tl.constexpr):
     """1 / the sum of the ``parts`` numbers at ``divisor``, 0 where that is 0; 1 where PARTS is 0."""
     inverse = 1.0

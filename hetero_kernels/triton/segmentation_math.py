@@ -33,23 +33,37 @@ def cross_entropy_row(o, c, classes, label, class_weight, weight_sum, smoothing)
         student = student + (exp_nonpositive(o[i] - m[None, :]),)
     at_label, rest = pick(student, labelled), others(student, labelled)
     o_label = pick(o, labelled)
-    nll = surprise(at_label, rest, m - o_label)
     full_weight, smoothed = (), ()
     for i in tl.static_range(len(o)):
         full_weight = full_weight + (class_weight[i] + tl.zeros_like(o[i]),)
         smoothed = smoothed + (class_weight[i] * (o_label[None, :] - o[i]),)
     label_weight = pick(full_weight, labelled)
-    share, inverse = smoothing / classes, 1.0 / (at_label + rest)
-    hard = (1.0 - smoothing) * label_weight
-    task = hard * nll + share * (weight_sum * nll + total(smoothed))
-    error = -rest * inverse  # p_y - 1, without the cancellation
-    factor = inverse * (share * weight_sum + hard)
-    label_gradient = hard * error + share * (weight_sum * (1.0 + error) - label_weight)
+    task, factors = finish_cross_entropy(
+        at_label, rest, m - o_label, total(smoothed), label_weight, weight_sum, smoothing / classes, smoothing
+    )
     gradient = ()
     for i in tl.static_range(len(o)):
-        g = student[i] * factor[None, :] - share * class_weight[i]
-        gradient = gradient + (tl.where(labelled[i], label_gradient[None, :], g),)
+        gradient = gradient + (cross_entropy_block(student[i], class_weight[i], labelled[i], factors),)
     return task, gradient
+
+
+@triton.jit
+def finish_cross_entropy(at_label, rest, distance, smoothed, label_weight, weight_sum, share, smoothing):
+    """A pixel's cross-entropy and the factors of its gradient, from e^{o - m} of the label and the others' sum;
+    ``smoothed`` is sum_c w_c (o_y - o_c), ``share`` the label smoothing of one class."""
+    nll = surprise(at_label, rest, distance)
+    inverse = 1.0 / (at_label + rest)
+    hard = (1.0 - smoothing) * label_weight
+    task = hard * nll + share * (weight_sum * nll + smoothed)
+    error = -rest * inverse  # p_y - 1, without the cancellation
+    label_gradient = hard * error + share * (weight_sum * (1.0 + error) - label_weight)
+    return task, (inverse * (share * weight_sum + hard), label_gradient, share)
+
+
+@triton.jit
+def cross_entropy_block(student, class_weight, labelled, factors):
+    g = student * factors[0][None, :] - factors[2] * class_weight
+    return tl.where(labelled, factors[1][None, :], g)
 
 
 @triton.jit
@@ -62,14 +76,32 @@ def distillation_row(o_s, o_t, c, temperature):
     step = difference(o_t, o_s)
     s_anchor, s_others = pick(student, anchor), others(student, anchor)
     t_anchor, t_others = pick(teacher, anchor), others(teacher, anchor)
-    log_ratio = surprise(s_anchor, s_others, (m_s - pick(o_s, anchor)) * cold)
-    log_ratio -= surprise(t_anchor, t_others, (m_t - pick(o_t, anchor)) * cold)
-    s_inverse, t_inverse = 1.0 / (s_anchor + s_others), 1.0 / (t_anchor + t_others)
+    s_distance, t_distance = m_s - pick(o_s, anchor), m_t - pick(o_t, anchor)
     differences = others(product(teacher, step), anchor) - pick(step, anchor) * t_others
-    kd = temperature * temperature * (differences * t_inverse * cold + log_ratio)
-    anchored = t_others * t_inverse - s_others * s_inverse
+    kd, factors = finish_distillation(
+        (s_anchor, s_others), (t_anchor, t_others), differences, s_distance, t_distance, temperature
+    )
     gradient = ()
     for i in tl.static_range(len(c)):
-        g = student[i] * s_inverse[None, :] - teacher[i] * t_inverse[None, :]
-        gradient = gradient + (tl.where(anchor[i], anchored[None, :], g) * temperature,)
+        gradient = gradient + (distillation_block(student[i], teacher[i], anchor[i], factors, temperature),)
     return kd, gradient
+
+
+@triton.jit
+def finish_distillation(student, teacher, differences, s_distance, t_distance, temperature):
+    """A pixel's divergence and the factors of its gradient, of e^{(o - m) / T} in pairs: the anchor's, the others' sum.
+
+    ``differences``: the others' sum of e^{(o^t - m) / T} (v_c - v_a), v = o^t - o^s.
+    """
+    cold = 1.0 / temperature
+    log_ratio = surprise(student[0], student[1], s_distance * cold)
+    log_ratio -= surprise(teacher[0], teacher[1], t_distance * cold)
+    s_inverse, t_inverse = 1.0 / (student[0] + student[1]), 1.0 / (teacher[0] + teacher[1])
+    kd = temperature * temperature * (differences * t_inverse * cold + log_ratio)
+    return kd, (s_inverse, t_inverse, teacher[1] * t_inverse - student[1] * s_inverse)
+
+
+@triton.jit
+def distillation_block(student, teacher, anchor, factors, temperature):
+    g = student * factors[0][None, :] - teacher * factors[1][None, :]
+    return tl.where(anchor, factors[2][None, :], g) * temperature

@@ -20,12 +20,14 @@ def scores_kernel(
     student, teacher, labels, grid, partial, classes,
     BLOCKS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, ALIGN: tl.constexpr, SAME: tl.constexpr,
     STUDENT_DIRECT: tl.constexpr, TEACHER_DIRECT: tl.constexpr, KMM: tl.constexpr, SAMPLED: tl.constexpr,
+    CLASSES: tl.constexpr,
 ):  # fmt: skip
     """kem="spatial", first: a program's highest score m of every class (0 without pixels) and its sum of e^{q - m},
-    to ``partial`` [programs, 2, K]."""
+    to ``partial`` [programs, 2, K]. BLOCKS are those of ``CLASSES`` classes, of which there is a second axis of
+    programs."""
     program = tl.program_id(0)
     pixels = locate(program, grid, TILE, ROWS, ALIGN, SAME)
-    c = class_numbers(BLOCKS)
+    c = class_numbers(BLOCKS, tl.program_id(1) * CLASSES)
     first_row = tl.minimum(pixels.begin, grid.height - 1)
     s_row = lower(first_row, student.height, grid.height, ALIGN)
     t_row = lower(first_row, teacher.height, grid.height, ALIGN)
@@ -85,8 +87,9 @@ def spatial_scores(
     parts = grid.programs // grid.batch
     partial = torch.empty(grid.programs, 2, classes, dtype=torch.float32, device=labels.data.device)
     sums = partial.new_empty(grid.batch, 2, classes)
-    scores_kernel[(grid.programs,)](
-        student.argument(), teacher.argument(), labels, grid.argument(), partial, classes, **common
+    together = sum(grid.tiling.blocks)
+    scores_kernel[(grid.programs, triton.cdiv(classes, together))](
+        student.argument(), teacher.argument(), labels, grid.argument(), partial, classes, CLASSES=together, **common
     )
     combine_scores_kernel[(grid.batch, triton.cdiv(classes, 8))](
         partial, sums, parts, classes, PARTS=64, CLASSES=8, num_warps=4

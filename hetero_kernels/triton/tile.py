@@ -43,6 +43,15 @@ class Labels(NamedTuple):
     ignore_index: Any
 
 
+class Upstream(NamedTuple):
+    """Factors of the pixels' gradients, [B, loss grid]."""
+
+    data: Any
+    stride_b: Any
+    stride_h: Any
+    stride_w: Any
+
+
 class Grid(NamedTuple):
     """The loss grid and how programs divide it."""
 
@@ -160,13 +169,13 @@ def locate(program, grid, TILE: tl.constexpr, ROWS: tl.constexpr, ALIGN: tl.cons
 
 
 @triton.jit
-def class_numbers(BLOCKS: tl.constexpr):
-    """Numbers [classes, 1] of every block; BLOCKS are the blocks' lengths."""
-    out = (tl.arange(0, BLOCKS[0])[:, None],)
+def class_numbers(BLOCKS: tl.constexpr, first=0):
+    """Numbers [classes, 1] of every block, from ``first`` on; BLOCKS are the blocks' lengths."""
+    out = (first + tl.arange(0, BLOCKS[0])[:, None],)
     start: tl.constexpr = 0
     for i in tl.static_range(1, len(BLOCKS)):
         start = start + BLOCKS[i - 1]
-        out = out + (start + tl.arange(0, BLOCKS[i])[:, None],)
+        out = out + (first + start + tl.arange(0, BLOCKS[i])[:, None],)
     return out
 
 
@@ -268,6 +277,15 @@ def load_labels(labels, pixels, y, classes, SAMPLED: tl.constexpr):
     wrong = counts & ((label < 0) | (label >= classes))
     valid = counts & (wrong == 0)
     return tl.where(valid, label, -1).to(tl.int32), valid, wrong
+
+
+@triton.jit
+def pixel_factor(upstream, pixels, y, UPSTREAM: tl.constexpr):
+    factor = tl.full(pixels.x.shape, 1.0, tl.float32)
+    if UPSTREAM:
+        row = upstream.data + pixels.image * upstream.stride_b + tl.cast(y, tl.int64) * upstream.stride_h
+        factor = tl.load(row + pixels.x.to(tl.int64) * upstream.stride_w).to(tl.float32)
+    return factor
 
 
 # Gradients out -------------------------------------------------------------------------------------------------

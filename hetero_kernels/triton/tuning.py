@@ -1,14 +1,36 @@
-"""How kernels are cut into programs: blocks of classes, tiles of pixels, warps."""
+"""How kernels are cut into programs: blocks of classes, tiles of pixels, warps; and the search for a better cut.
+
+The tables have an entry for each family of architectures, with its reason. HETERO_KERNELS_AUTOTUNE=1 times the
+alternatives at a call's first use instead, which waits for the device.
+"""
 
 from __future__ import annotations
 
 import functools
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 import triton
 
-from .launch import tiling
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a program of a pixel loss is cut. ``blocks``: lengths of the blocks of classes; ``tile``: columns of pixels;
+    ``warps``. ``looped``: over the classes, a block at a time and several rows together, some ``pixels`` in all."""
+
+    blocks: tuple[int, ...]
+    tile: int
+    warps: int
+    looped: bool = False
+    pixels: int = 0
 
 
 @dataclass(frozen=True)
@@ -25,6 +47,85 @@ class FeatureTiling:
     columns: int
 
 
+# Architectures -----------------------------------------------------------------------------------------------------
+
+
+def family(device: torch.device) -> str:
+    """Of architectures that the tables tell apart."""
+    return "amd" if device.type == "cuda" and torch.version.hip else "nvidia"
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; of the CPU, on which kernels are interpreted, and of "meta", a number like a GPU's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 1 if device.type == "cpu" else 132
+
+
+# Pixel losses ------------------------------------------------------------------------------------------------------
+
+
+def class_blocks(num_classes: int, exact: bool) -> tuple[int, ...]:
+    """Powers of two that add up to K, 8 at most (``exact``) or to hardly more, in fewer blocks. At most 128: the
+    operands of their matrix products must fit the shared memory."""
+    blocks: list[int] = []
+    left = num_classes
+    while left > 0:
+        above = triton.next_power_of_2(left)
+        if exact:
+            block = min(8, above if above == left else above // 2)
+        else:
+            block = min(128, above if above - left <= num_classes // 16 else above // 2)
+        blocks.append(block)
+        left -= block
+    return tuple(blocks)
+
+
+# Most classes, whether blocks are exact, pixels of a tile's row, warps.
+_TILES = {
+    "nvidia": (
+        # One thread owns a pixel, so that sums over classes stay in a thread, and no class is wasted. Twice the columns
+        # spill in the slot's product.
+        (32, True, 64, 2),
+        # Some 20 classes of a pixel in a thread: as many as its registers hold.
+        (96, False, 32, 4),
+        (192, False, 32, 8),
+    ),
+    "amd": (
+        # Matrix instructions take hundreds of registers for blocks below 16 classes. With blocks of 16, and eight
+        # threads to a pixel, 120 of 512 do (gfx942, K = 19), where one thread to a pixel spills.
+        (32, False, 32, 4),
+        (96, False, 32, 4),
+        (192, False, 32, 8),
+    ),
+}
+# Any number of classes: what a program keeps does not grow with them. Blocks of 16 are a matrix product's least; more
+# pixels would spill.
+_LOOPED = {
+    "nvidia": (Tiling((16,), 16, 8, looped=True, pixels=128), Tiling((16,), 16, 4, looped=True, pixels=64)),
+    "amd": (Tiling((16,), 16, 4, looped=True, pixels=128), Tiling((16,), 16, 8, looped=True, pixels=128)),
+}
+
+
+@functools.cache
+def tilings(num_classes: int, family: str) -> tuple[Tiling, ...]:
+    """The table's entry, then the alternatives that a search tries."""
+    for most, exact, tile, warps in _TILES[family]:
+        if num_classes <= most:
+            blocks = class_blocks(num_classes, exact)
+            narrow, spread = Tiling(blocks, tile // 2, max(1, warps // 2)), Tiling(blocks, tile, 2 * warps)
+            return Tiling(blocks, tile, warps), narrow, spread, _LOOPED[family][0]
+    return _LOOPED[family]
+
+
+def tilings_of(logits: torch.Tensor, *_: object) -> tuple[Tiling, ...]:
+    return tilings(logits.shape[1], family(logits.device))
+
+
+# Losses on features ------------------------------------------------------------------------------------------------
+
+
 def product_blocks(num_classes: int) -> tuple[int, ...]:
     """Powers of two from 16, a matrix product's least, to 128 that add up to the next multiple of 16."""
     blocks: list[int] = []
@@ -36,21 +137,88 @@ def product_blocks(num_classes: int) -> tuple[int, ...]:
 
 
 @functools.cache
-def feature_tiling(num_classes: int, pixels: int, bytes_per_feature: int, device: torch.device) -> FeatureTiling:
-    """Pixels and warps are those of ``tiling``, half of them where a batch of ``pixels`` would leave multiprocessors
+def feature_tilings(
+    num_classes: int, pixels: int, bytes_per_feature: int, device: torch.device, family: str
+) -> tuple[FeatureTiling, ...]:
+    """The table's entry, then the alternatives.
+
+    Pixels and warps are those of the pixel losses, half of them where a batch of ``pixels`` would leave multiprocessors
     without work. 64 bytes of a pixel at a time, or 16 channels: with more the projection's operands do not stay in
-    registers."""
-    of_pixels = tiling(num_classes)
+    registers.
+    """
+    of_pixels = tilings(num_classes, family)[0]
     tile, warps = of_pixels.tile, of_pixels.warps
     if num_classes <= 32 and pixels <= tile * multiprocessors(device):
-        tile, warps = tile // 2, warps // 2
+        tile, warps = tile // 2, max(1, warps // 2)
     channels = 64 // bytes_per_feature if num_classes <= 32 else 16
-    return FeatureTiling(of_pixels.blocks, product_blocks(num_classes), tile, warps, channels, 32)
+    blocks, products = of_pixels.blocks, product_blocks(num_classes)
+    return tuple(
+        FeatureTiling(blocks, products, tile, warps, channels * deeper, columns)
+        for deeper, columns in ((1, 32), (2, 32), (1, 64))
+    )
 
 
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """Of a GPU; of the CPU, on which kernels are interpreted, and of "meta", a number like a GPU's."""
+def feature_tilings_of(
+    student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor, *_: object
+) -> tuple[FeatureTiling, ...]:
+    size = max(student.element_size(), teacher.element_size())
+    return feature_tilings(weight.shape[0], student[:, 0].numel(), size, student.device, family(student.device))
+
+
+# Search ------------------------------------------------------------------------------------------------------------
+
+Choice = TypeVar("Choice")
+Result = TypeVar("Result")
+_found: dict[Hashable, object] = {}
+
+
+def searching(device: torch.device) -> bool:
+    if os.environ.get("HETERO_KERNELS_AUTOTUNE") != "1":
+        return False
+    return not (device.type == "cuda" and torch.cuda.is_current_stream_capturing())  # a capture must not wait
+
+
+def _milliseconds(run: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).multi_processor_count
-    return 1 if device.type == "cpu" else 132
+        return triton.testing.do_bench(run, warmup=5, rep=20, return_mode="median")
+    start = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _described(argument: Any) -> Hashable:
+    return (argument.shape, argument.dtype) if isinstance(argument, torch.Tensor) else argument
+
+
+def tuned(choices: Callable[..., Sequence[Choice]]) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Gives a function of (choice, tensor, ...) its choice: the first of ``choices(tensor, ...)`` or, under
+    HETERO_KERNELS_AUTOTUNE=1, the one that is fastest for arguments of these shapes: all are timed when they are first
+    met. Every choice gives the same result to rounding."""
+
+    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
+        @functools.wraps(function)
+        def run(*arguments: object) -> Result:
+            offered = choices(*arguments)
+            device = cast(torch.Tensor, arguments[0]).device
+            if not searching(device):
+                return function(offered[0], *arguments)
+            key = (function.__name__, str(device), *map(_described, arguments))
+            if key not in _found:
+                _found[key] = _fastest(key, offered, lambda choice: function(choice, *arguments), device)
+            return function(_found[key], *arguments)
+
+        return run
+
+    return decorate
+
+
+def _fastest(key: Hashable, offered: Sequence[Choice], run: Callable[[Choice], object], device: torch.device) -> Choice:
+    times: dict[Choice, float] = {}
+    for choice in offered:
+        try:
+            run(choice)  # compiles
+            times[choice] = _milliseconds(functools.partial(run, choice), device)
+        except triton.runtime.errors.OutOfResources:
+            times[choice] = math.inf
+    logger.info("%s: %s", key, ", ".join(f"{choice} {t:.3f} ms" for choice, t in times.items()))
+    return min(offered, key=times.__getitem__)

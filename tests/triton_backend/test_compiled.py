@@ -36,10 +36,11 @@ def rotating(launches, share):
 @pytest.mark.parametrize("target", gpu_static.TARGETS)
 def test_every_target_compiles(target):
     """K = 19 in float32 always, other dtypes and K = 150 in turns; shared memory within the family's smallest card."""
-    launches = gpu_static.all_launches(torch.float32, 19)
+    family = gpu_static.family_of(target)
+    launches = gpu_static.all_launches(torch.float32, 19, family)
     for dtype, classes in itertools.product((torch.float32, torch.bfloat16, torch.float16), (19, 150)):
         if (dtype, classes) != (torch.float32, 19):
-            launches += rotating(gpu_static.all_launches(dtype, classes), 10)
+            launches += rotating(gpu_static.all_launches(dtype, classes, family), 10)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         compiled = list(pool.map(gpu_static.compile_launch, launches, [gpu_static.TARGETS[target]] * len(launches)))
     for launch, kernel in zip(launches, compiled, strict=True):
