@@ -10,13 +10,14 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from heteroakd.config import DemoRun, DistillRun, EvaluateRun, PredictRun, TeacherRun
+from heteroakd.config import CheckDataRun, DemoRun, DistillRun, EvaluateRun, PredictRun, TeacherRun
 
 COMMANDS: dict[str, tuple[type[Any], str]] = {
     "teacher": (TeacherRun, "train a teacher on labels alone"),
     "distill": (DistillRun, "distil a student from a trained teacher: method none, kd or heteroakd"),
     "evaluate": (EvaluateRun, "IoU per class and mIoU of a checkpoint"),
     "predict": (PredictRun, "overlay PNGs of a checkpoint's predictions"),
+    "check-data": (CheckDataRun, "count and show a data set, and name what is broken in it"),
     "demo": (DemoRun, "teacher, three students and a report on built-in data, in minutes on two CPU cores"),
 }
 TRAINING = ("teacher", "distill")
@@ -74,6 +75,10 @@ def _run(name: str, config: Any, flags: dict[str, bool]) -> None:
         from heteroakd.demo import run_demo
 
         run_demo(config)
+    elif name == "check-data":
+        from heteroakd.check_data import run_check_data
+
+        run_check_data(config)
     elif name == "predict":
         from heteroakd.prediction import run_predict
 

@@ -236,6 +236,26 @@ class PredictRun:
 
 
 @dataclass
+class CheckDataRun:
+    """Read every pair of a data set once: count them, name what is broken, and show samples."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data set."""
+    output: str = "runs/check-{name}"
+    """Folder for check.json and contact_sheet.png; {name} stands for data.name."""
+    samples: int = 8
+    """Samples of each part on the contact sheet; 0: no sheet."""
+    limit: int | None = None
+    """Read the first pairs of each part only."""
+    workers: int = 0
+    """Processes that read; 0 reads in this one."""
+    batch_size: int = 8
+    """Images per batch of the timed training batches."""
+    timed_batches: int = 20
+    """Training batches by which the loader's images per second are measured; 0: not measured."""
+
+
+@dataclass
 class DemoRun:
     """Teacher, three students on one schedule and a report, on the built-in street scenes."""
 
