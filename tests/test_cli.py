@@ -65,7 +65,12 @@ def test_story_in_one_process_per_command(workplace: Path, tmp_path: Path) -> No
 
     student = str(workplace / "story" / "last.pt")
     distilled = command(*distill(workplace, "story", "--method", "heteroakd", "--runtime.progress", "lines"))
-    assert "step 2/2" in distilled and "loss backend" in distilled and "random initialisation" in distilled
+    assert (
+        "step 2/2" in distilled
+        and "images/s" in distilled
+        and "loss backend" in distilled
+        and "random initialisation" in distilled
+    )
     evaluated = command("evaluate", "--checkpoint", student, "--output", str(tmp_path / "iou.json"))
     numbers = json.loads((tmp_path / "iou.json").read_text())
     assert numbers["miou"] == pytest.approx(load_checkpoint(student).metrics["miou"], abs=1e-6)
@@ -266,6 +271,22 @@ def test_errors_are_one_message_with_status_1(workplace: Path, capsys: pytest.Ca
     assert "--resume and --overwrite exclude" in fails(distill(workplace, "x", "--resume", "--overwrite"), capsys)
     nowhere = ["predict", "--checkpoint", str(workplace / "teacher" / "last.pt"), "--images", "[nowhere.png]"]
     assert "nowhere.png: no such image or folder" in fails(nowhere, capsys)
+
+
+def test_broken_picture_is_one_line_whoever_reads_it(
+    workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "val"):
+        for kind in (part, f"{part}annot"):
+            (tmp_path / "camvid" / kind).mkdir(parents=True)
+            (tmp_path / "camvid" / kind / "a.png").write_bytes(b"no picture")
+    data = ["--data", f"{{name: camvid, root: {tmp_path / 'camvid'}}}", "--data.crop_size", "[32, 32]"]
+    for workers in ("0", "1"):
+        options = ["--output", str(tmp_path / f"run{workers}"), "--runtime.workers", workers, "--model", CNN]
+        message = fails(["teacher", "--config", str(workplace / "tiny.yaml"), *data, *options], capsys)
+        errors = message[message.index("heteroakd teacher: error: ") :]
+        assert errors.startswith(f"heteroakd teacher: error: {tmp_path}/camvid/train/a.png: not a readable picture")
+        assert errors.count("\n") == 1
 
 
 def test_missing_package_is_named(

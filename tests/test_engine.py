@@ -220,6 +220,13 @@ def test_summary_metrics_and_best_checkpoint(tmp_path: Path, teacher_checkpoint:
     evaluations = [line for line in lines if line["event"] == "evaluation"]
     assert [line["step"] for line in evaluations] == [2, 4, 6]
     assert summary["miou"] == evaluations[-1]["miou"]
+    assert summary["seconds_waiting_for_data"] > 0 and summary["workers"] == 0
+    seconds = summary["seconds_waiting_for_data"] + summary["seconds_per_step"]
+    assert 0 < summary["images_per_second"] < 4 * 2 / seconds  # of 2 images per step; mean and median differ
+    for line in lines[:1]:
+        assert line["images_per_second"] == pytest.approx(
+            2 / (line["seconds_per_step"] + line["seconds_waiting_for_data"])
+        )
     assert summary["seconds_per_step"] > 0 and summary["loss_backend"] in ("cpu", "reference")
     assert summary["peak_memory_bytes"] >= summary["memory_before_training_bytes"] > 0
     best = load_checkpoint(tmp_path / "best.pt")

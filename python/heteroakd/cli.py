@@ -61,12 +61,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         if os.environ.get("HETEROAKD_DEBUG") == "1":
             raise
-        print(f"heteroakd {name}: error: {error}", file=sys.stderr)
+        print(f"heteroakd {name}: error: {_message(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"heteroakd {name}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _message(error: Exception) -> str:
+    """The error's own text: what a DataLoader's worker raises comes wrapped in that worker's traceback."""
+    text = str(error)
+    if text.startswith("Caught ") and "in DataLoader worker process" in text:
+        text = text.strip().rpartition(f"{type(error).__name__}: ")[2]
+    return text
 
 
 def _run(name: str, config: Any, flags: dict[str, bool]) -> None:

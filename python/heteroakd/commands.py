@@ -125,6 +125,7 @@ def run_evaluate(config: EvaluateRun) -> Evaluation:
         data.classes,
         align_corners=saved_loss(checkpoint).logits_align_corners,
         limit=config.limit,
+        workers=config.workers,
     )
     print(evaluation.table())
     if config.output is not None:

@@ -132,7 +132,8 @@ class RuntimeConfig:
     threads: int | None = None
     """CPU threads of torch; null: torch's choice. Bit-identical results need the same number."""
     workers: int = 0
-    """Processes that load and augment images; 0 does it in the training process."""
+    """Processes that load and augment images, for training and for evaluation; 0 does it in the training process.
+    On a GPU the batches lie in pinned memory."""
     evaluate_every: int = 0
     """Steps between two evaluations on the val set; 0: only after the last step."""
     save_every: int = 200
@@ -205,6 +206,8 @@ class EvaluateRun:
     """Data set; null: the one that the checkpoint was trained on."""
     limit: int | None = None
     """Evaluate the first images only."""
+    workers: int = 0
+    """Processes that read the images; 0 does it in the evaluating process."""
     output: str | None = None
     """JSON file for the numbers."""
     device: str = "auto"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -159,7 +159,7 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
         workers=runtime.workers,
         pin_memory=device.type == "cuda",
     )
-    meter = _Meter(device)
+    meter = _Meter(device, schedule.batch_size)
     memory_before = peak_memory(device)
     distiller.train()
     log = RunLog(
@@ -170,7 +170,7 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
         tensorboard=runtime.tensorboard,
     )
     with log:
-        for step, (images, labels) in enumerate(batches, start=first_step + 1):
+        for step, (images, labels) in enumerate(meter.wait_for(batches), start=first_step + 1):
             factor = learning_rate_factor(step - 1, schedule)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
@@ -207,7 +207,10 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
         "loss_backend": run.loss_backend,
         "device": str(device),
         "threads": torch.get_num_threads(),
+        "workers": runtime.workers,
         "seconds_per_step": meter.median_seconds(),
+        "seconds_waiting_for_data": meter.mean_wait(),
+        "images_per_second": meter.images_per_second(),
         "peak_memory_bytes": peak,
         "memory_before_training_bytes": memory_before,
         "parameters": sum(parameter.numel() for parameter in distiller.student.parameters()),
@@ -220,12 +223,26 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
 class _Meter:
     """Loss terms and seconds per step, averaged between two calls of `means`; waits for the device only there."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, batch_size: int) -> None:
         self._device = device
+        self._batch_size = batch_size
         self._sums = torch.zeros(len(TERMS), device=device)
         self._steps = 0
         self._seconds: list[float] = []
+        self._waits: list[float] = []
         self._started = 0.0
+
+    def wait_for(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches, and how long the loop waits for each."""
+        iterator = iter(batches)
+        while True:
+            started = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waits.append(time.perf_counter() - started)
+            yield batch
 
     def start_step(self) -> None:
         self._started = time.perf_counter()
@@ -239,14 +256,31 @@ class _Meter:
 
     def means(self) -> dict[str, float]:
         means = dict(zip(TERMS, (self._sums / self._steps).tolist(), strict=True))
-        means["seconds_per_step"] = fmean(self._seconds[-self._steps :])
+        seconds, waits = fmean(self._seconds[-self._steps :]), fmean(self._waits[-self._steps :])
+        means["seconds_per_step"] = seconds
+        means["seconds_waiting_for_data"] = waits
+        means["images_per_second"] = self._batch_size / (seconds + waits)
         self._sums.zero_()
         self._steps = 0
         return means
 
     def median_seconds(self) -> float | None:
         """Of transfer, networks, loss and optimiser, without loading the data. None where no step was taken."""
-        return median(self._seconds[UNTIMED_STEPS:] or self._seconds) if self._seconds else None
+        return median(_warm(self._seconds)) if self._seconds else None
+
+    def mean_wait(self) -> float | None:
+        """Seconds per step that the loop waited for the data."""
+        return fmean(_warm(self._waits)) if self._waits else None
+
+    def images_per_second(self) -> float | None:
+        """Images trained on, by the time for steps and for waiting, without evaluations and checkpoints."""
+        if not self._seconds:
+            return None
+        return self._batch_size / (fmean(_warm(self._seconds)) + fmean(_warm(self._waits)))
+
+
+def _warm(values: list[float]) -> list[float]:
+    return values[UNTIMED_STEPS:] or values
 
 
 def _due(step: int, every: int) -> bool:
@@ -264,7 +298,13 @@ def _check_finite(step: int, values: dict[str, float], output: Path) -> None:
 
 def _evaluate(run: Run, step: int, log: RunLog) -> Evaluation:
     started = time.perf_counter()
-    evaluation = evaluate(run.distiller.student, run.data.val, run.data.classes, align_corners=run.align_corners)
+    evaluation = evaluate(
+        run.distiller.student,
+        run.data.val,
+        run.data.classes,
+        align_corners=run.align_corners,
+        workers=run.runtime.workers,
+    )
     log.evaluation(step, evaluation, time.perf_counter() - started)
     write_pictures(
         run.distiller,

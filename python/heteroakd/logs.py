@@ -91,7 +91,8 @@ class RunLog:
             self._last_line = now
             terms = " ".join(f"{name} {value}" for name, value in shown.items())
             self.say(
-                f"step {step}/{self._steps}  {terms}  {values['seconds_per_step']:.3f} s/step  ETA {self._eta(step)}"
+                f"step {step}/{self._steps}  {terms}  {values['seconds_per_step']:.3f} s/step  "
+                f"{values['images_per_second']:.1f} images/s  ETA {self._eta(step)}"
             )
 
     def evaluation(self, step: int, evaluation: Evaluation, seconds: float) -> None:
