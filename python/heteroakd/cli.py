@@ -11,6 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from heteroakd.config import CheckDataRun, DemoRun, DistillRun, EvaluateRun, PredictRun, TeacherRun
+from heteroakd.interruption import StoppedError
 
 COMMANDS: dict[str, tuple[type[Any], str]] = {
     "teacher": (TeacherRun, "train a teacher on labels alone"),
@@ -43,7 +44,8 @@ def build_parser() -> ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 for an error that is printed, 2 for wrong usage.
+    """Run the command line; returns the exit status: 0, 1 for an error that is printed, 2 for wrong usage, 128 + n
+    for a run that signal n stopped.
 
     With HETEROAKD_DEBUG=1 in the environment errors keep their tracebacks.
     """
@@ -63,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"heteroakd {name}: error: {_message(error)}", file=sys.stderr)
         return 1
+    except StoppedError as stopped:
+        print(f"heteroakd {name}: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal_number
     except KeyboardInterrupt:
         print(f"heteroakd {name}: interrupted", file=sys.stderr)
         return 130

@@ -138,6 +138,8 @@ class RuntimeConfig:
     """Steps between two evaluations on the val set; 0: only after the last step."""
     save_every: int = 200
     """Steps between two checkpoints; 0: only after the last step."""
+    keep: int = 2
+    """Checkpoints that are kept, besides best.pt: last.pt and, should it be damaged, last.1.pt and so on before it."""
     log_every: int = 10
     """Steps between two lines of metrics; losses are averaged over them."""
     pictures: int = 2

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from heteroakd.data import IGNORE_INDEX
+from heteroakd.interruption import leave_signals_to_the_parent
 from heteroakd.models import TappedNetwork, TappedOutput
 
 
@@ -124,6 +125,7 @@ def evaluate(
         Subset(dataset, range(count)),
         batch_size=None,
         num_workers=workers,
+        worker_init_fn=leave_signals_to_the_parent,
         generator=torch.Generator(),  # else the loader draws from torch's own, and shifts the training's dropout
     )
     for index, (image, label) in enumerate(loader):

@@ -6,6 +6,7 @@ import json
 import resource
 import sys
 import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,9 +70,11 @@ class RunLog:
 
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for closed in (self._file, self._board):
+            # What cannot be written was said when it was tried; here it would hide the error that ends the run.
+            with suppress(OSError) if exception[0] is not None else nullcontext():
+                if closed is not None:
+                    closed.close()
 
     def advance(self) -> None:
         """One more step was taken."""
@@ -120,8 +123,12 @@ class RunLog:
         return str(tqdm.format_interval(per_step * (self._steps - step)))
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            error.filename = str(self.path)  # a full disk does not say which file it was
+            raise
 
     def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
         if self._board is not None:
