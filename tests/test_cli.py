@@ -17,6 +17,7 @@ from heteroakd.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from heteroakd.cli import COMMANDS, build_parser, main
 from heteroakd.config import DistillRun, TeacherRun, from_dict, to_dict
 from heteroakd.demo import run_demo
+from heteroakd.models import build_tapped, probe
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -180,8 +181,56 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
         assert parsed.data.name == teacher["data"]["name"] and "{method}" in parsed.output
 
 
+def test_shipped_configurations_name_networks_that_can_be_built() -> None:
+    built = []
+    for path in CONFIGS:
+        command = "teacher" if "teacher" in path.stem else "distill"
+        parser = build_parser()
+        parsed = parser.instantiate(parser.parse_args([command, "--config", str(path)]))[command]
+        model = parsed.model if command == "teacher" else parsed.student
+        if model not in built:
+            built.append(model)
+            network, _ = build_tapped(model, 19, load_weights=False)
+            assert probe(network, (64, 64)).logits.shape[:2] == (1, 19)
+
+
+def test_configuration_of_a_public_set_trains_on_its_download(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for folder, name in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+            (tmp_path / folder / part / "ulm").mkdir(parents=True)
+            picture = Image.new("RGB" if folder == "leftImg8bit" else "L", (128, 64), None if "8bit" in name else 7)
+            picture.save(tmp_path / folder / part / "ulm" / f"ulm_000000_000019_{name}.png")
+    config, small = (
+        str(ROOT / "configs" / "cityscapes_teacher.yaml"),
+        ["--schedule.steps", "2", "--schedule.batch_size"],
+    )
+    options = [
+        *small,
+        "2",
+        "--data.crop_size",
+        "[64, 64]",
+        "--data.root",
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "r"),
+    ]
+    options += [
+        "--model.encoder",
+        "resnet18",
+        "--model.weights",
+        "null",
+        "--runtime.workers",
+        "1",
+        "--runtime.pictures",
+        "0",
+    ]
+    assert main(["teacher", "--config", config, *options, "--runtime.tensorboard", "false"]) == 0
+    finished = load_checkpoint(tmp_path / "r" / "last.pt")
+    assert len(finished.classes) == 19 and finished.step == 2 and finished.metrics["miou"] >= 0
+
+
 def test_shipped_configurations_exist() -> None:
-    names = ("street", "street_reverse", "camvid")
+    names = ("street", "street_reverse", "camvid", "cityscapes", "voc", "ade20k")
     assert {path.stem for path in CONFIGS} >= {
         f"{name}_{command}" for name in names for command in ("teacher", "distill")
     }
