@@ -30,6 +30,14 @@ runtime: {device: cpu, threads: 1, tensorboard: false, progress: none, pictures:
 """
 
 
+@pytest.fixture(autouse=True)
+def as_on_a_terminal() -> Iterator[None]:
+    """A background job's SIGINT is ignored, and its children's."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def arguments(output: Path, *options: str) -> list[str]:
     config = output.parent / "config.yaml"
     config.write_text(CONFIG)
@@ -103,6 +111,16 @@ def test_second_signal_stops_at_once(
     assert "heteroakd teacher: interrupted" in capfd.readouterr().err
     assert load_checkpoint(tmp_path / "run" / "last.pt").step == 2
     resume_and_compare(tmp_path / "run", whole)
+
+
+def test_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGINT)
+        assert stop.signal_number is None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_other_threads_leave_the_handlers_alone() -> None:

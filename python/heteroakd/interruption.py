@@ -21,7 +21,8 @@ class StoppedError(Exception):
 
 class StopRequest:
     """While the context lasts, the first SIGINT or SIGTERM is noted in `signal_number`; a second raises
-    KeyboardInterrupt. Outside of the main thread, where Python allows no handlers, nothing changes."""
+    KeyboardInterrupt. A signal that is ignored stays so; outside of the main thread, where Python allows no handlers,
+    nothing changes."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -30,7 +31,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and a script's "&" want it
+                    self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -6,7 +6,8 @@ import json
 import resource
 import sys
 import time
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +47,7 @@ class RunLog:
         tensorboard: bool,
     ) -> None:
         self.path = folder / METRICS_FILE
+        self._events = folder / "events.out.tfevents"
         kept = [line for line in read_metrics(self.path) if line["step"] <= first_step] if first_step else []
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self.path.open("a", encoding="utf-8")
@@ -111,7 +113,8 @@ class RunLog:
     def picture(self, name: str, step: int, image: Tensor) -> None:
         """A uint8 [3, H, W] picture for TensorBoard."""
         if self._board is not None:
-            self._board.add_image(name, image, step)
+            with _naming(self._events):
+                self._board.add_image(name, image, step)
 
     def say(self, text: str) -> None:
         """A line on stdout that leaves the bar whole."""
@@ -123,17 +126,25 @@ class RunLog:
         return str(tqdm.format_interval(per_step * (self._steps - step)))
 
     def _write(self, line: dict[str, Any]) -> None:
-        try:
+        with _naming(self.path):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-        except OSError as error:
-            error.filename = str(self.path)  # a full disk does not say which file it was
-            raise
 
     def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{group}/{name}", value, step)
+            with _naming(self._events):
+                for name, value in values.items():
+                    self._board.add_scalar(f"{group}/{name}", value, step)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A full disk does not say which file it was."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
