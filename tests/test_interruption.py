@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -268,6 +269,12 @@ def test_full_disk_is_named_for_metrics_too(tmp_path: Path, capsys: pytest.Captu
         assert main(arguments(tmp_path / "run", "--runtime.save_every", "0")) == 1
     message = capsys.readouterr().err
     assert f"File too large: '{tmp_path}/run/" in message and message.count("\n") == 1
+
+
+def test_output_folder_that_vanishes_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_step(monkeypatch, 3, lambda: shutil.rmtree(tmp_path / "run"))
+    assert main(arguments(tmp_path / "run")) == 0
+    assert load_checkpoint(tmp_path / "run" / "last.pt").step == 6 and (tmp_path / "run" / "summary.json").is_file()
 
 
 def test_output_that_cannot_be_a_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

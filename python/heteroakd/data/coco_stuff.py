@@ -3,7 +3,8 @@
     root/images/{train,val}2017/*.jpg
     root/annotations/{train,val}2017/*.png      0 to 181, and 255: unlabelled
 
-The label values are the 182 classes: 171 of them occur, the other 11 are absent and have no part in the mean.
+The label values are the 182 classes, of which 11 occur nowhere: a mean over the classes leaves out those of them that
+are not predicted either.
 
 Reference: Caesar, Uijlings, Ferrari, "COCO-Stuff: Thing and Stuff Classes in Context", CVPR 2018.
 """
