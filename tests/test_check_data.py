@@ -130,6 +130,9 @@ def test_limit_reads_the_first_pairs_of_each_part(folder: Path, tmp_path: Path) 
         run_check_data(config_for(folder, tmp_path / "all"))
     reports = run_check_data(config_for(folder, tmp_path / "some", limit=2, timed_batches=0, samples=0))
     assert [(report.pairs, report.read) for report in reports.values()] == [(5, 2), (3, 2)]
+    with pytest.raises(DataError, match=r"train/4\.jpg: not a readable picture"):  # by the timed batches
+        run_check_data(config_for(folder, tmp_path / "beyond", limit=2))
+    assert (tmp_path / "beyond" / "check.json").is_file()
 
 
 def test_public_sets_are_compared_with_what_is_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

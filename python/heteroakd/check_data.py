@@ -149,7 +149,12 @@ def run_check_data(config: CheckDataRun) -> dict[str, PartReport]:
         report = reports[name] = PartReport(len(part), published.get(name), data.classes)
         readings = Readings(part.source, len(data.classes), config.limit)
         report.add(tqdm(_read(readings, config.workers), name, len(readings), unit="pair", disable=None))
-    speed = None if any(report.broken for report in reports.values()) else training_speed(config, data)
+    speed, beyond_limit = None, None
+    if not any(report.broken for report in reports.values()):
+        try:
+            speed = training_speed(config, data)
+        except DataError as error:  # in a pair that `limit` left unread
+            beyond_limit = error
     summary = {
         "data": config.data.name,
         "root": config.data.root,
@@ -168,6 +173,8 @@ def run_check_data(config: CheckDataRun) -> dict[str, PartReport]:
         first = next(report.errors[0] for report in reports.values() if report.errors)
         read = sum(report.read for report in reports.values())
         raise DataError(f"{broken} of {read} pairs are broken; the first: {first}")
+    if beyond_limit is not None:
+        raise beyond_limit
     return reports
 
 
