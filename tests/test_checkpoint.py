@@ -14,8 +14,11 @@ from heteroakd.checkpoint import (
     atomic_file,
     check_same_run,
     load_checkpoint,
+    load_latest,
     load_state,
+    older,
     random_states,
+    remove_leftovers,
     restore_random_states,
     save_checkpoint,
     write_text,
@@ -68,6 +71,53 @@ def test_written_files_have_the_permissions_of_any_new_file(tmp_path: Path) -> N
     write_text(tmp_path / "atomic", "")
     (tmp_path / "plain").touch()
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def save_steps(path: Path, steps: range, keep: int) -> None:
+    for step in steps:
+        saved = checkpoint()
+        saved.step = step
+        save_checkpoint(path, saved, keep=keep)
+
+
+def test_older_checkpoints_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_steps(path, range(1, 6), keep=3)
+    assert sorted(os.listdir(tmp_path)) == ["last.1.pt", "last.2.pt", "last.pt"]
+    assert [load_checkpoint(older(path, age)).step for age in range(3)] == [5, 4, 3]
+    save_steps(path, range(6, 7), keep=1)
+    assert [load_checkpoint(older(path, age)).step for age in range(3)] == [6, 4, 3]
+
+
+def test_damaged_or_missing_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_steps(path, range(1, 4), keep=3)
+    said: list[str] = []
+    assert load_latest(path, said.append)[0] == path and not said
+    path.write_bytes(path.read_bytes()[:1000])
+    used, found = load_latest(path, said.append)
+    assert used == older(path, 1) and found.step == 2
+    assert len(said) == 1 and "last.pt: truncated or not a checkpoint" in said[0]
+    torch.save({"foreign": 1}, older(path, 1))
+    assert load_latest(path, said.append)[1].step == 1
+    assert "last.1.pt: a file of torch, but not a checkpoint that heteroakd wrote" in said[-1]
+    path.unlink()
+    older(path, 1).unlink()  # a gap, as a kill between two renames may leave
+    assert load_latest(path, said.append)[1].step == 1 and "last.pt: no such checkpoint" in said[-1]
+    older(path, 2).write_bytes(b"")
+    (tmp_path / "last.x.pt").write_bytes(b"")  # somebody else's
+    with pytest.raises(CheckpointError, match="last.pt: no such checkpoint"):
+        load_latest(path, said.append)
+    with pytest.raises(CheckpointError, match="nowhere/last.pt: no such checkpoint"):
+        load_latest(tmp_path / "nowhere" / "last.pt", said.append)
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "last.pt", checkpoint())
+    (tmp_path / ".last.pt.abc123.tmp").write_bytes(b"half")
+    remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == ["last.pt"]
+    remove_leftovers(tmp_path / "nowhere")
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

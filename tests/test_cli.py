@@ -17,6 +17,7 @@ from heteroakd.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from heteroakd.cli import COMMANDS, build_parser, main
 from heteroakd.config import DistillRun, TeacherRun, from_dict, to_dict
 from heteroakd.demo import run_demo
+from heteroakd.models import build_tapped, probe
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -65,7 +66,12 @@ def test_story_in_one_process_per_command(workplace: Path, tmp_path: Path) -> No
 
     student = str(workplace / "story" / "last.pt")
     distilled = command(*distill(workplace, "story", "--method", "heteroakd", "--runtime.progress", "lines"))
-    assert "step 2/2" in distilled and "loss backend" in distilled and "random initialisation" in distilled
+    assert (
+        "step 2/2" in distilled
+        and "images/s" in distilled
+        and "loss backend" in distilled
+        and "random initialisation" in distilled
+    )
     evaluated = command("evaluate", "--checkpoint", student, "--output", str(tmp_path / "iou.json"))
     numbers = json.loads((tmp_path / "iou.json").read_text())
     assert numbers["miou"] == pytest.approx(load_checkpoint(student).metrics["miou"], abs=1e-6)
@@ -175,8 +181,56 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
         assert parsed.data.name == teacher["data"]["name"] and "{method}" in parsed.output
 
 
+def test_shipped_configurations_name_networks_that_can_be_built() -> None:
+    built = []
+    for path in CONFIGS:
+        command = "teacher" if "teacher" in path.stem else "distill"
+        parser = build_parser()
+        parsed = parser.instantiate(parser.parse_args([command, "--config", str(path)]))[command]
+        model = parsed.model if command == "teacher" else parsed.student
+        if model not in built:
+            built.append(model)
+            network, _ = build_tapped(model, 19, load_weights=False)
+            assert probe(network, (64, 64)).logits.shape[:2] == (1, 19)
+
+
+def test_configuration_of_a_public_set_trains_on_its_download(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for folder, name in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+            (tmp_path / folder / part / "ulm").mkdir(parents=True)
+            picture = Image.new("RGB" if folder == "leftImg8bit" else "L", (128, 64), None if "8bit" in name else 7)
+            picture.save(tmp_path / folder / part / "ulm" / f"ulm_000000_000019_{name}.png")
+    config, small = (
+        str(ROOT / "configs" / "cityscapes_teacher.yaml"),
+        ["--schedule.steps", "2", "--schedule.batch_size"],
+    )
+    options = [
+        *small,
+        "2",
+        "--data.crop_size",
+        "[64, 64]",
+        "--data.root",
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "r"),
+    ]
+    options += [
+        "--model.encoder",
+        "resnet18",
+        "--model.weights",
+        "null",
+        "--runtime.workers",
+        "1",
+        "--runtime.pictures",
+        "0",
+    ]
+    assert main(["teacher", "--config", config, *options, "--runtime.tensorboard", "false"]) == 0
+    finished = load_checkpoint(tmp_path / "r" / "last.pt")
+    assert len(finished.classes) == 19 and finished.step == 2 and finished.metrics["miou"] >= 0
+
+
 def test_shipped_configurations_exist() -> None:
-    names = ("street", "street_reverse", "camvid")
+    names = ("street", "street_reverse", "camvid", "cityscapes", "voc", "ade20k")
     assert {path.stem for path in CONFIGS} >= {
         f"{name}_{command}" for name in names for command in ("teacher", "distill")
     }
@@ -266,6 +320,22 @@ def test_errors_are_one_message_with_status_1(workplace: Path, capsys: pytest.Ca
     assert "--resume and --overwrite exclude" in fails(distill(workplace, "x", "--resume", "--overwrite"), capsys)
     nowhere = ["predict", "--checkpoint", str(workplace / "teacher" / "last.pt"), "--images", "[nowhere.png]"]
     assert "nowhere.png: no such image or folder" in fails(nowhere, capsys)
+
+
+def test_broken_picture_is_one_line_whoever_reads_it(
+    workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "val"):
+        for kind in (part, f"{part}annot"):
+            (tmp_path / "camvid" / kind).mkdir(parents=True)
+            (tmp_path / "camvid" / kind / "a.png").write_bytes(b"no picture")
+    data = ["--data", f"{{name: camvid, root: {tmp_path / 'camvid'}}}", "--data.crop_size", "[32, 32]"]
+    for workers in ("0", "1"):
+        options = ["--output", str(tmp_path / f"run{workers}"), "--runtime.workers", workers, "--model", CNN]
+        message = fails(["teacher", "--config", str(workplace / "tiny.yaml"), *data, *options], capsys)
+        errors = message[message.index("heteroakd teacher: error: ") :]
+        assert errors.startswith(f"heteroakd teacher: error: {tmp_path}/camvid/train/a.png: not a readable picture")
+        assert errors.count("\n") == 1
 
 
 def test_missing_package_is_named(

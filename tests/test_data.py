@@ -7,7 +7,7 @@ import pytest
 import torch
 from heteroakd.data import IGNORE_INDEX, DataConfig, DataError, build_data, denormalize
 from heteroakd.data.augmentation import EvalTransform, TrainTransform
-from heteroakd.data.files import pair_files, read_image, read_label
+from heteroakd.data.files import LabelValues, pair_files, read_image, read_label_values
 from heteroakd.data.folder import read_classes
 from heteroakd.data.samples import CachedSource, SegmentationDataset
 from heteroakd.data.street import StreetScenes
@@ -177,6 +177,7 @@ def test_augmentation_does_not_write_to_the_source():
         ("crop_size", (0, 4)), ("image_size", (16, 200)),
         ("scale_range", (2.0, 0.5)), ("scale_range", (0.0, 1.0)),
         ("scale_step", -0.1), ("flip_probability", 1.5), ("seed", -1), ("train_images", 0), ("val_images", 0),
+        ("evaluation_part", "test"),
     ],
 )  # fmt: skip
 def test_config_refuses_nonsense_by_name(field: str, value: object):
@@ -274,8 +275,8 @@ def test_root_is_needed_and_must_exist(name: str, tmp_path: Path):
 
 
 def test_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="name must be 'street', 'camvid' or 'folder', got 'voc'"):
-        build_data(DataConfig("voc", "."))
+    with pytest.raises(ValueError, match="name must be one of 'street', 'folder', 'camvid', .*got 'pets'"):
+        build_data(DataConfig("pets", "."))  # type: ignore[arg-type]
 
 
 def test_unpaired_files_are_named_at_construction(folder: Path):
@@ -317,6 +318,10 @@ def test_label_out_of_range_names_the_void_label_too(camvid: Path):
     write_png(camvid / "valannot" / "val_0.png", np.full((36, 48), 12, np.uint8))
     with pytest.raises(DataError, match=r"label 12 at row 0, column 0; expected 0 to 10, 11 \(read as 255\) or 255"):
         build_data(DataConfig("camvid", str(camvid))).val[0]
+
+
+def read_label(path: Path, num_classes: int) -> torch.Tensor:
+    return LabelValues(num_classes).decode(read_label_values(path), path)
 
 
 def test_colour_label_is_refused(tmp_path: Path):

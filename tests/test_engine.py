@@ -212,6 +212,51 @@ def test_diverged_run_stops_and_says_so(tmp_path: Path, teacher_checkpoint: str)
         run_distill(run)
 
 
+def test_network_that_is_not_finite_is_never_saved(
+    tmp_path: Path, teacher_checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward: Callable[..., Any] = Distiller.forward
+    calls = 0
+
+    def breaking(self: Distiller, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        terms = forward(self, *arguments)
+        return terms._replace(loss=terms.loss * float("nan")) if calls == 3 else terms
+
+    monkeypatch.setattr(Distiller, "forward", breaking)
+    seldom = replace(QUIET, log_every=6, save_every=1)  # the next look at the loss would come after three checkpoints
+    with pytest.raises(DivergedError) as caught:
+        run_distill(distill_run(tmp_path, teacher_checkpoint, method="none", runtime=seldom))
+    message = str(caught.value)
+    assert "not finite after step 3" in message and "tensors hold NaN or inf, the first is student.network." in message
+    assert f"last good checkpoint: {tmp_path}/last.pt, step 2" in message
+    saved = load_checkpoint(tmp_path / "last.pt")
+    assert saved.step == 2 and all(value.isfinite().all() for value in saved.network.values())
+
+
+def test_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(
+    tmp_path: Path, teacher_checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runtime = replace(QUIET, save_every=2)
+    whole, cut = (distill_run(tmp_path / name, teacher_checkpoint, runtime=runtime) for name in ("whole", "cut"))
+    run_distill(whole)
+    with monkeypatch.context() as context, pytest.raises(Stop):
+        interrupt_after(context, 5)
+        run_distill(cut)
+    last = tmp_path / "cut" / "last.pt"
+    last.write_bytes(last.read_bytes()[:100_000])
+    with monkeypatch.context() as context, pytest.raises(Stop):
+        interrupt_after(context, 1)  # killed again before it has written anything
+        run_distill(cut, resume=True)
+    printed = capsys.readouterr().out
+    assert f"passed over: {last}: truncated" in printed and "last.1.pt, step 2" in printed
+    assert load_checkpoint(last).step == 2
+    run_distill(cut, resume=True)
+    a, b = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "cut"))
+    assert all(torch.equal(value, b.network[name]) for name, value in a.network.items())
+
+
 def test_summary_metrics_and_best_checkpoint(tmp_path: Path, teacher_checkpoint: str) -> None:
     runtime = replace(QUIET, evaluate_every=2, tensorboard=True, pictures=1)
     run_distill(distill_run(tmp_path, teacher_checkpoint, runtime=runtime))
@@ -220,6 +265,13 @@ def test_summary_metrics_and_best_checkpoint(tmp_path: Path, teacher_checkpoint:
     evaluations = [line for line in lines if line["event"] == "evaluation"]
     assert [line["step"] for line in evaluations] == [2, 4, 6]
     assert summary["miou"] == evaluations[-1]["miou"]
+    assert summary["seconds_waiting_for_data"] > 0 and summary["workers"] == 0
+    seconds = summary["seconds_waiting_for_data"] + summary["seconds_per_step"]
+    assert 0 < summary["images_per_second"] < 4 * 2 / seconds  # of 2 images per step; mean and median differ
+    for line in lines[:1]:
+        assert line["images_per_second"] == pytest.approx(
+            2 / (line["seconds_per_step"] + line["seconds_waiting_for_data"])
+        )
     assert summary["seconds_per_step"] > 0 and summary["loss_backend"] in ("cpu", "reference")
     assert summary["peak_memory_bytes"] >= summary["memory_before_training_bytes"] > 0
     best = load_checkpoint(tmp_path / "best.pt")

@@ -135,3 +135,11 @@ def test_mode_is_restored_and_limit_kept() -> None:
     tapped = network().train()
     evaluation = evaluate(tapped, random_samples((8, 8), (8, 8), (8, 8)), CLASSES, limit=2)
     assert tapped.training and evaluation.images == 2
+
+
+def test_workers_change_nothing_but_who_reads() -> None:
+    samples = random_samples((8, 8), (16, 24), (8, 16))
+    before = torch.get_rng_state()
+    counted = [evaluate(network(), samples, CLASSES, workers=workers).confusion for workers in (0, 1)]
+    assert torch.equal(counted[0], counted[1])
+    assert torch.equal(torch.get_rng_state(), before)  # dropout goes on as if nothing had been evaluated

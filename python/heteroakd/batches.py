@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from heteroakd.interruption import leave_signals_to_the_parent
+
 
 class SampleKey(NamedTuple):
     """Which image, and the seed of its augmentation."""
@@ -93,5 +95,6 @@ def training_batches(
         batch_sampler=sampler,
         num_workers=workers,
         pin_memory=pin_memory,
+        worker_init_fn=leave_signals_to_the_parent,
         generator=torch.Generator().manual_seed(seed),  # else the loader draws from torch's own, and shifts dropout
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,9 +63,10 @@ def restore_random_states(states: dict[str, Any]) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, *, keep: int = 1) -> Iterator[IO[bytes]]:
     """A binary file that appears at `path`, complete and on disk, when the block ends; after an error `path` is as it
-    was. Raises OSError where it cannot be written."""
+    was. Up to `keep` - 1 files that were there before stay, as `older(path, 1)` and so on. Raises OSError where it
+    cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
@@ -73,9 +75,14 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would hide it from a group that shares the folder
+        for age in range(keep - 1, 0, -1):
+            if older(path, age - 1).is_file():
+                os.replace(older(path, age - 1), older(path, age))
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say which file it was
         raise
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
@@ -83,6 +90,17 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(folder)  # the new name, too, survives a crash
         finally:
             os.close(folder)
+
+
+def older(path: Path, age: int) -> Path:
+    """Where the file that was at `path` `age` versions ago is kept: last.1.pt of last.pt; `path` itself for 0."""
+    return path.with_suffix(f".{age}{path.suffix}") if age else path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what `atomic_file` was writing into the folder when its process was killed."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -97,11 +115,21 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` atomically. Raises OSError where the file cannot be written; an older one then stays."""
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, keep: int = 1) -> None:
+    """Write `checkpoint` atomically, with up to `keep` - 1 older ones beside it, see `atomic_file`.
+
+    Raises OSError, naming the file, where it cannot be written; all that was there then stays as it was.
+    """
     contents = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
-    with atomic_file(path) as file:
-        torch.save({"format": FORMAT, "version": VERSION, **contents}, file)
+    try:
+        with atomic_file(path, keep=keep) as file:
+            torch.save({"format": FORMAT, "version": VERSION, **contents}, file)
+    except (OSError, RuntimeError) as error:  # of a full disk torch raises RuntimeError, after the OSError
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        left = "the one before it is intact" if path.is_file() else "there is none before it"
+        raise OSError(
+            f"{path}: the checkpoint of step {checkpoint.step} cannot be written ({cause}); {left}"
+        ) from error
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -128,6 +156,28 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if missing:
         raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
     return Checkpoint(**{field.name: contents[field.name] for field in fields(Checkpoint)})
+
+
+def load_latest(path: Path, complain: Callable[[str], None]) -> tuple[Path, Checkpoint]:
+    """The checkpoint at `path` or, where that is missing or damaged, the youngest that was kept before it, and where
+    it was. `complain` is told of every file passed over.
+
+    Raises CheckpointError, as `load_checkpoint` does for `path`, where none of them can be read.
+    """
+    pattern = re.compile(rf"{re.escape(path.stem)}\.(\d+){re.escape(path.suffix)}")
+    matches = [pattern.fullmatch(name) for name in os.listdir(path.parent)] if path.parent.is_dir() else []
+    ages = sorted(int(match[1]) for match in matches if match)
+    errors: list[CheckpointError] = []
+    for candidate in (older(path, age) for age in (0, *ages)):
+        try:
+            checkpoint = load_checkpoint(candidate)
+        except CheckpointError as error:
+            errors.append(error)
+            continue
+        for passed_over in errors:
+            complain(str(passed_over))
+        return candidate, checkpoint
+    raise errors[0]
 
 
 def load_state(target: Callable[[dict[str, Any]], object], state: dict[str, Any], source: str) -> None:

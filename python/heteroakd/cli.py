@@ -10,13 +10,15 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from heteroakd.config import DemoRun, DistillRun, EvaluateRun, PredictRun, TeacherRun
+from heteroakd.config import CheckDataRun, DemoRun, DistillRun, EvaluateRun, PredictRun, TeacherRun
+from heteroakd.interruption import StoppedError
 
 COMMANDS: dict[str, tuple[type[Any], str]] = {
     "teacher": (TeacherRun, "train a teacher on labels alone"),
     "distill": (DistillRun, "distil a student from a trained teacher: method none, kd or heteroakd"),
     "evaluate": (EvaluateRun, "IoU per class and mIoU of a checkpoint"),
     "predict": (PredictRun, "overlay PNGs of a checkpoint's predictions"),
+    "check-data": (CheckDataRun, "count and show a data set, and name what is broken in it"),
     "demo": (DemoRun, "teacher, three students and a report on built-in data, in minutes on two CPU cores"),
 }
 TRAINING = ("teacher", "distill")
@@ -42,7 +44,8 @@ def build_parser() -> ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 for an error that is printed, 2 for wrong usage.
+    """Run the command line; returns the exit status: 0, 1 for an error that is printed, 2 for wrong usage, 128 + n
+    for a run that signal n stopped.
 
     With HETEROAKD_DEBUG=1 in the environment errors keep their tracebacks.
     """
@@ -60,12 +63,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         if os.environ.get("HETEROAKD_DEBUG") == "1":
             raise
-        print(f"heteroakd {name}: error: {error}", file=sys.stderr)
+        print(f"heteroakd {name}: error: {_message(error)}", file=sys.stderr)
         return 1
+    except StoppedError as stopped:
+        print(f"heteroakd {name}: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal_number
     except KeyboardInterrupt:
         print(f"heteroakd {name}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _message(error: Exception) -> str:
+    """The error's own text: what a DataLoader's worker raises comes wrapped in that worker's traceback."""
+    text = str(error)
+    if text.startswith("Caught ") and "in DataLoader worker process" in text:
+        text = text.strip().rpartition(f"{type(error).__name__}: ")[2]
+    return text
 
 
 def _run(name: str, config: Any, flags: dict[str, bool]) -> None:
@@ -74,6 +88,10 @@ def _run(name: str, config: Any, flags: dict[str, bool]) -> None:
         from heteroakd.demo import run_demo
 
         run_demo(config)
+    elif name == "check-data":
+        from heteroakd.check_data import run_check_data
+
+        run_check_data(config)
     elif name == "predict":
         from heteroakd.prediction import run_predict
 

@@ -10,7 +10,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 
 import hetero_kernels
-from heteroakd.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_state, write_text
+from heteroakd.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_state, older, write_text
 from heteroakd.config import DistillRun, EvaluateRun, LossConfig, ModelConfig, TeacherRun, from_dict, to_dict
 from heteroakd.data import DataConfig, SegmentationData, build_data
 from heteroakd.distiller import METHODS, Teacher, build_distiller
@@ -125,6 +125,7 @@ def run_evaluate(config: EvaluateRun) -> Evaluation:
         data.classes,
         align_corners=saved_loss(checkpoint).logits_align_corners,
         limit=config.limit,
+        workers=config.workers,
     )
     print(evaluation.table())
     if config.output is not None:
@@ -197,7 +198,7 @@ def check_output(folder: Path, *, resume: bool, overwrite: bool) -> Path:
     """
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
-    started = [name for name in (LAST, BEST, METRICS_FILE) if (folder / name).exists()]
+    started = [name for name in (LAST, older(Path(LAST), 1).name, BEST, METRICS_FILE) if (folder / name).exists()]
     if started and not resume and not overwrite:
         raise ValueError(
             f"{folder} holds a run already ({', '.join(started)}): --resume continues it, --overwrite replaces it, "
@@ -208,6 +209,15 @@ def check_output(folder: Path, *, resume: bool, overwrite: bool) -> Path:
 
 def clear_output(folder: Path) -> None:
     """Delete what an earlier run wrote into the folder, and nothing else."""
-    patterns = (LAST, BEST, SUMMARY, CONFIG, METRICS_FILE, "events.out.tfevents.*", f"{PICTURES}/step_*.png")
+    patterns = (
+        LAST,
+        f"{Path(LAST).stem}.*{Path(LAST).suffix}",
+        BEST,
+        SUMMARY,
+        CONFIG,
+        METRICS_FILE,
+        "events.out.tfevents.*",
+        f"{PICTURES}/step_*.png",
+    )
     for path in [path for pattern in patterns for path in folder.glob(pattern)]:
         path.unlink()

@@ -132,11 +132,14 @@ class RuntimeConfig:
     threads: int | None = None
     """CPU threads of torch; null: torch's choice. Bit-identical results need the same number."""
     workers: int = 0
-    """Processes that load and augment images; 0 does it in the training process."""
+    """Processes that load and augment images, for training and for evaluation; 0 does it in the training process.
+    On a GPU the batches lie in pinned memory."""
     evaluate_every: int = 0
     """Steps between two evaluations on the val set; 0: only after the last step."""
     save_every: int = 200
     """Steps between two checkpoints; 0: only after the last step."""
+    keep: int = 2
+    """Checkpoints that are kept, besides best.pt: last.pt and, should it be damaged, last.1.pt and so on before it."""
     log_every: int = 10
     """Steps between two lines of metrics; losses are averaged over them."""
     pictures: int = 2
@@ -205,6 +208,8 @@ class EvaluateRun:
     """Data set; null: the one that the checkpoint was trained on."""
     limit: int | None = None
     """Evaluate the first images only."""
+    workers: int = 0
+    """Processes that read the images; 0 does it in the evaluating process."""
     output: str | None = None
     """JSON file for the numbers."""
     device: str = "auto"
@@ -233,6 +238,26 @@ class PredictRun:
     """auto (cuda where there is one, else cpu) or a torch device."""
     threads: int | None = None
     """CPU threads of torch; null: torch's choice."""
+
+
+@dataclass
+class CheckDataRun:
+    """Read every pair of a data set once: count them, name what is broken, and show samples."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data set."""
+    output: str = "runs/check-{name}"
+    """Folder for check.json and contact_sheet.png; {name} stands for data.name."""
+    samples: int = 8
+    """Samples of each part on the contact sheet; 0: no sheet."""
+    limit: int | None = None
+    """Read the first pairs of each part only."""
+    workers: int = 0
+    """Processes that read; 0 reads in this one."""
+    batch_size: int = 8
+    """Images per batch of the timed training batches."""
+    timed_batches: int = 20
+    """Training batches by which the loader's images per second are measured; 0: not measured."""
 
 
 @dataclass

@@ -150,14 +150,25 @@ def comparison(config: DemoRun, summaries: dict[str, dict[str, Any]]) -> Table:
                 f"{100 * summary['pixel_accuracy']:.1f} %",
                 summary["steps"],
                 f"{summary['seconds_per_step']:.3f}",
+                f"{summary['images_per_second']:.1f}",
                 f"{summary['peak_memory_bytes'] / 2**20:.0f} MiB",
                 summary["loss_backend"],
             ]
         )
-    columns = ("network, method", "mIoU", "pixel accuracy", "steps", "s/step", "peak memory", "loss backend")
+    columns = (
+        "network, method",
+        "mIoU",
+        "pixel accuracy",
+        "steps",
+        "s/step",
+        "images/s",
+        "peak memory",
+        "loss backend",
+    )
     before = min(summary["memory_before_training_bytes"] for summary in summaries.values()) / 2**20
     note = (
-        "s/step: median over the steps, of transfer, networks, loss and optimiser, without loading the data. Peak "
+        "s/step: median over the steps, of transfer, networks, loss and optimiser, without loading the data. "
+        "images/s: mean, with the time that the loop waits for the data. Peak "
         "memory: the largest resident size of the run's own process up to the end of training, Python and libraries "
         f"included ({before:.0f} MiB before the first step)."
     )

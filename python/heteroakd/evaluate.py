@@ -9,10 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from heteroakd.data import IGNORE_INDEX
+from heteroakd.interruption import leave_signals_to_the_parent
 from heteroakd.models import TappedNetwork, TappedOutput
 
 
@@ -109,8 +110,10 @@ def evaluate(
     *,
     align_corners: bool = False,
     limit: int | None = None,
+    workers: int = 0,
 ) -> Evaluation:
-    """Count predictions against labels over the first `limit` samples of a data set (all by default).
+    """Count predictions against labels over the first `limit` samples of a data set (all by default), which `workers`
+    processes read (0: this one).
 
     The network is put into eval mode and back. Raises ValueError for labels outside [0, K) that are not 255.
     """
@@ -118,8 +121,14 @@ def evaluate(
     metric = MulticlassConfusionMatrix(num_classes=len(classes), ignore_index=IGNORE_INDEX, validate_args=False)
     training = network.training
     network.eval()
-    for index in range(count):
-        image, label = dataset[index]
+    loader = DataLoader(
+        Subset(dataset, range(count)),
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=leave_signals_to_the_parent,
+        generator=torch.Generator(),  # else the loader draws from torch's own, and shifts the training's dropout
+    )
+    for index, (image, label) in enumerate(loader):
         wrong = (label != IGNORE_INDEX) & ((label < 0) | (label >= len(classes)))
         if wrong.any():  # torchmetrics would count some of them as other classes
             raise ValueError(

@@ -6,6 +6,8 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +47,7 @@ class RunLog:
         tensorboard: bool,
     ) -> None:
         self.path = folder / METRICS_FILE
+        self._events = folder / "events.out.tfevents"
         kept = [line for line in read_metrics(self.path) if line["step"] <= first_step] if first_step else []
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self.path.open("a", encoding="utf-8")
@@ -69,9 +72,11 @@ class RunLog:
 
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for closed in (self._file, self._board):
+            # What cannot be written was said when it was tried; here it would hide the error that ends the run.
+            with suppress(OSError) if exception[0] is not None else nullcontext():
+                if closed is not None:
+                    closed.close()
 
     def advance(self) -> None:
         """One more step was taken."""
@@ -91,7 +96,8 @@ class RunLog:
             self._last_line = now
             terms = " ".join(f"{name} {value}" for name, value in shown.items())
             self.say(
-                f"step {step}/{self._steps}  {terms}  {values['seconds_per_step']:.3f} s/step  ETA {self._eta(step)}"
+                f"step {step}/{self._steps}  {terms}  {values['seconds_per_step']:.3f} s/step  "
+                f"{values['images_per_second']:.1f} images/s  ETA {self._eta(step)}"
             )
 
     def evaluation(self, step: int, evaluation: Evaluation, seconds: float) -> None:
@@ -107,7 +113,8 @@ class RunLog:
     def picture(self, name: str, step: int, image: Tensor) -> None:
         """A uint8 [3, H, W] picture for TensorBoard."""
         if self._board is not None:
-            self._board.add_image(name, image, step)
+            with _naming(self._events):
+                self._board.add_image(name, image, step)
 
     def say(self, text: str) -> None:
         """A line on stdout that leaves the bar whole."""
@@ -119,13 +126,25 @@ class RunLog:
         return str(tqdm.format_interval(per_step * (self._steps - step)))
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with _naming(self.path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
 
     def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{group}/{name}", value, step)
+            with _naming(self._events):
+                for name, value in values.items():
+                    self._board.add_scalar(f"{group}/{name}", value, step)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A full disk does not say which file it was."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def run_predict(config: PredictRun) -> list[Path]:
 def _images(config: PredictRun, data: SegmentationData) -> Iterator[tuple[str, Tensor]]:
     """Names for the PNGs and images float32 [3, H, W], ImageNet-normalised."""
     if not config.images:
-        for index in range(len(data.val)):  # type: ignore[arg-type]
+        for index in range(len(data.val)):
             yield f"val_{index:04d}", data.val[index][0]
         return
     names: set[str] = set()

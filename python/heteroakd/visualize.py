@@ -101,7 +101,7 @@ def write_pictures(
     align_corners: bool,
 ) -> None:
     """One panel PNG per sample, `folder`/step_SSSSSS_val_II.png, for `count` val images spread over the set."""
-    available = len(data.val)  # type: ignore[arg-type]
+    available = len(data.val)
     for number in range(min(count, available)):
         index = number * available // min(count, available)
         image, label = data.val[index]

@@ -62,7 +62,8 @@ def test_wheel_without_build_isolation(source, tmp_path):
     assert "no CUDA library (HETERO_KERNELS_CUDA=0)" in out
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for wanted in ("hetero_kernels/py.typed", "heteroakd/py.typed", "heteroakd/data/street/__init__.py"):
+    street, classes = "heteroakd/data/street/__init__.py", "heteroakd/data/classes/cityscapes.txt"
+    for wanted in ("hetero_kernels/py.typed", "heteroakd/py.typed", street, classes):
         assert wanted in names
     assert any(n.startswith("hetero_kernels/libhetero_kernels_cpu.") for n in names)
     assert any(n.startswith("hetero_kernels/_host.") for n in names)

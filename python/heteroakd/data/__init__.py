@@ -1,4 +1,4 @@
-"""Data sets for semantic segmentation: procedural streets, CamVid, and folders of one's own."""
+"""Data sets for semantic segmentation: procedural streets, public sets as they are downloaded, folders of one's own."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -6,10 +6,11 @@ from typing import Literal
 
 import torch
 
-from heteroakd.data import camvid, folder, street
+from heteroakd.data import folder, street
 from heteroakd.data.augmentation import EvalTransform, TrainTransform
 from heteroakd.data.config import DataConfig
 from heteroakd.data.files import DataError
+from heteroakd.data.published import PUBLISHED
 from heteroakd.data.samples import (
     IGNORE_INDEX,
     CachedSource,
@@ -40,9 +41,9 @@ def _street_source(part: Literal["train", "val"], count: int, size: tuple[int, i
 def build_data(config: DataConfig) -> SegmentationData:
     """Training and validation part of the data set that `config` names; lazy, but for the lists of files.
 
-    Raises DataError, naming the file or folder, if the files under `config.root` are not laid out as `camvid`
-    and `folder` describe; what is inside the pictures is checked when they are read. Raises ValueError if a
-    root is needed and missing.
+    Raises DataError, naming the file or folder, if the files under `config.root` are not laid out as the module of
+    the data set describes; what is inside the pictures is checked when they are read. Raises ValueError if a root is
+    needed and missing.
     """
     train: Source
     val: Source
@@ -57,18 +58,16 @@ def build_data(config: DataConfig) -> SegmentationData:
         root = Path(config.root).expanduser()
         if not root.is_dir():
             raise DataError(f"{root}: no such folder; expected the root of the data set {config.name!r}")
-        if config.name == "camvid":
-            train, val = (
-                camvid.camvid_source(root, "train"),
-                camvid.camvid_source(root, config.evaluation_part),
-            )
-            classes, colours = camvid.CLASSES, camvid.PALETTE
+        if config.name in PUBLISHED:
+            published = PUBLISHED[config.name]
+            classes, colours = published.classes()
+            train, val = published.source(root, "train"), published.source(root, config.evaluation_part)
         elif config.name == "folder":
             classes, colours = folder.read_classes(root / "classes.txt")
-            train = folder.folder_source(root, "train", len(classes))
-            val = folder.folder_source(root, "val", len(classes))
+            train, val = (folder.folder_source(root, part, len(classes)) for part in ("train", "val"))
         else:
-            raise ValueError(f"name must be 'street', 'camvid' or 'folder', got {config.name!r}")
+            names = ", ".join(map(repr, ("street", "folder", *PUBLISHED)))
+            raise ValueError(f"name must be one of {names}, got {config.name!r}")
         if config.cache:
             train = CachedSource(train)
     augmentation = TrainTransform(config.crop_size, config.scale_range, config.scale_step, config.flip_probability)

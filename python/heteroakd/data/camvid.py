@@ -11,20 +11,12 @@ split and classes: Badrinarayanan, Kendall, Cipolla, "SegNet", PAMI 2017.
 from pathlib import Path
 from typing import Literal
 
-from heteroakd.data.files import FileSource, pair_files
+from heteroakd.data.files import FileSource, LabelValues, pair_files
 from heteroakd.data.samples import IGNORE_INDEX
 
-CLASSES: tuple[str, ...] = (
-    "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
-)  # fmt: skip
-PALETTE: tuple[tuple[int, int, int], ...] = (
-    (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
-    (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
-)  # fmt: skip
-_VOID = 11
+LABELS = LabelValues.of(11, {11: IGNORE_INDEX})
 
 
 def camvid_source(root: Path, split: Literal["train", "val", "test"]) -> FileSource:
     """One part of CamVid under `root`, void read as 255; DataError for missing folders and unpaired files."""
-    pairs = pair_files(root / split, root / f"{split}annot")
-    return FileSource(pairs, len(CLASSES), remap={_VOID: IGNORE_INDEX})
+    return FileSource(pair_files(root / split, root / f"{split}annot"), LABELS)

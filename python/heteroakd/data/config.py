@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+DataName = Literal["street", "cityscapes", "voc", "voc_aug", "ade20k", "coco_stuff", "camvid", "folder"]
+
 
 @dataclass
 class DataConfig:
@@ -11,10 +13,11 @@ class DataConfig:
     Raises ValueError, naming the field, for sizes, counts, ranges and probabilities that make no sense.
     """
 
-    name: Literal["street", "camvid", "folder"] = "street"
-    """Data set: "street" (procedural, built in, no files), "camvid" or "folder" (see `root`)."""
+    name: DataName = "street"
+    """Data set: "street" (procedural, built in, no files), a public one as it is downloaded, or "folder" for one of
+    your own; docs/trainer.md says what lies where."""
     root: str | None = None
-    """Folder that holds the data set; required by "camvid" and "folder", unused by "street"."""
+    """Folder that holds the data set; required by all but "street"."""
     crop_size: tuple[int, int] = (128, 192)
     """Height and width of the training crops, in pixels."""
     scale_range: tuple[float, float] = (0.5, 2.0)
@@ -32,12 +35,15 @@ class DataConfig:
     seed: int = 0
     """Seed of the scenes of "street"; the randomness of the augmentation is torch's own."""
     evaluation_part: Literal["val", "test"] = "val"
-    """Part of "camvid" to evaluate on; its published results are on "test"."""
+    """Part to evaluate on; "test" for "camvid" only, whose published results are on it: no other set publishes its
+    test labels."""
     cache: bool = False
-    """Keep decoded training images of "camvid" and "folder" in memory ("street" always keeps its own);
-    every worker process has a cache of its own."""
+    """Keep decoded training images in memory ("street" always keeps its own); every worker process has a cache of
+    its own, so that this is for small sets."""
 
     def __post_init__(self) -> None:
+        if self.evaluation_part == "test" and self.name != "camvid":
+            raise ValueError(f"evaluation_part must be 'val' for the data set {self.name!r}, got 'test'")
         for field in ("crop_size", "image_size"):
             value = getattr(self, field)
             if len(value) != 2 or min(value) < 1:

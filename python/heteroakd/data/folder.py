@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from heteroakd.data.files import DataError, FileSource, pair_files
+from heteroakd.data.files import DataError, FileSource, LabelValues, pair_files
 from heteroakd.data.samples import IGNORE_INDEX
 
 Colour = tuple[int, int, int]
@@ -67,4 +67,4 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
 
 def folder_source(root: Path, split: Literal["train", "val"], num_classes: int) -> FileSource:
     """One part of the data set under `root`. Raises DataError for missing folders and unpaired files."""
-    return FileSource(pair_files(root / "images" / split, root / "labels" / split), num_classes)
+    return FileSource(pair_files(root / "images" / split, root / "labels" / split), LabelValues(num_classes))

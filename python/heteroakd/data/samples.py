@@ -27,19 +27,6 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
 
 
-class SegmentationData(NamedTuple):
-    """Both parts of a data set and what its K classes are called."""
-
-    train: Dataset[Sample]
-    """Augmented crops, all of `crop_size`."""
-    val: Dataset[Sample]
-    """Whole images at their native sizes, which may differ and need not be divisible by any stride."""
-    classes: tuple[str, ...]
-    """K names, in the order of the labels."""
-    palette: Tensor
-    """Colours of the classes, uint8 [K, 3]."""
-
-
 class SegmentationDataset(Dataset[Sample]):
     """Samples of a source after a transform.
 
@@ -59,6 +46,19 @@ class SegmentationDataset(Dataset[Sample]):
             raise IndexError(f"index must lie in [0, {len(self)}), got {index}")
         image, label = self.source[index]
         return self.transform(image, label)
+
+
+class SegmentationData(NamedTuple):
+    """Both parts of a data set and what its K classes are called."""
+
+    train: SegmentationDataset
+    """Augmented crops, all of `crop_size`."""
+    val: SegmentationDataset
+    """Whole images at their native sizes, which may differ and need not be divisible by any stride."""
+    classes: tuple[str, ...]
+    """K names, in the order of the labels."""
+    palette: Tensor
+    """Colours of the classes, uint8 [K, 3]."""
 
 
 class CachedSource:

@@ -1,0 +1,52 @@
+"""Ctrl-C and SIGTERM: a run ends after the step it is at, with a checkpoint, instead of in the middle of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+_NOTE = b"\nstopping after this step, with a checkpoint; once more stops at once, without\n"
+
+
+class StoppedError(Exception):
+    """A run was stopped by a signal, and can be resumed."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+class StopRequest:
+    """While the context lasts, the first SIGINT or SIGTERM is noted in `signal_number`; a second raises
+    KeyboardInterrupt. A signal that is ignored stays so; outside of the main thread, where Python allows no handlers,
+    nothing changes."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and a script's "&" want it
+                    self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            raise KeyboardInterrupt
+        self.signal_number = number
+        os.write(2, _NOTE)  # print() may be what the signal interrupted
+
+
+def leave_signals_to_the_parent(worker: int) -> None:
+    """For a DataLoader's workers: Ctrl-C reaches them too, and the step that is to be finished needs them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
