@@ -36,6 +36,12 @@ SHAPES = {
     "ADE20K crop": (1, 150, (64, 64), (32, 32), (256, 256)),
     "many classes": (1, 600, (9, 9), (9, 9), (65, 70)),
 }
+# (B, C of both networks, K, grid, labels); the first also runs interpreted.
+FEATURES = {
+    "small": (2, (20, 36), 7, (5, 7), (10, 14)),
+    "Cityscapes at stride 32": (8, (256, 512), 19, (16, 32), (512, 1024)),
+    "ADE20K at stride 16": (2, (320, 2048), 150, (32, 32), (512, 512)),
+}
 OPTIONS: tuple[dict[str, Any], ...] = (
     {"temperature": 2.0, "proj_weight": 0.3},
     {"temperature": 1.5, "kem": "spatial", "align_corners": True},
@@ -80,6 +86,24 @@ def make_inputs(shape: str, kind: str, device: str, dtype: torch.dtype = torch.f
     student, teacher = (logits(grid).to(device, dtype) for grid in grids)
     ignored = torch.rand(labels.shape, generator=generator) < 0.1
     return student, teacher, labels.masked_fill(ignored, 255)[:, 0].to(device)
+
+
+def make_features(shape: str, device: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    """Both networks' features, weights [K, C] whose logits look trained or not by chance, and labels."""
+    batch, channels, classes, grid, size = FEATURES[shape]
+    generator = torch.Generator().manual_seed(0)
+    features = (torch.randn(batch, c, *grid, generator=generator).to(device, dtype) for c in channels)
+    weights = (torch.randn(classes, c, generator=generator).to(device) * 2 / c**0.5 for c in channels)
+    labels = torch.randint(0, classes + 1, (batch, *size), generator=generator)
+    return *features, *weights, labels.masked_fill(labels == classes, 255).to(device)
+
+
+def run_features(function: Callable, inputs: Sequence[Tensor], dtype: torch.dtype | None, **options: Any) -> dict:
+    """Loss and the gradients of features and weights, computed in ``dtype`` (None: as they come)."""
+    leaves = [x.detach().to(dtype or x.dtype).clone().requires_grad_() for x in inputs[:4]]
+    loss = function(*leaves, inputs[4], resolution="feature", temperature=2.0, proj_weight=0.5, **options)
+    loss.backward()
+    return {"loss": loss.detach(), **{f"gradient {i}": x.grad for i, x in enumerate(leaves)}}
 
 
 def run(function: Callable, inputs: Sequence[Tensor], dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
@@ -152,6 +176,24 @@ class Checks:
                     key = f"segmentation {shape} {kind} {smoothing}"
                     errors[key] = self._compare("segmentation_loss", shape, kind, torch.float32, options)
         return f"{len(errors)} cases, worst {max(errors.values()):.2f} of the error allowed", errors
+
+    def features(self) -> tuple[str, Any]:
+        """projected_hakd_loss: projections, loss and every gradient."""
+        from hetero_kernels import functional, reference
+
+        errors = {}
+        for shape in list(FEATURES)[: 1 if self.device == "cpu" else None]:
+            for dtype in (torch.float32, torch.bfloat16):
+                inputs = make_features(shape, self.device, dtype)
+                exact = run_features(reference.projected_hakd_loss, inputs, torch.float64)
+                ours = run_features(functional.projected_hakd_loss, inputs, None, backend=self.backend)
+                eager = run_features(reference.projected_hakd_loss, inputs, None)
+                for key, expected in exact.items():
+                    allowed = max(2 * BOUNDS[ours[key].dtype], 2 * error(eager[key], expected))
+                    errors[f"{shape} {dtype} {key}"] = error(ours[key], expected) / allowed
+        if not max(errors.values()) <= 1:
+            raise AssertionError(f"times the error allowed: { {k: v for k, v in errors.items() if not v <= 1} }")
+        return f"{len(errors)} results, worst {max(errors.values()):.2f} of the error allowed", errors
 
     def accuracy(self) -> tuple[str, Any]:
         """Gradients on confident logits, whose reliabilities are differences that coarse exponentials lose."""
@@ -241,7 +283,24 @@ PAPER_CASES = {
     "hakd at feature resolution": ("hakd", (8, 19, 64, 128), (512, 1024), {"resolution": "feature"}),
     "hakd, ADE20K 16 x 512x512": ("hakd", (16, 150, 64, 64), (512, 512), {"temperature": 2.0}),
     "CE + KD, Cityscapes 8 x 512x1024": ("segmentation", (8, 19, 64, 128), (512, 1024), {}),
+    "hakd from features, 256 and 512 channels": (
+        "projected",
+        "Cityscapes at stride 32",
+        None,
+        {"resolution": "feature"},
+    ),
 }
+
+
+def _paper_arguments(kind: str, shape: Any, size: Any, device: str) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """What a loss is called with, and whose gradients are wanted."""
+    if kind == "projected":
+        features = make_features(shape, device)
+        return features, [x.requires_grad_() for x in (features[0], features[2])]
+    labels = torch.randint(0, shape[1], (shape[0], *size), device=device)
+    student, teacher = (torch.randn(shape, device=device) * 3 for _ in range(2))
+    student.requires_grad_()
+    return ((student, teacher, labels) if kind == "hakd" else (student, labels, teacher)), [student]
 
 
 def paper_case(name: str, backend: str, device: str) -> dict[str, Any]:
@@ -251,22 +310,20 @@ def paper_case(name: str, backend: str, device: str) -> dict[str, Any]:
     from .timing import measure
 
     kind, shape, size, options = PAPER_CASES[name]
-    labels = torch.randint(0, shape[1], (shape[0], *size), device=device)
+    arguments, learning = _paper_arguments(kind, shape, size, device)
     row: dict[str, Any] = {"case": name}
     steps, peaks = {}, {}
     torch._dynamo.reset()
+    function = {"projected": "projected_hakd_loss"}.get(kind, f"{kind}_loss")
     losses = {
-        "reference": getattr(reference, f"{kind}_loss"),
-        "compile": torch.compile(getattr(reference, f"{kind}_loss")),
-        "ours": lambda *a, **k: getattr(functional, f"{kind}_loss")(*a, backend=backend, **k),
+        "reference": getattr(reference, function),
+        "compile": torch.compile(getattr(reference, function)),
+        "ours": lambda *a, **k: getattr(functional, function)(*a, backend=backend, **k),
     }
-    student, teacher = (torch.randn(shape, device=device) * 3 for _ in range(2))
-    student.requires_grad_()
-    arguments = (student, teacher, labels) if kind == "hakd" else (student, labels, teacher)
     from .steps import Step
 
     for provider, loss in losses.items():
-        step = Step(lambda loss=loss: loss(*arguments, **options), [student])
+        step = Step(lambda loss=loss: loss(*arguments, **options), learning)
         try:
             step()
             step.release()
@@ -290,7 +347,7 @@ def paper_case(name: str, backend: str, device: str) -> dict[str, Any]:
 
 # Report ------------------------------------------------------------------------------------------------------------
 
-CHECKS = ("correctness", "accuracy", "identical_runs", "no_synchronisation", "cuda_graph", "sanitizer",
+CHECKS = ("correctness", "features", "accuracy", "identical_runs", "no_synchronisation", "cuda_graph", "sanitizer",
           "speed_and_memory")  # fmt: skip
 
 

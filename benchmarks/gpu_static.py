@@ -249,10 +249,10 @@ def family_of(target: str) -> str:
 def describe(launch: Launch) -> str:
     given = launch.constants
     notes = []
-    if launch.name == "hakd_kernel":
+    if launch.name in ("hakd_kernel", "hakd_many_kernel"):
         notes = ["feature resolution" if given["STUDENT_DIRECT"] else "label resolution"]
         notes += ["with L_proj"] if given["PROJ"] else []
-    elif launch.name == "segmentation_kernel":
+    elif launch.name in ("segmentation_kernel", "segmentation_many_kernel"):
         notes = ["CE + KD" if given["HAS_TEACHER"] else "CE"]
     return launch.name + (f" ({', '.join(notes)})" if notes else "")
 

@@ -25,7 +25,7 @@ def gpu_check(output, *arguments):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
 def test_without_a_gpu_it_says_so_and_fails(tmp_path):
     code, results, text = gpu_check(tmp_path / "gpu")
-    assert code == 1 and len(results) == 7
+    assert code == 1 and len(results) == 8
     assert all(r["status"] == "did not run" and r["detail"] == "torch sees no GPU" for r in results.values())
     assert "| correctness | **did not run** | torch sees no GPU |" in text
     assert gpu_check(tmp_path / "gpu", "--allow-no-gpu")[0] == 0
@@ -35,7 +35,7 @@ def test_interpreted(tmp_path):
     code, results, _ = gpu_check(tmp_path / "gpu", "--interpreted", "--allow-no-gpu")
     assert code == 0, results
     assert {r["name"] for r in results.values() if r["status"] == "passed"} == {
-        "triton correctness", "triton accuracy", "triton identical_runs",
+        "triton correctness", "triton features", "triton accuracy", "triton identical_runs",
     }  # fmt: skip
 
 
