@@ -24,8 +24,8 @@ test-kernels: $(VENV)/installed
 
 # The Triton kernels without a GPU: interpreted on the CPU, and compiled ahead of time for every architecture.
 test-triton: $(VENV)/installed
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/triton_backend
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/test_projected_losses.py -k triton
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/triton_backend
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/test_projected_losses.py -k triton
 	$(BIN)/python -m pytest -q tests/triton_backend/test_compiled.py tests/triton_backend/test_gpu_check.py tests/triton_backend/test_mutations.py
 
 test-trainer: $(VENV)/installed

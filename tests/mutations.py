@@ -21,7 +21,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 KERNELS = "hetero_kernels/triton"
-TESTS = "tests/triton_backend/test_interpreted_pixel_losses.py"
+PIXELS, TILINGS, FEATURES = (
+    "tests/triton_backend/test_interpreted_pixel_losses.py",
+    "tests/triton_backend/test_interpreted_tuning.py",
+    "tests/test_projected_losses.py",
+)
 BEGIN, END = "<!-- mutations: begin -->", "<!-- mutations: end -->"
 
 
@@ -33,6 +37,7 @@ class Mutation:
     old: str
     new: str
     tests: str  # pytest -k
+    within: str = PIXELS
 
 
 MUTATIONS = (
@@ -74,6 +79,30 @@ MUTATIONS = (
              "hot = temperature * hakd_factor", "hot = hakd_factor", "hakd_options"),
     Mutation("split-overlap", "a tall band's programs share a row", "tile.py",
              "end = tl.minimum(begin + ROWS,", "end = tl.minimum(begin + ROWS + 1,", "tall or coarse"),
+    Mutation("loop-missing-rescale", "the loop over classes does not rescale the others' sum", "many_classes.py",
+             "h_others * h_scale", "h_others", "maxima", TILINGS),
+    Mutation("loop-forgotten-anchor", "the third visit has no anchor", "many_classes.py",
+             "z_s, z_t, c == a, labelled", "z_s, z_t, c < 0, labelled", "looped_accuracy", TILINGS),
+    Mutation("loop-empty-slots", "programs without rows leave their slots unwritten", "many_classes.py",
+             "classes, CLASSES):\n            c", "visited(pixels, classes), CLASSES):\n            c", "looped_shapes",
+             TILINGS),
+    Mutation("loop-row-weights", "both coarse rows get the lower one's weight", "many_classes.py",
+             "(g[0] * site.part[None, :],))", "(g[0] * (1.0 - site.part)[None, :],))", "looped_shapes", TILINGS),
+    Mutation("small-parts", "products of float32 lose what a tensor core's 11 bits do not hold", "features.py",
+             "out = tl.dot(small, y_big, out", "out = tl.dot(small * 0.0, y_big, out", "triton and values", FEATURES),
+    Mutation("nan-features", "features of ignored pixels reach the weights' gradient", "features.py",
+             "tl.where(valid[None, :], tl.where(c[:, None]", "tl.where(valid[None, :] | True, tl.where(c[:, None]",
+             "triton and only_pixels", FEATURES),
+    Mutation("lost-split", "a part of the weights' gradient is left out", "features.py",
+             "for split in range(0, splits):", "for split in range(0, splits - (splits > 1)):", "triton and layouts",
+             FEATURES),
+    Mutation("bias-channel", "the bias's gradient is read from the last weight's column", "features.py",
+             "mask=inside & (c == network.channels)", "mask=inside & (c == network.channels - 1)", "triton and values",
+             FEATURES),
+    Mutation("wrong-rows", "rows that do not follow each other are read as if they did", "projected_losses.py",
+             "return height == 1 or width == 1 or", "return True or", "triton and layouts", FEATURES),
+    Mutation("unscaled-features", "the features' gradient lacks the incoming one", "projected_losses.py",
+             "sums *= tl.load(factor).to(tl.float32)", "sums *= 1.0", "triton and values", FEATURES),
 )  # fmt: skip
 
 
@@ -91,7 +120,7 @@ def caught_by(mutation: Mutation) -> str | None:
         path.write_text(text.replace(mutation.old, mutation.new))
         pytest = [sys.executable, "-W", "ignore", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
         environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": folder}
-        command = [*pytest, TESTS, "-k", mutation.tests]
+        command = [*pytest, mutation.within, "-k", mutation.tests]
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
         raise RuntimeError(

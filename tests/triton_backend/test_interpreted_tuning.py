@@ -1,11 +1,13 @@
 """However kernels are cut into programs, the results are right: every alternative, and the loop over many classes."""
 
+import functools
+
 import pytest
 import torch
 from cases import OPTIONS, leaves, pairwise, relative_l2
 from test_interpreted_pixel_losses import compare, make_case, run_hakd, run_segmentation
 
-from hetero_kernels import functional
+from hetero_kernels import functional, reference
 from hetero_kernels.triton import tuning
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy on what is masked later
@@ -35,6 +37,29 @@ def test_looped_shapes(looped, shape):
 @pytest.mark.parametrize("kind", ["trained", "huge"])
 def test_looped_segmentation_options(looped, kind, options):
     compare(run_segmentation, "segmentation_loss", make_case("mixed strides", kind), **options)
+
+
+def test_looped_maxima_that_rise(looped):
+    """Every block has higher logits than the one before: sums are rescaled."""
+    student, teacher, labels = make_case("narrow tiles", "randn")
+    rising = torch.linspace(0, 30, 40)[:, None, None]
+    for kem in ("class", "none"):
+        compare(run_hakd, "hakd_loss", (student + rising, teacher + rising.flip(0), labels), kem=kem)
+        compare(run_hakd, "hakd_loss", (student + rising.flip(0), teacher + rising, labels), kem=kem, divergence="ce")
+
+
+def test_looped_accuracy_is_absolute(looped):
+    """Networks that are sure of one class everywhere: small differences of numbers near 1."""
+    torch.manual_seed(1)
+    labels = torch.full((1, 4, 32), 3)
+    student, teacher = torch.randn(2, 1, 19, 2, 8).mul(2).sub(10).unbind()
+    for logits in (student, teacher):
+        logits[:, 3] += 20
+    for function, run in (("hakd_loss", run_hakd), ("segmentation_loss", run_segmentation)):
+        exact = run(getattr(reference, function), (student, teacher, labels), torch.float64, {"temperature": 2.0})
+        ours = functools.partial(getattr(functional, function), backend="triton")
+        fused = run(ours, (student, teacher, labels), torch.float32, {"temperature": 2.0})
+        assert relative_l2(fused["student"], exact["student"]) <= 1e-6, function
 
 
 def test_looped_half_precision(looped):
