@@ -57,7 +57,7 @@ class Call {
     const bool weighted = class_weight && counts(0);
     if (!weighted && !(gradient && ((counts(0) && given(1)) || (counts(1) && given(0))))) return;
     float* parts = allocate<float>(2 * kDivisorBlocks);
-    launch("divisors_kernel", divisors_kernel, {kDivisorBlocks, 128, common_bytes(1)}, runtime_, problem_, class_weight, parts);
+    launch("divisors_kernel", divisors_kernel, {kDivisorBlocks, 128, common_bytes(ClassOrder(1, 1))}, runtime_, problem_, class_weight, parts);
     for (int i = 0; i < 2; ++i) {
       if (term[i].divisor != Divisor::kCount) continue;
       term[i].divisor = Divisor::kGiven;

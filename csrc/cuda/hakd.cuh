@@ -29,7 +29,7 @@ class HakdLoss {
   HK_DEVICE HakdLoss(const HakdProblem& p, const Tile& tile, const Lane& lane, const TileNetwork& student,
                      const TileNetwork& teacher, const float (&scale)[2])
       : p_(p), tile_(tile), lane_(lane), student_(student), teacher_(teacher), reader_(p, tile, lane), terms(p, tile, lane),
-        lanes_(Single ? 1 : lane.lanes), member_(Single ? 0 : lane.member),
+        lanes_(Single ? 1 : lane.lanes), first_(Single ? 0 : lane.position(0)),
         parameters_(Default ? HakdParameters<float>{p.temperature, true, Kem::kClass, false} : p.parameters()),
         hakd_scale_(scale[0] * p.temperature), proj_scale_(scale[1] / static_cast<float>(p.classes)) {}
 
@@ -42,27 +42,35 @@ class HakdLoss {
   }
 
  private:
-  // use(i, c) for the thread's classes.
+  // Lanes that share pixels and options that are decided as it goes take registers: then the teacher's sums stay in shared
+  // memory.
+  static constexpr bool kTeacherInRegisters = Single && Default;
+
+  HK_DEVICE int own_classes() const { return Single ? p_.classes : lane_.classes; }
+
+  // Which of the thread's classes class c is, -1 for none.
+  HK_DEVICE int own(int c) const { return Single ? c : lane_.own(c); }
+
+  // use(i) for the thread's classes.
   template <class Use>
   HK_DEVICE void each(Use use) const {
 #pragma unroll
     for (int i = 0; i < kClassesPerThread; ++i) {
-      const int c = member_ + i * lanes_;
-      if (c < p_.classes) use(i, c);
+      if (i < own_classes()) use(i);
     }
   }
 
   HK_DEVICE void unguarded_band(int row, int end) {
     const bool student_gradient = p_.student.gradient, teacher_gradient = Proj && p_.teacher.gradient;
     V upper[kClassesPerThread], lower[kClassesPerThread], teacher_upper[kClassesPerThread], teacher_lower[kClassesPerThread];
-    each([&](int i, int c) {
+    each([&](int i) {
       if (student_gradient) {
-        upper[i] = student_.sum(0, c, lane_);
-        lower[i] = student_.sum(1, c, lane_);
+        upper[i] = student_.sum(0, i, lane_);
+        lower[i] = student_.sum(1, i, lane_);
       }
-      if (teacher_gradient) {
-        teacher_upper[i] = teacher_.sum(0, c, lane_);
-        teacher_lower[i] = teacher_.sum(1, c, lane_);
+      if (kTeacherInRegisters && teacher_gradient) {
+        teacher_upper[i] = teacher_.sum(0, i, lane_);
+        teacher_lower[i] = teacher_.sum(1, i, lane_);
       }
     });
     const float unit = static_cast<float>(math::kLog2e) / p_.temperature;
@@ -72,20 +80,21 @@ class HakdLoss {
         terms.record(pixel, row, V(0.f), V(0.f));
         continue;
       }
+      const int labelled = own(pixel.label);
       const Corners student = student_.corners(lane_, row, unit), teacher = teacher_.corners(lane_, row, unit);
       HakdClass<V> kept[kClassesPerThread];
       BestClass best;
-      each([&](int i, int c) {
-        kept[i].student = student.logit(c);  // the logit, until its exponential takes its place
-        best.offer(parameters_.kmm ? kept[i].student : teacher.logit(c), c);
+      each([&](int i) {
+        kept[i].student = student.logit(first_ + i);  // the logit, until its exponential takes its place
+        best.offer(parameters_.kmm ? kept[i].student : teacher.logit(first_ + i), i);
       });
-      best.over_group(lanes_);
+      const int anchored = anchor_of(best);
       HakdSums<V> sums;
       const V proj(pixel.factor * proj_scale_), below(teacher_.row_part(row)), above(1.f - teacher_.row_part(row));
       const V student_below(student_.row_part(row)), student_above(1.f - student_.row_part(row));
-      each([&](int i, int c) {
-        const Chosen<V> label{c == pixel.label}, anchor{c == best.number};
-        const V w_t = teacher.logit(c);
+      each([&](int i) {
+        const Chosen<V> label{i == labelled}, anchor{i == anchored};
+        const V w_t = teacher.logit(first_ + i);
         HakdVisit<V> visit = exponentials<Power>(kept[i].student, w_t, label, anchor, parameters_, sums);
         HakdErrors<V> errors;
         mix<Proj>(visit, label, parameters_, sums, &errors);
@@ -96,7 +105,8 @@ class HakdLoss {
             upper[i] = fma(student_above, s, upper[i]);
             lower[i] = fma(student_below, s, lower[i]);
           }
-          if (teacher_gradient) {
+          if (!kTeacherInRegisters && teacher_gradient) teacher_.add(row, i, lane_, t);
+          if (kTeacherInRegisters && teacher_gradient) {
             teacher_upper[i] = fma(above, t, teacher_upper[i]);
             teacher_lower[i] = fma(below, t, teacher_lower[i]);
           }
@@ -110,28 +120,30 @@ class HakdLoss {
       terms.record(pixel, row, done.loss, sums.proj / V(static_cast<float>(p_.classes)));
       if (!student_gradient) continue;
       const HakdFactors<V> factors = gradient_factors(done, V(pixel.factor * hakd_scale_));
-      each([&](int i, int c) {
-        const V g = pixel.masked(gradient(kept[i], Chosen<V>{c == best.number}, factors));
+      each([&](int i) {
+        const V g = pixel.masked(gradient(kept[i], Chosen<V>{i == anchored}, factors));
         upper[i] = fma(student_above, g, upper[i]);
         lower[i] = fma(student_below, g, lower[i]);
       });
     }
-    each([&](int i, int c) {
+    each([&](int i) {
       if (student_gradient) {
-        student_.set_sum(0, c, lane_, upper[i]);
-        student_.set_sum(1, c, lane_, lower[i]);
+        student_.set_sum(0, i, lane_, upper[i]);
+        student_.set_sum(1, i, lane_, lower[i]);
       }
-      if (teacher_gradient) {
-        teacher_.set_sum(0, c, lane_, teacher_upper[i]);
-        teacher_.set_sum(1, c, lane_, teacher_lower[i]);
+      if (kTeacherInRegisters && teacher_gradient) {
+        teacher_.set_sum(0, i, lane_, teacher_upper[i]);
+        teacher_.set_sum(1, i, lane_, teacher_lower[i]);
       }
     });
   }
 
-  HK_DEVICE void add(const TileNetwork& network, int row, int c, V g) const {
-    const V below(network.row_part(row)), above(1.f - network.row_part(row));
-    network.set_sum(0, c, lane_, fma(above, g, network.sum(0, c, lane_)));
-    network.set_sum(1, c, lane_, fma(below, g, network.sum(1, c, lane_)));
+  // Which of the thread's classes the pixel's best one is, -1 for none; `best` names one of the thread's.
+  HK_DEVICE int anchor_of(BestClass& best) const {
+    if (Single) return best.number;
+    best.number = lane_.member + (best.number << lane_.order.shift);
+    best.over_group(lanes_);
+    return own(best.number);
   }
 
   HK_DEVICE void guarded_row(int row) {
@@ -140,27 +152,28 @@ class HakdLoss {
       terms.record(pixel, row, V(0.f), V(0.f));
       return;
     }
+    const int labelled = own(pixel.label);
     const HakdParameters<float> p = parameters_;
     const Corners student = student_.corners(lane_, row, 1.f), teacher = teacher_.corners(lane_, row, 1.f);
     BestClass best;
 #pragma unroll 1
-    for (int c = member_; c < p_.classes; c += lanes_) best.offer((p.kmm ? student : teacher).logit(c), c);
-    best.over_group(lanes_);
+    for (int i = 0; i < own_classes(); ++i) best.offer((p.kmm ? student : teacher).logit(first_ + i), i);
+    const int anchored = anchor_of(best);
 
     HakdSums<V> sums;
     HakdMaxima<V> maxima{V(-INFINITY), V(-INFINITY), V(-INFINITY)};
     const V proj(pixel.factor * proj_scale_);
 #pragma unroll 1
-    for (int c = member_; c < p_.classes; c += lanes_) {
-      const V z_t = teacher.logit(c);
-      const Chosen<V> label{c == pixel.label};
+    for (int i = 0; i < own_classes(); ++i) {
+      const V z_t = teacher.logit(first_ + i);
+      const Chosen<V> label{i == labelled};
       HakdMeasured<V> m;
       HakdErrors<V> errors;
-      reliabilities(student.logit(c), z_t, label, m);
+      reliabilities(student.logit(first_ + i), z_t, label, m);
       measure<Proj>(z_t, label, p, m, maxima, sums, &errors);
       if constexpr (Proj) {
-        if (p_.student.gradient) add(student_, row, c, pixel.masked(errors.student * proj));
-        if (p_.teacher.gradient) add(teacher_, row, c, pixel.masked(errors.teacher * proj));
+        if (p_.student.gradient) student_.add(row, i, lane_, pixel.masked(errors.student * proj));
+        if (p_.teacher.gradient) teacher_.add(row, i, lane_, pixel.masked(errors.teacher * proj));
       }
     }
     highest_over_group(maxima.student, lanes_);
@@ -169,25 +182,25 @@ class HakdLoss {
     add_over_group(sums.proj, lanes_);
 
     HakdAnchor<V> at_anchor;
-    const auto visit = [&](int c, HakdSums<V>& into, HakdAnchor<V>& anchored) {
-      const V z_t = teacher.logit(c);
-      const Chosen<V> label{c == pixel.label}, anchor{c == best.number};
+    const auto visit = [&](int i, HakdSums<V>& into, HakdAnchor<V>& at) {
+      const V z_t = teacher.logit(first_ + i);
+      const Chosen<V> label{i == labelled}, anchor{i == anchored};
       HakdMeasured<V> m;
       HakdClass<V> kept;
-      reliabilities(student.logit(c), z_t, label, m);
+      reliabilities(student.logit(first_ + i), z_t, label, m);
       score(z_t, label, p.kmm, m);
       V highest(0.f), scale(0.f);
       if (p.kem == Kem::kSpatial) {
-        const float* spatial = p_.spatial + tile_.image * 2 * p_.classes + c;
+        const float* spatial = p_.spatial + tile_.image * 2 * p_.classes + lane_.member + i * lanes_;
         highest = V(read(spatial));
         scale = V(read(spatial + p_.classes));
       }
-      weigh_student(m, anchor, p, maxima, into, anchored, kept);
+      weigh_student(m, anchor, p, maxima, into, at, kept);
       weigh_hybrid(m, anchor, p, highest, scale, maxima, into, kept);
       return kept;
     };
 #pragma unroll 1
-    for (int c = member_; c < p_.classes; c += lanes_) visit(c, sums, at_anchor);
+    for (int i = 0; i < own_classes(); ++i) visit(i, sums, at_anchor);
     add_over_group(sums, lanes_);
     add_over_group(at_anchor.z_s, lanes_);
     add_over_group(at_anchor.z_h, lanes_);
@@ -204,9 +217,9 @@ class HakdLoss {
     HakdSums<V> unused;
     HakdAnchor<V> nowhere;
 #pragma unroll 1
-    for (int c = member_; c < p_.classes; c += lanes_) {
-      const HakdClass<V> kept = visit(c, unused, nowhere);
-      add(student_, row, c, pixel.masked(gradient(kept, Chosen<V>{c == best.number}, factors)));
+    for (int i = 0; i < own_classes(); ++i) {
+      const HakdClass<V> kept = visit(i, unused, nowhere);
+      student_.add(row, i, lane_, pixel.masked(gradient(kept, Chosen<V>{i == anchored}, factors)));
     }
   }
 
@@ -220,15 +233,15 @@ class HakdLoss {
   TermSums terms;
 
  private:
-  const int lanes_, member_;
+  const int lanes_, first_;  // first_: position of the thread's first class
   const HakdParameters<float> parameters_;
   const float hakd_scale_, proj_scale_;
 };
 
 template <bool Default, int Power, bool Proj, bool Single>
-__global__ void __launch_bounds__(128) hakd_kernel(const HakdProblem p) {
+__global__ void __launch_bounds__(128, 2) hakd_kernel(const HakdProblem p) {
   SharedAllocator memory(dynamic_shared_memory());
-  const CommonArrays arrays(memory, p.classes);
+  const CommonArrays arrays(memory, ClassOrder(p.classes, p.lanes));
   const Tile tile(p);
   const Lane lane(p, tile);
   TileNetwork student(p.student, p, tile, memory, p.student.gradient), teacher(p.teacher, p, tile, memory, p.teacher.gradient);
@@ -258,11 +271,13 @@ class HakdScores {
     for (; row < end; ++row) {
       const Pixel pixel = reader_.at(row);
       const Corners student = student_.corners(lane_, row, 1.f), teacher = teacher_.corners(lane_, row, 1.f);
-      for (int c = lane_.member; lane_.inside && c < p_.classes; c += lane_.lanes) {
-        const V z_t = teacher.logit(c);
-        const Chosen<V> label{c == pixel.label};
+      const int labelled = lane_.own(pixel.label);
+      for (int i = 0; lane_.inside && i < lane_.classes; ++i) {
+        const int c = lane_.member + i * lane_.lanes;
+        const V z_t = teacher.logit(lane_.position(i));
+        const Chosen<V> label{i == labelled};
         HakdMeasured<V> m;
-        reliabilities(student.logit(c), z_t, label, m);
+        reliabilities(student.logit(lane_.position(i)), z_t, label, m);
         score(z_t, label, p_.kmm, m);
         V highest(scores_[at(0, c, lane_.column)]), sum(scores_[at(1, c, lane_.column)]);
         add_score(m.score, pixel.valid, highest, sum);

@@ -36,12 +36,12 @@ Plan make_plan(const PlanRequest& r, const Card& card) {
       if (rows <= fewest || plan.blocks >= int64_t(card.multiprocessors) * kBlocksPerCard) break;
     }
     const int classes = static_cast<int>(r.classes);
-    plan.shared_bytes = common_bytes(classes);
+    plan.shared_bytes = common_bytes(ClassOrder(classes, plan.lanes));
     for (NetworkPlan* n : {&plan.student, &plan.teacher}) {
       n->span = plan.columns.widest_reach(n->columns);
       n->slot_rows = plan.rows.widest_reach(n->rows);
       if (n == &plan.teacher && !r.has_teacher) continue;
-      plan.shared_bytes += network_bytes(classes, n->span, plan.rows.size, columns,
+      plan.shared_bytes += network_bytes(classes, plan.lanes, n->span, plan.rows.size, columns,
                                          n == &plan.student ? r.student_gradient : r.teacher_gradient);
     }
     if (plan.shared_bytes <= card.shared_per_block) break;

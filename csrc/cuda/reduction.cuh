@@ -12,7 +12,7 @@ constexpr int kDivisorBlocks = 256;
 // A block's part of the number of valid pixels and of the sum of their class weights, to `parts` [2, blocks].
 HK_KERNEL void __launch_bounds__(128) divisors_kernel(const Problem p, const float* class_weight, float* parts) {
   SharedAllocator memory(dynamic_shared_memory());
-  const CommonArrays arrays(memory, 1);
+  const CommonArrays arrays(memory, ClassOrder(1, 1));
   float count = 0.f, weights = 0.f;
   const int64_t rows = p.batch * p.rows.fine;
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
@@ -97,7 +97,7 @@ HK_KERNEL void __launch_bounds__(kFinishThreads) finish_kernel(const Problem p, 
     return finish_network(p, p.teacher, f.teacher, block - f.student_blocks, scale);
   }
   SharedAllocator memory(dynamic_shared_memory());
-  const CommonArrays arrays(memory, 1);
+  const CommonArrays arrays(memory, ClassOrder(1, 1));
   const Shared<double> scratch[2] = {memory.take<double>(kScratch), memory.take<double>(kScratch)};
   double sum[2] = {0, 0};
   for (int64_t i = threadIdx.x; i < f.parts; i += blockDim.x) {

@@ -25,7 +25,7 @@ class SegmentationLoss {
   HK_DEVICE SegmentationLoss(const SegmentationProblem& p, const Tile& tile, const Lane& lane, const TileNetwork& student,
                              const TileNetwork* teacher, Shared<float> class_weight, float weight_sum, const float (&scale)[2])
       : p_(p), lane_(lane), student_(student), teacher_(teacher), class_weight_(class_weight), reader_(p, tile, lane),
-        terms(p, tile, lane), lanes_(Single ? 1 : lane.lanes), member_(Single ? 0 : lane.member),
+        terms(p, tile, lane), lanes_(Single ? 1 : lane.lanes), first_(Single ? 0 : lane.position(0)),
         parameters_{p.temperature, Smooth ? p.smoothing : 0.f,
                     Smooth ? p.smoothing / static_cast<float>(p.classes) : 0.f, weight_sum},
         task_scale_(scale[0]), kd_scale_(scale[1]) {}
@@ -39,26 +39,39 @@ class SegmentationLoss {
   }
 
  private:
+  HK_DEVICE int own_classes() const { return Single ? p_.classes : lane_.classes; }
+
+  // Which of the thread's classes class c is, -1 for none.
+  HK_DEVICE int own(int c) const { return Single ? c : lane_.own(c); }
+
   template <class Use>
   HK_DEVICE void each(Use use) const {
 #pragma unroll
     for (int i = 0; i < kClassesPerThread; ++i) {
-      const int c = member_ + i * lanes_;
-      if (c < p_.classes) use(i, c);
+      if (i < own_classes()) use(i);
     }
   }
 
-  HK_DEVICE V weight(int c) const { return V(Smooth ? class_weight_[c] : 1.f); }
+  // Class weights lie as the classes do.
+  HK_DEVICE V weight(int i) const { return V(Smooth ? class_weight_[first_ + i] : 1.f); }
 
-  HK_DEVICE V label_weight(const Pixel& pixel) const { return V(class_weight_[pixel.valid ? pixel.label : 0]); }
+  HK_DEVICE int label_position(const Pixel& pixel) const { return lane_.order.position(pixel.valid ? pixel.label : 0); }
+  HK_DEVICE V label_weight(const Pixel& pixel) const { return V(class_weight_[label_position(pixel)]); }
+
+  // From the best of the thread's classes.
+  HK_DEVICE void best_of_pixel(BestClass& best) const {
+    if (Single) return;
+    best.number = lane_.member + (best.number << lane_.order.shift);
+    best.over_group(lanes_);
+  }
 
   HK_DEVICE void unguarded_band(int row, int end) {
     const bool wanted = p_.student.gradient;
     V upper[kClassesPerThread], lower[kClassesPerThread];
-    each([&](int i, int c) {
+    each([&](int i) {
       if (!wanted) return;
-      upper[i] = student_.sum(0, c, lane_);
-      lower[i] = student_.sum(1, c, lane_);
+      upper[i] = student_.sum(0, i, lane_);
+      lower[i] = student_.sum(1, i, lane_);
     });
     const float unit = static_cast<float>(math::kLog2e) / p_.temperature;
     const SegmentationMaxima<V> maxima;
@@ -68,25 +81,27 @@ class SegmentationLoss {
         terms.record(pixel, row, V(0.f), V(0.f));
         continue;
       }
+      const int labelled = own(pixel.label);
       const Corners student = student_.corners(lane_, row, unit);
       const Corners teacher = Teacher ? teacher_->corners(lane_, row, unit) : student;
       SegmentationClass<V> kept[kClassesPerThread];
       BestClass best;
       if constexpr (Teacher) {
-        each([&](int i, int c) {
-          kept[i].teacher = teacher.logit(c);  // the logit, until its exponential takes its place
-          best.offer(kept[i].teacher, c);
+        each([&](int i) {
+          kept[i].teacher = teacher.logit(first_ + i);  // the logit, until its exponential takes its place
+          best.offer(kept[i].teacher, i);
         });
-        best.over_group(lanes_);
+        best_of_pixel(best);
       }
+      const int anchored = own(best.number);
       SegmentationReference<V> reference;
-      if constexpr (Smooth) reference.label = student.logit(pixel.valid ? pixel.label : 0);
+      if constexpr (Smooth) reference.label = student.logit(label_position(pixel));
       SegmentationSums<V> sums;
-      each([&](int i, int c) {
-        const Chosen<V> label{c == pixel.label}, anchor{c == best.number};
+      each([&](int i) {
+        const Chosen<V> label{i == labelled}, anchor{i == anchored};
         V o_t(0.f);
         if constexpr (Teacher) o_t = kept[i].teacher;
-        kept[i] = visit<Power, Teacher, false, Smooth>(student.logit(c), o_t, label, anchor, weight(c), reference.label,
+        kept[i] = visit<Power, Teacher, false, Smooth>(student.logit(first_ + i), o_t, label, anchor, weight(i), reference.label,
                                                        parameters_, maxima, sums);
       });
       add_over_group<Teacher>(sums, lanes_);
@@ -97,17 +112,17 @@ class SegmentationLoss {
       terms.record(pixel, row, done.task, done.kd);
       if (!wanted) continue;
       const V below(student_.row_part(row)), above(1.f - student_.row_part(row));
-      each([&](int i, int c) {
-        const Chosen<V> label{c == pixel.label}, anchor{c == best.number};
-        const V g = pixel.masked(gradient<Power, Teacher, Smooth>(kept[i], done, label, anchor, weight(c)));
+      each([&](int i) {
+        const Chosen<V> label{i == labelled}, anchor{i == anchored};
+        const V g = pixel.masked(gradient<Power, Teacher, Smooth>(kept[i], done, label, anchor, weight(i)));
         upper[i] = fma(above, g, upper[i]);
         lower[i] = fma(below, g, lower[i]);
       });
     }
-    each([&](int i, int c) {
+    each([&](int i) {
       if (!wanted) return;
-      student_.set_sum(0, c, lane_, upper[i]);
-      student_.set_sum(1, c, lane_, lower[i]);
+      student_.set_sum(0, i, lane_, upper[i]);
+      student_.set_sum(1, i, lane_, lower[i]);
     });
   }
 
@@ -117,46 +132,46 @@ class SegmentationLoss {
       terms.record(pixel, row, V(0.f), V(0.f));
       return;
     }
+    const int labelled = own(pixel.label);
     const Corners student = student_.corners(lane_, row, 1.f);
     const Corners teacher = Teacher ? teacher_->corners(lane_, row, 1.f) : student;
     SegmentationMaxima<V> maxima;
     maxima.student = maxima.teacher = V(-INFINITY);
     BestClass best;
 #pragma unroll 1
-    for (int c = member_; c < p_.classes; c += lanes_) {
-      maxima.student = maximum(student.logit(c), maxima.student);
-      if constexpr (Teacher) best.offer(teacher.logit(c), c);
+    for (int i = 0; i < own_classes(); ++i) {
+      maxima.student = maximum(student.logit(first_ + i), maxima.student);
+      if constexpr (Teacher) best.offer(teacher.logit(first_ + i), i);
     }
     highest_over_group(maxima.student, lanes_);
-    best.over_group(lanes_);
+    best_of_pixel(best);
+    const int anchored = own(best.number);
     maxima.teacher = best.highest;
     SegmentationReference<V> reference;
-    reference.label = student.logit(pixel.valid ? pixel.label : 0);
+    reference.label = student.logit(label_position(pixel));
     if constexpr (Teacher) {
-      reference.student_anchor = student.logit(best.number);
-      reference.teacher_anchor = teacher.logit(best.number);
+      reference.student_anchor = student.logit(lane_.order.position(best.number));
+      reference.teacher_anchor = teacher.logit(lane_.order.position(best.number));
     }
     SegmentationSums<V> sums, unused;
-    const auto visit_class = [&](int c, SegmentationSums<V>& into) {
-      const Chosen<V> label{c == pixel.label}, anchor{c == best.number};
-      return visit<0, Teacher, true, Smooth>(student.logit(c), Teacher ? teacher.logit(c) : V(0.f), label, anchor, weight(c),
+    const auto visit_class = [&](int i, SegmentationSums<V>& into) {
+      const Chosen<V> label{i == labelled}, anchor{i == anchored};
+      return visit<0, Teacher, true, Smooth>(student.logit(first_ + i), Teacher ? teacher.logit(first_ + i) : V(0.f), label, anchor, weight(i),
                                              reference.label, parameters_, maxima, into);
     };
 #pragma unroll 1
-    for (int c = member_; c < p_.classes; c += lanes_) visit_class(c, sums);
+    for (int i = 0; i < own_classes(); ++i) visit_class(i, sums);
     add_over_group<Teacher>(sums, lanes_);
     const SegmentationPixel<V> done =
         finish<Teacher, true>(sums, parameters_, reference, label_weight(pixel), V(pixel.factor * task_scale_),
                               V(pixel.factor * kd_scale_), maxima);
     terms.record(pixel, row, done.task, done.kd);
     if (!p_.student.gradient) return;
-    const V below(student_.row_part(row)), above(1.f - student_.row_part(row));
 #pragma unroll 1
-    for (int c = member_; c < p_.classes; c += lanes_) {
-      const Chosen<V> label{c == pixel.label}, anchor{c == best.number};
-      const V g = pixel.masked(gradient<0, Teacher, Smooth>(visit_class(c, unused), done, label, anchor, weight(c)));
-      student_.set_sum(0, c, lane_, fma(above, g, student_.sum(0, c, lane_)));
-      student_.set_sum(1, c, lane_, fma(below, g, student_.sum(1, c, lane_)));
+    for (int i = 0; i < own_classes(); ++i) {
+      const Chosen<V> label{i == labelled}, anchor{i == anchored};
+      const V g = pixel.masked(gradient<0, Teacher, Smooth>(visit_class(i, unused), done, label, anchor, weight(i)));
+      student_.add(row, i, lane_, g);
     }
   }
 
@@ -171,22 +186,22 @@ class SegmentationLoss {
   TermSums terms;
 
  private:
-  const int lanes_, member_;
+  const int lanes_, first_;  // first_: position of the thread's first class
   const SegmentationParameters<float> parameters_;
   const float task_scale_, kd_scale_;
 };
 
 template <bool Teacher, int Power, bool Smooth, bool Single>
-__global__ void __launch_bounds__(128) segmentation_kernel(const SegmentationProblem p) {
+__global__ void __launch_bounds__(128, 2) segmentation_kernel(const SegmentationProblem p) {
   SharedAllocator memory(dynamic_shared_memory());
-  const CommonArrays arrays(memory, p.classes);
+  const CommonArrays arrays(memory, ClassOrder(p.classes, p.lanes));
   const Tile tile(p);
   const Lane lane(p, tile);
   TileNetwork student(p.student, p, tile, memory, p.student.gradient);
   float weight_sum = 0.f;
   for (int c = threadIdx.x; c < p.classes; c += blockDim.x) {
     const float weight = p.class_weight ? read(p.class_weight + c) : 1.f;
-    arrays.per_class.set(c, weight);
+    arrays.per_class.set(lane.order.position(c), weight);
     weight_sum += weight;
   }
   weight_sum = sum_over_block(weight_sum, arrays.scratch[2]);

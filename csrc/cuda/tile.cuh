@@ -37,18 +37,23 @@ struct Tile {
   }
 };
 
-// The part of a tile that a thread has.
+// The part of a tile that a thread has. Class i of a lane is class member + i lanes of the pixel.
 struct Lane {
-  int column, member, lanes;  // member: of the lanes that share the pixel; it has the classes member + i lanes
+  ClassOrder order;
+  int lanes, column, member, classes;  // `classes`: how many the lane has
   bool inside;
 
-  HK_DEVICE Lane(const Problem& p, const Tile& tile) {
-    lanes = p.lanes;
-    member = threadIdx.x % lanes;
-    column = threadIdx.x / lanes;
+  HK_DEVICE Lane(const Problem& p, const Tile& tile) : order(p.classes, p.lanes), lanes(p.lanes) {
+    member = threadIdx.x & (lanes - 1);
+    column = threadIdx.x >> order.shift;
+    classes = (p.classes - member + lanes - 1) >> order.shift;
     inside = column < tile.columns;
     if (!inside) column = tile.columns - 1;
   }
+
+  // Which of the lane's classes class c is; -1: none.
+  HK_DEVICE int own(int c) const { return c >= 0 && order.member(c) == member ? c >> order.shift : -1; }
+  HK_DEVICE int position(int i) const { return member * order.stride + i; }
 };
 
 // A pixel's four coarse neighbours.
@@ -57,8 +62,9 @@ struct Corners {
   int left, right;
   float upper_left, lower_left, upper_right, lower_right;  // weights
 
-  HK_DEVICE Value logit(int c) const {
-    const Pair l = pairs[left + c], r = pairs[right + c];
+  // Of the class at a position of ClassOrder.
+  HK_DEVICE Value logit(int position) const {
+    const Pair l = pairs[left + position], r = pairs[right + position];
     return Value(::fmaf(lower_right, r.lower,
                         ::fmaf(upper_right, r.upper, ::fmaf(lower_left, l.lower, upper_left * l.upper))));
   }
@@ -68,8 +74,8 @@ class TileNetwork {
  public:
   HK_DEVICE TileNetwork(const Network& network, const Problem& p, const Tile& tile, SharedAllocator& memory,
                         bool accumulates)
-      : network_(network), tile_(tile), classes_(p.classes), pitch_(column_pitch(p.classes)) {
-    pairs_ = memory.take<Pair>(network.span * pitch_);
+      : network_(network), tile_(tile), classes_(p.classes), order_(p.classes, p.lanes) {
+    pairs_ = memory.take<Pair>(network.span * order_.pitch);
     left_ = memory.take<int>(tile.capacity);
     part_ = memory.take<float>(tile.capacity);
     first_ = memory.take<int>(network.span + 2);
@@ -118,7 +124,7 @@ class TileNetwork {
     const int inner = by_class ? classes_ : span_, count = classes_ * span_;
     for (int i = threadIdx.x; i < count; i += blockDim.x) {
       const int outer = i / inner, rest = i - outer * inner;
-      const int c = by_class ? rest : outer, n = by_class ? outer : rest, at = n * pitch_ + c;
+      const int c = by_class ? rest : outer, n = by_class ? outer : rest, at = n * order_.pitch + order_.position(c);
       const int64_t offset = start + c * network_.stride[1] + n * network_.stride[3];
       Pair pair;
       pair.upper = next ? pairs_[at].lower : read_float(network_.logits, network_.dtype, offset);
@@ -136,7 +142,7 @@ class TileNetwork {
     const float x = part_[lane.column], y = row_part_[row];
     const int left = left_[lane.column];
     const bool single = network_.columns.identity || first_column_ + left + 1 >= network_.columns.coarse;
-    return {pairs_, left * pitch_, (left + !single) * pitch_, (1.f - x) * (1.f - y) * unit, (1.f - x) * y * unit,
+    return {pairs_, left * order_.pitch, (left + !single) * order_.pitch, (1.f - x) * (1.f - y) * unit, (1.f - x) * y * unit,
             x * (1.f - y) * unit, x * y * unit};
   }
 
@@ -146,18 +152,24 @@ class TileNetwork {
   HK_DEVICE void open(const Lane& lane) {
     if (!network_.gradient || !fresh_) return;
     side_ = !side_;
-    for (int c = lane.member; lane.inside && c < classes_; c += lane.lanes) {
-      if (!carried_) sums_.set(at(side_, c, lane.column), 0.f);
-      sums_.set(at(!side_, c, lane.column), 0.f);
+    for (int i = 0; lane.inside && i < lane.classes; ++i) {
+      if (!carried_) sums_.set(at(side_, i, lane), 0.f);
+      sums_.set(at(!side_, i, lane), 0.f);
     }
   }
 
-  // The thread's sum of a class's gradient at the band's upper coarse row (`lower` 0) or lower one (1).
-  HK_DEVICE Value sum(int lower, int c, const Lane& lane) const {
-    return Value(lane.inside ? sums_[at(side_ ^ lower, c, lane.column)] : 0.f);
+  // The thread's sum of its class i's gradient at the band's upper coarse row (`lower` 0) or lower one (1).
+  HK_DEVICE Value sum(int lower, int i, const Lane& lane) const {
+    return Value(lane.inside ? sums_[at(side_ ^ lower, i, lane)] : 0.f);
   }
-  HK_DEVICE void set_sum(int lower, int c, const Lane& lane, Value x) const {
-    if (lane.inside) sums_.set(at(side_ ^ lower, c, lane.column), x.v);
+  HK_DEVICE void set_sum(int lower, int i, const Lane& lane, Value x) const {
+    if (lane.inside) sums_.set(at(side_ ^ lower, i, lane), x.v);
+  }
+  // Adds a gradient of a pixel of `row`.
+  HK_DEVICE void add(int row, int i, const Lane& lane, Value g) const {
+    const Value below(row_part_[row]), above(1.f - row_part_[row]);
+    set_sum(0, i, lane, fma(above, g, sum(0, i, lane)));
+    set_sum(1, i, lane, fma(below, g, sum(1, i, lane)));
   }
 
   // After a barrier: writes the coarse rows that the walk leaves, if `upper` (-1 at the end) is the next one.
@@ -169,6 +181,9 @@ class TileNetwork {
 
  private:
   HK_DEVICE int at(int side, int c, int column) const { return (side * classes_ + c) * tile_.capacity + column; }
+  HK_DEVICE int at(int side, int i, const Lane& lane) const {
+    return at(side, lane.member + (i << order_.shift), lane.column);
+  }
 
   HK_DEVICE void write_row(int lower, int row) const {
     if (first_row_ + row >= network_.rows.coarse) return;
@@ -196,7 +211,8 @@ class TileNetwork {
 
   const Network& network_;
   const Tile& tile_;
-  const int classes_, pitch_;
+  const int classes_;
+  const ClassOrder order_;
   Shared<Pair> pairs_;
   Shared<int> left_, first_, row_;
   Shared<float> part_, row_part_, sums_;

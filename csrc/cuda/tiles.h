@@ -49,19 +49,30 @@ HK_INLINE int lanes_per_pixel(int64_t classes) {
   return lanes;
 }
 
-// Distance of two columns of staged logits; odd, so that columns lie on different banks.
-HK_INLINE int column_pitch(int classes) { return classes | 1; }
+// How the classes of a column of staged logits lie in shared memory: a lane's one after the other, so that it finds them
+// at constant distances. Distances of lanes and of columns are odd, so that they lie on different banks.
+struct ClassOrder {
+  int shift, stride, pitch;  // lanes = 1 << shift
+
+  HK_INLINE ClassOrder(int classes, int lanes) : shift(0) {
+    while (1 << shift < lanes) ++shift;
+    stride = (classes + lanes - 1) / lanes | 1;
+    pitch = stride << shift | 1;
+  }
+  HK_INLINE int member(int c) const { return c & ((1 << shift) - 1); }
+  HK_INLINE int position(int c) const { return member(c) * stride + (c >> shift); }
+};
 
 constexpr int kScratch = 32;  // values that a sum over a block needs
 
 // Bytes of a block's arrays, as the kernels take them (tile.cuh).
 constexpr int64_t array_bytes(int64_t count, int64_t size) { return (count * size + 15) / 16 * 16; }
 
-inline int64_t network_bytes(int classes, int span, int rows, int columns, bool accumulates) {
-  return array_bytes(int64_t(span) * column_pitch(classes), 8) + 2 * array_bytes(columns, 4) + array_bytes(span + 2, 4) +
+inline int64_t network_bytes(int classes, int lanes, int span, int rows, int columns, bool accumulates) {
+  return array_bytes(int64_t(span) * ClassOrder(classes, lanes).pitch, 8) + 2 * array_bytes(columns, 4) + array_bytes(span + 2, 4) +
          2 * array_bytes(rows, 4) + (accumulates ? array_bytes(2 * int64_t(classes) * columns, 4) : 0);
 }
 
-inline int64_t common_bytes(int classes) { return 4 * array_bytes(kScratch, 4) + array_bytes(classes, 4); }
+inline int64_t common_bytes(const ClassOrder& order) { return 4 * array_bytes(kScratch, 4) + array_bytes(order.pitch, 4); }
 
 }  // namespace hetero::cuda

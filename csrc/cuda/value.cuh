@@ -52,7 +52,7 @@ HK_INLINE bool operator>(Value a, Value b) { return a.v > b.v; }
 HK_INLINE bool operator==(Value a, Value b) { return a.v == b.v; }
 HK_INLINE Value select(bool mask, Value a, Value b) { return mask ? a : b; }
 HK_INLINE Value maximum(Value a, Value b) { return a.v > b.v ? a : b; }
-HK_INLINE Value add_unless(bool mask, Value sum, Value x) { return Value(sum.v + (mask ? 0.f : x.v)); }
+HK_INLINE Value add_unless(bool mask, Value sum, Value x) { return mask ? sum : Value(sum.v + x.v); }
 HK_INLINE Value fma(Value a, Value b, Value c) { return Value(::fmaf(a.v, b.v, c.v)); }
 HK_INLINE Value operator/(Value a, Value b) { return Value(a.v * approximate::reciprocal(b.v)); }
 

@@ -93,10 +93,10 @@ struct CommonArrays {
   Shared<float> scratch[3], per_class;
   Shared<int> counts;
 
-  HK_DEVICE CommonArrays(SharedAllocator& memory, int classes) {
+  HK_DEVICE CommonArrays(SharedAllocator& memory, const ClassOrder& order) {
     for (Shared<float>& s : scratch) s = memory.take<float>(kScratch);
     counts = memory.take<int>(kScratch);
-    per_class = memory.take<float>(classes);
+    per_class = memory.take<float>(order.pitch);
   }
 };
 
