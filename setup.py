@@ -74,10 +74,10 @@ def run(command: list[str]) -> None:
 
 def explain(lines: list[str]) -> str:
     """One message for a build that failed with this output."""
-    text = " ".join(lines)
-    if ours := re.search(r"hetero-kernels: no CUDA library \((.*?)\) (?:Call Stack|--|$)", text + " "):
-        if "CMake Error" in text[: ours.start()]:
-            return f"hetero-kernels: HETERO_KERNELS_CUDA=1 insists on the CUDA library: {ours[1]}"
+    text = "\n".join(lines)
+    reason = re.search(r"hetero-kernels: no CUDA library \((.*)\)", text)
+    if reason and "HETERO_KERNELS_CUDA=1 insists" in text:
+        return f"hetero-kernels: HETERO_KERNELS_CUDA=1 insists on the CUDA library: {reason[1]}"
     if "CMAKE_CXX_COMPILER" in text:
         return "hetero-kernels: no C++ compiler was found; install one for C++20 (GCC >= 11, Clang >= 14) or set CXX"
     wrong = next((line for line in lines if re.search(r"\berror\b", line, re.I)), lines[-1] if lines else "no output")

@@ -43,8 +43,12 @@ class HakdLoss {
 
  private:
   // Lanes that share pixels and options that are decided as it goes take registers: then the teacher's sums stay in shared
-  // memory.
+  // memory. So they do on sm_80, where the compiler would spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
+  static constexpr bool kTeacherInRegisters = false;
+#else
   static constexpr bool kTeacherInRegisters = Single && Default;
+#endif
 
   HK_DEVICE int own_classes() const { return Single ? p_.classes : lane_.classes; }
 
@@ -312,7 +316,7 @@ class HakdScores {
   const Shared<float> scores_;
 };
 
-HK_KERNEL void __launch_bounds__(128) hakd_scores_kernel(const HakdProblem p) {
+HK_KERNEL void __launch_bounds__(128, 4) hakd_scores_kernel(const HakdProblem p) {
   SharedAllocator memory(dynamic_shared_memory());
   const Tile tile(p);
   const Lane lane(p, tile);

@@ -1,4 +1,4 @@
-"""The CUDA kernels' machine code for sm_90, where there is an nvcc: no spills, and a budget for what runs per element."""
+"""The CUDA kernels' machine code for sm_90, where there is an nvcc: no spills, and a budget per element."""
 
 import pytest
 

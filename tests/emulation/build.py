@@ -16,7 +16,7 @@ import sysconfig
 import types
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 SOURCES = ("bridge.cpp", "emulation.cpp", "fiber.cpp")
 
@@ -47,7 +47,7 @@ def flags() -> list[str]:
     common = ["-std=c++20", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", "-Wno-psabi",
               "-march=native", "-ffp-contract=fast", "-fno-math-errno"]  # fmt: skip
     if sanitized():
-        return [*common, "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+        return [*common, "-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     return [*common, "-O2"]
 
 

@@ -45,6 +45,7 @@ inline void other_collective(float*) {
   }
 }
 inline void guard_zone(float* out) { out[64] = 0.f; }
+inline void wild_write(float* out) { out[130] = 0.f; }  // past the guard zone
 inline void unwritten(float* out) { write(out + threadIdx.x, array(64)[threadIdx.x]); }
 inline void beyond_array(float*) { array(64).set(threadIdx.x + 1, 0.f); }
 inline void beyond_memory(float*) { array(65).set(64, 0.f); }
@@ -100,6 +101,7 @@ inline double run(const std::string& name) {
   if (name == "beyond_buffer") return start(beyond_buffer);
   if (name == "guard_zone") return start(guard_zone);
   if (name == "shuffles") return start(shuffles);
+  if (name == "wild_write") return start(wild_write);
   if (name == "copies") return start(copies);
   if (name == "early_copy") return start(early_copy);
   if (name == "meeting_blocks") return start(meeting_blocks, 2);
