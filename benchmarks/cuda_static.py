@@ -104,6 +104,17 @@ def inspect(cubin: Path) -> list[Kernel]:
     return kernels
 
 
+def kernel_of(launch: gpu_static.Launch, classes: int) -> tuple[str, int]:
+    """The CUDA kernel that does what a launch of Triton's does, and the lanes that share a pixel."""
+    lanes = 1
+    while lanes < 32 and classes > lanes * CLASSES_PER_THREAD:
+        lanes *= 2
+    single = int(lanes == 1)
+    if launch.name == "hakd_kernel":
+        return f"hakd_kernel<1,2,{int(launch.constants['PROJ'])},{single}>", lanes
+    return f"segmentation_kernel<{int(launch.constants['HAS_TEACHER'])},1,0,{single}>", lanes
+
+
 def compile_file(name: str, target: str, folder: Path) -> Path:
     """A cubin of one of the .cu files."""
     cubin = folder / f"{name}_{target}.cubin"
