@@ -7,12 +7,12 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 CUDA_ARCHS ?= 90
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-triton test-kernels test-trainer test-packaging lint bench bench-quick gpu-check clean
+.PHONY: demo test test-triton test-emulation test-kernels test-trainer test-packaging lint bench bench-quick gpu-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/heteroakd demo
 
-test: lint test-kernels test-triton test-trainer test-packaging
+test: lint test-kernels test-triton test-emulation test-trainer test-packaging
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -28,8 +28,13 @@ test-triton: $(VENV)/installed
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/test_projected_losses.py -k triton
 	$(BIN)/python -m pytest -q tests/triton_backend/test_compiled.py tests/triton_backend/test_gpu_check.py tests/triton_backend/test_mutations.py
 
+# The CUDA kernels without a GPU: compiled by g++ and run on the host, with planted mistakes and under sanitizers; and by
+# nvcc, where there is one.
+test-emulation: $(VENV)/installed
+	$(BIN)/python -m pytest -q tests/cuda_backend
+
 test-trainer: $(VENV)/installed
-	$(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/triton_backend
+	$(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/triton_backend --ignore=tests/cuda_backend
 
 # Wheels, source distribution, build isolation, and one build under an older torch.
 test-packaging: $(VENV)/installed

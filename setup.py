@@ -2,7 +2,7 @@
 
 Environment:
     HETERO_KERNELS_TORCH_DIR  folder of the torch package to build against (default: the environment's)
-    HETERO_KERNELS_CUDA       0 leaves the CUDA library out
+    HETERO_KERNELS_CUDA       0 leaves the CUDA library out, 1 insists on it (default: where torch and nvcc fit)
     HETERO_KERNELS_CUDA_ARCHS CUDA architectures in CMake's notation, e.g. "90;120"
 """
 
@@ -55,6 +55,37 @@ def torch_facts(folder: Path) -> tuple[str, str]:
     return version[1], cuda[1] if cuda else ""
 
 
+def run(command: list[str]) -> None:
+    """Runs a step of the build, showing what it prints; a failure ends in one message that says what went wrong."""
+    try:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )  # fmt: skip
+    except FileNotFoundError:
+        sys.exit(f"hetero-kernels: {command[0]} is needed to build and was not found (pip install {command[0]})")
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line.strip())
+    if process.wait():
+        sys.exit(explain(lines))
+
+
+def explain(lines: list[str]) -> str:
+    """One message for a build that failed with this output."""
+    text = "\n".join(lines)
+    reason = re.search(r"hetero-kernels: no CUDA library \((.*)\)", text)
+    if reason and "HETERO_KERNELS_CUDA=1 insists" in text:
+        return f"hetero-kernels: HETERO_KERNELS_CUDA=1 insists on the CUDA library: {reason[1]}"
+    if "CMAKE_CXX_COMPILER" in text:
+        return "hetero-kernels: no C++ compiler was found; install one for C++20 (GCC >= 11, Clang >= 14) or set CXX"
+    wrong = next((line for line in lines if re.search(r"\berror\b", line, re.I)), lines[-1] if lines else "no output")
+    cuda = any(".cu" in line and "FAILED" in line for line in lines) or "nvcc" in wrong or "CUDA" in wrong
+    advice = "HETERO_KERNELS_CUDA=0 builds without CUDA" if cuda else "C++20 is needed: GCC >= 11 or Clang >= 14"
+    return f"hetero-kernels: the build failed: {wrong} ({advice}; the full log is above, with pip install -v)"
+
+
 class CMakeBuild(build_ext):
     """Runs CMake once; its install step puts all libraries into the package."""
 
@@ -78,12 +109,12 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DHK_TORCH_DIR={folder}", f"-DHK_TORCH_VERSION={version}", f"-DHK_TORCH_CUDA={cuda}",
-            f"-DHK_CUDA={'OFF' if os.environ.get('HETERO_KERNELS_CUDA') == '0' else 'ON'}",
+            f"-DHK_CUDA={ {'0': 'OFF', '1': 'ON'}.get(os.environ.get('HETERO_KERNELS_CUDA', ''), 'AUTO') }",
         ]  # fmt: skip
         if architectures := os.environ.get("HETERO_KERNELS_CUDA_ARCHS"):
             configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
         for command in (configure, ["cmake", "--build", str(build)], ["cmake", "--install", str(build)]):
-            subprocess.run(command, check=True)
+            run(command)
 
 
 setup(ext_modules=[Extension("hetero_kernels._host", sources=[])], cmdclass={"build_ext": CMakeBuild})

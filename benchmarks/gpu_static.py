@@ -4,8 +4,9 @@ An element is a (pixel, class) of the pixel losses, a thousand multiplications o
 
     python -m benchmarks.gpu_static [--targets sm_90 gfx942]
 
-The kernels are compiled ahead of time exactly as they would be launched: the losses run on meta tensors of the paper's
-sizes, their launches are recorded instead of started, and arguments are specialised as Triton's launcher does.
+The CUDA kernels' table comes first where there is an nvcc (cuda_static.py). Triton's are compiled ahead of time exactly
+as they would be launched: the losses run on meta tensors of the paper's sizes, their launches are recorded instead of
+started, and arguments are specialised as Triton's launcher does.
 Counts are of the machine code. No time is measured here; none is claimed.
 """
 
@@ -315,7 +316,12 @@ def main() -> None:
         from . import gpu_model
 
         return print(gpu_model.table())
+    from . import cuda_static
+
     names = {v: k for k, v in DTYPES.items()}
+    if cuda_static.nvcc():
+        targets = [t for t in options.targets if t.startswith("sm_")]
+        print(f"CUDA, every dtype\n\n{cuda_static.table(targets)}\n\nTriton\n")
     print(table(options.targets, [names[d] for d in options.dtypes]))
 
 

@@ -1,12 +1,41 @@
-// The host module `hetero_kernels._host`: what the libraries were built with and which CPU instruction set runs. It needs
-// no torch, so that it still answers where a library cannot be loaded.
+// The host module `hetero_kernels._host`: what the libraries were built with, which CPU instruction set runs, and how the
+// CUDA kernels would be launched. It needs neither torch nor CUDA, so that it still answers where a library cannot be loaded.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+#include <utility>
+
 #include "cpu/instruction_set.h"
+#include "cuda/plan.h"
 
 namespace py = pybind11;
+
+namespace {
+
+using Size = std::pair<int64_t, int64_t>;
+
+py::dict cuda_plan(int64_t batch, int64_t classes, Size loss, Size student, std::optional<Size> teacher, bool student_gradient,
+                   bool teacher_gradient, bool align_corners, int multiprocessors, int64_t shared_per_block,
+                   int64_t shared_per_multiprocessor, int threads_per_multiprocessor) {
+  const Size other = teacher.value_or(student);
+  const hetero::cuda::Plan plan = hetero::cuda::make_plan(
+      {batch, classes, {loss.first, loss.second}, {student.first, student.second}, {other.first, other.second},
+       teacher.has_value(), student_gradient, teacher_gradient, align_corners},
+      {multiprocessors, shared_per_block, shared_per_multiprocessor, threads_per_multiprocessor});
+  py::dict out;
+  out["tile"] = py::make_tuple(plan.rows.size, plan.columns.size);
+  out["tiles"] = py::make_tuple(plan.rows.count, plan.columns.count);
+  out["lanes"] = plan.lanes;
+  out["threads"] = plan.threads;
+  out["blocks"] = plan.blocks;
+  out["shared_bytes"] = plan.shared_bytes;
+  out["blocks_per_multiprocessor"] = plan.blocks_per_multiprocessor;
+  return out;
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_host, m, py::mod_gil_not_used()) {
   m.doc() = "Build facts of hetero_kernels' compiled libraries.";
@@ -17,11 +46,23 @@ PYBIND11_MODULE(_host, m, py::mod_gil_not_used()) {
         info["torch"] = HK_BUILD_TORCH;
         info["compiler"] = HK_BUILD_COMPILER;
         info["cuda"] = HK_BUILD_CUDA;
+        info["cuda_architectures"] = HK_BUILD_ARCHITECTURES;
         return info;
       },
-      "dict: torch the build ran against, the C++ compiler, and the CUDA version (empty: no CUDA library).");
+      "dict: torch the build ran against, the C++ compiler, and the CUDA library's version and architectures in CMake's "
+      "notation (empty: none was built).");
   m.def("instruction_sets", &hetero::cpu::instruction_sets,
         "Instruction sets this machine runs and this build contains, best first.");
   m.def("active_instruction_set", &hetero::cpu::active_instruction_set,
         "The one that runs now; HETERO_KERNELS_CPU_ISA forces one. Raises RuntimeError if that one cannot run.");
+  const hetero::cuda::Card card;
+  m.def("cuda_plan", &cuda_plan,
+        "How a pixel loss's main kernel is launched, for a card: tile (rows, columns) of the loss grid, tiles of an image, lanes "
+        "that share a pixel, threads and shared bytes of a block, blocks, and blocks that fit a multiprocessor by threads and "
+        "shared memory. Sizes are (height, width). Raises RuntimeError where nothing fits.",
+        py::arg("batch"), py::arg("classes"), py::arg("loss"), py::arg("student"), py::arg("teacher") = py::none(),
+        py::arg("student_gradient") = true, py::arg("teacher_gradient") = false, py::arg("align_corners") = false,
+        py::arg("multiprocessors") = card.multiprocessors, py::arg("shared_per_block") = card.shared_per_block,
+        py::arg("shared_per_multiprocessor") = card.shared_per_multiprocessor,
+        py::arg("threads_per_multiprocessor") = card.threads_per_multiprocessor);
 }

@@ -38,7 +38,10 @@ def describe_config() -> str:
         lines.append("build: the compiled parts are not installed; only the reference runs")
     else:
         built = host.build_info()
-        lines.append("build: " + ", ".join(f"{key} {value}" for key, value in built.items()))
+        architectures = built.pop("cuda_architectures")
+        lines.append("build: " + ", ".join(f"{key} {value or 'none'}" for key, value in built.items()))
+        if architectures:
+            lines.append(f"cuda architectures: {architectures.replace(';', ', ')}")
         try:
             active = host.active_instruction_set()
         except RuntimeError as error:

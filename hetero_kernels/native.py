@@ -42,16 +42,37 @@ def _load(name: str) -> Library:
     return Library(found[0], None)
 
 
+def serves(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether code for ``architectures`` (CMake's notation, "80-real;90-real;120") runs on a GPU of this compute
+    capability: machine code within its major version, on the same minor one or a later; PTX on everything later."""
+    for entry in filter(None, architectures.split(";")):
+        number, _, kind = entry.partition("-")
+        specific = number[-1] in "af"  # sm_90a and the like run nowhere else
+        major, minor = divmod(int(number.rstrip("af")), 10)
+        same_minor = minor == capability[1]
+        if kind != "virtual" and major == capability[0] and (same_minor or (minor < capability[1] and not specific)):
+            return True
+        if kind != "real" and not specific and (major, minor) <= capability:
+            return True
+    return False
+
+
 def _load_cuda() -> Library:
-    info = host_module()
-    if info is not None and not info.build_info()["cuda"]:
+    host = host_module()
+    info = {"cuda": "", "cuda_architectures": ""} if host is None else host.build_info()
+    if not info["cuda"]:
         return Library(None, "the CUDA library was not built (no CUDA toolkit or CPU-only torch at build time)")
     if not torch.cuda.is_available():
         return Library(None, "torch sees no CUDA device")
-    library = _load("cuda")
-    if library.problem is None:
-        return Library(library.path, "the CUDA library of this version has no kernels yet")
-    return library
+    for device in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(device)
+        if not serves(info["cuda_architectures"], capability):
+            return Library(
+                None,
+                f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, "
+                f"the CUDA library was built for {info['cuda_architectures']}; HETERO_KERNELS_CUDA_ARCHS adds others",
+            )
+    return _load("cuda")
 
 
 @functools.cache

@@ -1,10 +1,11 @@
-"""Plants mistakes in a copy of the Triton kernels and records which test notices.
+"""Plants mistakes in a copy of the Triton or the CUDA kernels and records which test notices.
 
-    python tests/mutations.py             # all, a table on the standard output
+    python tests/mutations.py             # all, tables on the standard output
     python tests/mutations.py --write     # and into tests/README.md
     python tests/mutations.py wrong-halo  # by name
 
-A mutation is a text of one file and what it becomes. The interpreter's tests run on the copy until one fails.
+A mutation is a text of one file and what it becomes. The interpreter's tests, or the emulation's, run on the copy until
+one fails.
 """
 
 from __future__ import annotations
@@ -20,13 +21,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-KERNELS = "hetero_kernels/triton"
-PIXELS, TILINGS, FEATURES = (
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Where a backend's kernels are, and the tests that run them without a GPU."""
+
+    name: str
+    kernels: str
+    tests: str
+    environment: dict[str, str]
+
+    @property
+    def begin(self) -> str:
+        return f"<!-- {self.name} mutations: begin -->"
+
+    @property
+    def end(self) -> str:
+        return f"<!-- {self.name} mutations: end -->"
+
+
+TRITON = Suite(
+    "triton",
+    "hetero_kernels/triton",
     "tests/triton_backend/test_interpreted_pixel_losses.py",
-    "tests/triton_backend/test_interpreted_tuning.py",
-    "tests/test_projected_losses.py",
+    {"TRITON_INTERPRET": "1"},
 )
-BEGIN, END = "<!-- mutations: begin -->", "<!-- mutations: end -->"
+TILINGS, FEATURES = "tests/triton_backend/test_interpreted_tuning.py", "tests/test_projected_losses.py"
+CUDA = Suite("cuda", "csrc/cuda", "tests/cuda_backend/test_emulated_pixel_losses.py", {})
 
 
 @dataclass(frozen=True)
@@ -37,7 +59,12 @@ class Mutation:
     old: str
     new: str
     tests: str  # pytest -k
-    within: str = PIXELS
+    within: str = ""  # another file than the suite's
+    suite: Suite = TRITON
+
+
+def cuda(name: str, what: str, file: str, old: str, new: str, tests: str) -> Mutation:
+    return Mutation(name, what, file, old, new, tests, suite=CUDA)
 
 
 MUTATIONS = (
@@ -106,6 +133,86 @@ MUTATIONS = (
 )  # fmt: skip
 
 
+# Barriers, bounds, masks and waits of the CUDA kernels, one at a time; then their arithmetic.
+CUDA_MUTATIONS = (
+    cuda("no-barrier-after-tables", "positions are read before all are there", "walk.cuh",
+         "  __syncthreads();\n  for (int row", "  for (int row", "shapes"),
+    cuda("no-barrier-after-band", "sums are taken before all threads have added theirs", "walk.cuh",
+         "    __syncthreads();\n    student.leave", "    student.leave", "shapes"),
+    cuda("no-barrier-after-staging", "logits are read before all are there", "walk.cuh",
+         "!__syncthreads_or(beyond)", "!__any_sync(kAllLanes, beyond)", "shapes"),
+    cuda("no-barrier-in-sums", "a block's sum is read before its warps' are there", "collectives.cuh",
+         "  __syncthreads();\n  T sum = 0;", "  T sum = 0;", "shapes"),
+    cuda("no-guard-of-outside", "threads beyond the grid take part in sums", "tile.cuh",
+         "lane.inside ? sums_[at(side_ ^ lower, i, lane)] : 0.f", "sums_[at(side_ ^ lower, i, lane)]", "shapes"),
+    cuda("unguarded-store", "and write them", "tile.cuh",
+         "    if (lane.inside) sums_.set(at(side_ ^ lower", "    sums_.set(at(side_ ^ lower", "shapes"),
+    cuda("row-beyond", "a coarse row after the last one is written", "tile.cuh",
+         "    if (first_row_ + row >= network_.rows.coarse) return;\n", "", "shapes"),
+    cuda("column-beyond", "threads beyond the coarse grid finish a column", "reduction.cuh",
+         "  if (column >= width) return;\n", "", "shapes"),
+    cuda("class-beyond", "classes beyond K are finished", "reduction.cuh",
+         "if (first_class + i < end_class) write", "write", "shapes"),
+    cuda("read-row-beyond", "the row below the last one is read", "tile.cuh",
+         "!network_.rows.identity && row + 1 < network_.rows.coarse", "!network_.rows.identity", "shapes"),
+    cuda("read-column-beyond", "the column after the last one is read", "tile.cuh",
+         "network_.columns.identity || first_column_ + left + 1 >= network_.columns.coarse",
+         "network_.columns.identity", "shapes"),
+    cuda("dropped-mask", "ignored pixels have gradients", "walk.cuh",
+         "return select(valid, x, Value(0.f));", "return x;", "hakd_options or nan"),
+    cuda("unmasked-terms", "and losses", "walk.cuh",
+         "pixel.valid ? first.v : nothing", "first.v", "hakd_options or nan"),
+    cuda("uncounted-inside", "pixels beyond the grid count", "walk.cuh",
+         "counts = inside_ && label != p_.labels.ignore_index", "counts = label != p_.labels.ignore_index", "shapes"),
+    cuda("map-beyond", "and are written to maps", "walk.cuh",
+         "if (!p_.output.maps || !inside_) return;", "if (!p_.output.maps) return;", "hakd_options or orders"),
+    cuda("every-lane-speaks", "lanes that share a pixel count it each", "walk.cuh",
+         "speaks_(lane.member == 0)", "speaks_(true)", "many or narrow"),
+    cuda("silent-wrong-labels", "a wrong label counts for nothing", "walk.cuh",
+         "pixel.wrong ? NAN : 0.f", "0.f", "wrong_labels"),
+    cuda("unreduced-anchor", "lanes keep anchors of their own", "hakd.cuh",
+         "    best.over_group(lanes_);\n    return", "    return", "many or narrow"),
+    cuda("unreduced-sums", "lanes keep sums of their own", "hakd.cuh",
+         "      add_over_group(sums, lanes_);\n      add_over_group(sums.proj", "      add_over_group(sums.proj",
+         "many or narrow"),
+    cuda("stale-sums", "sums of the row before stay", "tile.cuh",
+         "      sums_.set(at(!side_, i, lane), 0.f);\n", "", "shapes"),
+    cuda("lost-carry", "what the band before gave to this coarse row is lost", "tile.cuh",
+         "if (!carried_) sums_.set", "sums_.set", "shapes"),
+    cuda("lost-row", "a row that the walk jumps over is not written", "tile.cuh",
+         "if (upper != upper_ + 1 && !network_.rows.identity) write_row(1", "if (false) write_row(1", "shapes"),
+    cuda("nan-spreads", "at equal rows a NaN reaches the next row by 0 * NaN", "tile.cuh",
+         "network_.rows.identity ? 0.f : pair.upper", "pair.upper", "pixels_nan or same"),
+    cuda("nan-carried", "and by the gradient's sums", "tile.cuh",
+         "const bool next = upper == upper_ + 1 && !network_.rows.identity;", "const bool next = upper == upper_ + 1;",
+         "pixels_nan or same"),
+    cuda("unguarded-large-logits", "the unguarded mathematics everywhere", "tile.cuh",
+         "beyond_ = beyond_ || ::fabsf(pair.upper) > limit || ::fabsf(pair.lower) > limit;", "", "large"),
+    cuda("wrong-adjoint", "the gradient's horizontal weights are exchanged", "tile.cuh",
+         "::fmaf(1.f - part_[x], sums_[at(side, c, x)], sum)", "::fmaf(part_[x], sums_[at(side, c, x)], sum)",
+         "shapes"),
+    cuda("short-reach", "the last tile that reaches a coarse column is left out", "reduction.cuh",
+         "tile <= p.columns.of(x_end - 1); ++tile", "tile < p.columns.of(x_end - 1); ++tile", "shapes"),
+    cuda("wrong-divisor", "the mean is divided by every pixel once more", "reduction.cuh",
+         "const float scale = f.deferred ? inverse : 1.f;", "const float scale = inverse;", "hakd_options"),
+    cuda("missing-upstream", "reduction='none' forgets the upstream gradient", "walk.cuh",
+         "p_.upstream ? read(p_.upstream + upstream_ + y * p_.upstream_stride[1]) : 1.f", "1.f", "none"),
+    cuda("unscaled-scores", "kem='spatial' adds up tiles' scores without their maxima", "hakd.cuh",
+         "sum = fma(s, math::exp_nonpositive(m - highest), sum);", "sum = sum + s;", "spatial"),
+    cuda("sampled-never", "labels of another size are not sampled", "call.cuh",
+         "a.label_height != plan.rows.fine || a.label_width != plan.columns.fine", "false", "feature"),
+)  # fmt: skip
+
+# Mutants that change no result: (what is removed, why nothing can notice).
+EQUIVALENT = (
+    ("the vote that skips a row of ignored pixels (`__any_sync`)", "it saves time; masks do the rest"),
+    ("`__ldg` in `read`", "it chooses a cache"),
+    ("the shift of tiles (`AxisTiles::shift`)", "it saves traffic: `test_global_traffic` bounds that"),
+    ("the order in which logits are staged (`by_class`)", "it makes accesses coalesce"),
+    ("odd pitches of shared memory (`ClassOrder`)", "they keep lanes on different banks"),
+)
+
+
 def caught_by(mutation: Mutation) -> str | None:
     """The first test that fails on the mutated copy, or None."""
     with tempfile.TemporaryDirectory() as folder:
@@ -113,19 +220,23 @@ def caught_by(mutation: Mutation) -> str | None:
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "hetero_kernels", copy / "hetero_kernels", ignore=ignore)
         shutil.copytree(ROOT / "tests", copy / "tests", ignore=ignore)
-        path = copy / KERNELS / mutation.file
+        shutil.copytree(ROOT / "csrc", copy / "csrc")
+        path = copy / mutation.suite.kernels / mutation.file
         text = path.read_text()
         if mutation.old not in text:
             raise ValueError(f"mutation {mutation.name!r}: {mutation.file} has no text {mutation.old!r}")
         path.write_text(text.replace(mutation.old, mutation.new))
         pytest = [sys.executable, "-W", "ignore", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-        environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": folder}
-        command = [*pytest, mutation.within, "-k", mutation.tests]
+        environment = {**os.environ, **mutation.suite.environment, "PYTHONPATH": folder}
+        environment["HETERO_KERNELS_EMULATION_DIR"] = str(copy / "build")
+        command = [*pytest, mutation.within or mutation.suite.tests, "-k", mutation.tests]
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
         raise RuntimeError(
             f"mutation {mutation.name!r}: the tests did not run\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
         )
+    if "the emulation does not compile" in done.stdout:
+        raise RuntimeError(f"mutation {mutation.name!r} does not compile\n{done.stdout[-2000:]}")
     failed = re.search(r"^FAILED \S+::(\S.*?)(?: - .*)?$", done.stdout, re.M)
     return failed[1] if failed else None
 
@@ -146,16 +257,21 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="mutations; all where none is named")
     parser.add_argument("--write", action="store_true", help="write the table into tests/README.md")
     options = parser.parse_args()
-    unknown = set(options.names) - {m.name for m in MUTATIONS}
+    unknown = set(options.names) - {m.name for m in (*MUTATIONS, *CUDA_MUTATIONS)}
     if unknown:
         parser.error(f"no mutation is called {', '.join(sorted(unknown))}")
-    chosen = tuple(m for m in MUTATIONS if not options.names or m.name in options.names)
-    text = table(chosen)
-    if options.write:
-        readme = ROOT / "tests" / "README.md"
-        before, rest = readme.read_text().split(BEGIN)
-        readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
-    return int("**nothing**" in text)
+    missed = False
+    for suite, mutations in ((TRITON, MUTATIONS), (CUDA, CUDA_MUTATIONS)):
+        chosen = tuple(m for m in mutations if not options.names or m.name in options.names)
+        if not chosen:
+            continue
+        text = table(chosen)
+        missed = missed or "**nothing**" in text
+        if options.write:
+            readme = ROOT / "tests" / "README.md"
+            before, rest = readme.read_text().split(suite.begin)
+            readme.write_text(f"{before}{suite.begin}\n{text}\n{suite.end}{rest.split(suite.end)[1]}")
+    return int(missed)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from cases import make_case
 
 import hetero_kernels
 from hetero_kernels import functional, native
+from hetero_kernels.ops import backends, projected_losses
 
 PACKAGE = Path(hetero_kernels.__file__).parent
 SCRIPT = """
@@ -129,3 +132,56 @@ def test_cuda_library_is_a_library_of_its_own():
     assert native.libraries()["cpu"].problem is None
     if not torch.cuda.is_available():
         assert native.libraries()["cuda"].problem is not None
+
+
+@pytest.mark.parametrize(
+    "architectures, capability, served",
+    [
+        ("80-real;86-real;90-real;120", (8, 0), True),
+        ("80-real;86-real;90-real;120", (8, 7), True),  # machine code runs on later minor versions
+        ("80-real;86-real;90-real;120", (7, 5), False),
+        ("80-real;86-real;90-real;120", (10, 0), False),  # no machine code for it, and PTX for later ones only
+        ("80-real;86-real;90-real;120", (12, 1), True),
+        ("90", (10, 3), True),
+        ("90-virtual", (9, 0), True),
+        ("90a-real", (9, 0), True),
+        ("100f-real;90a-virtual", (10, 3), False),
+        ("", (9, 0), False),
+    ],
+)
+def test_which_gpus_a_build_serves(architectures, capability, served):
+    assert native.serves(architectures, capability) is served
+
+
+def test_an_older_gpu_falls_back_to_triton_with_one_warning(monkeypatch):
+    """The CUDA library is left alone, its reason is said, and the automatic choice is the next backend."""
+    build = {"cuda": "13.0", "cuda_architectures": "90-real;120"}
+    monkeypatch.setattr(native, "host_module", lambda: SimpleNamespace(build_info=lambda: dict(build)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    library = native._load_cuda()
+    assert library.problem is not None and "Tesla T4 has compute capability 7.5" in library.problem
+    monkeypatch.setattr(native, "libraries", lambda: {"cpu": native.Library(None, None), "cuda": library})
+    monkeypatch.setattr(backends, "_triton_problem", lambda: None)
+    backends._automatic.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match="runs its 'triton' backend for cuda tensors .*built for 90-real;120"):
+            assert backends.select(None, "cuda") == "triton"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert backends.select(None, "cuda") == "triton"
+    finally:
+        backends._automatic.cache_clear()
+
+
+def test_the_cuda_library_registers_the_pixel_losses():
+    """Under the operators' own names; what it has no kernels for takes another way (BACKENDS of its operator)."""
+    found = list(PACKAGE.glob("libhetero_kernels_cuda*"))
+    if not found or not torch.version.cuda:
+        pytest.skip("no CUDA library was built")
+    torch.ops.load_library(str(found[0]))
+    registered = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert all(registered(f"hetero_kernels::{name}", "CUDA") for name in ("hakd_loss", "segmentation_loss"))
+    assert registered("hetero_kernels::projected_hakd_loss", "CUDA") == ("cuda" in projected_losses.BACKENDS)

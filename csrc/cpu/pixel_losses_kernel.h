@@ -134,12 +134,10 @@ struct HakdLoop {
     const int64_t classes = problem.classes;
     const V hakd = pixels.factor * V(problem.coefficient[0] * problem.parameters.temperature);
     const V proj = pixels.factor * V(problem.coefficient[1] / static_cast<Real>(problem.classes));
-    const V student_factor = hakd * pixel.student_factor, weighted_factor = hakd * pixel.weighted_factor;
-    const V anchored = hakd * pixel.anchor_gradient;
+    const HakdFactors<V> factors = gradient_factors(pixel, hakd);
     for (int64_t c = 0; c < classes; ++c) {
       if (student.gradient) {
-        V g = kept[c].student * student_factor - kept[c].weighted * weighted_factor;
-        g = select(anchors.at(c).mask, anchored, g);
+        V g = gradient(kept[c], anchors.at(c), factors);
         if constexpr (Errors) g = fma(errors[c].student, proj, g);
         student.add(c, x, pixels.masked(g));
       }
@@ -256,11 +254,7 @@ void hakd_scores(const HakdProblem<typename V::Real>& problem, int64_t begin, in
           HakdMeasured<V> m;
           reliabilities(student.logit(c, x), z_t, pixels.labels.at(c), m);
           score(z_t, pixels.labels.at(c), p.kmm, m);
-          const V q = select(pixels.valid, m.score, lowest);
-          const V before = maximum(maxima[c], zero), now = maximum(q, before);
-          const V old = sums[c] * math::exp_nonpositive(before - now);
-          sums[c] = old + pixels.masked(math::exp_nonpositive(q - now));
-          maxima[c] = now;
+          add_score(m.score, pixels.valid, maxima[c], sums[c]);
         }
       },
       [&](int64_t index) {

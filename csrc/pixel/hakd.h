@@ -195,11 +195,16 @@ HK_INLINE void reliabilities(V z_s, V z_t, Chosen<V> label, HakdMeasured<V>& m) 
   m.h_t = math::softplus(label.negate(z_t));
 }
 
-// `z_t` is looked at only without mixing.
+// `z_t` is looked at only without mixing. z^h is formed by one fma, so that whoever asks again gets the same bits: the
+// distance of an anchor from its maximum must come out as 0.
 template <class V>
 HK_INLINE void score(V z_t, Chosen<V> label, bool kmm, HakdMeasured<V>& m) {
-  if (kmm) m.step = mixing_ratio(m.h_s, m.h_s + m.h_t, V(typename V::Real(kMixGuard))) * m.step;
-  m.z_h = hybrid_logit(m.z_s, z_t, m.step, kmm);
+  m.z_h = z_t;
+  if (kmm) {
+    const V ratio = mixing_ratio(m.h_s, m.h_s + m.h_t, V(typename V::Real(kMixGuard)));
+    m.z_h = fma(ratio, m.step, m.z_s);
+    m.step = ratio * m.step;
+  }
   m.score = m.h_s + maximum(V(0.f), m.h_s - math::softplus(label.negate(m.z_h)));
 }
 
@@ -304,6 +309,33 @@ HK_INLINE HakdPixel<V> finish(const HakdSums<V>& sums, const HakdParameters<Real
   const V differences = sums.value.others - sums.value.anchor * sums.weighted.others;
   pixel.loss = hot * hot * pixel.weighted_factor * fma(weighted, log_ratio, differences * cold);
   return pixel;
+}
+
+// What the gradient of a pixel's classes is made of; `factor` is the pixel's, times T.
+template <class V>
+struct HakdFactors {
+  V student, weighted, anchored;
+};
+
+template <class V>
+HK_INLINE HakdFactors<V> gradient_factors(const HakdPixel<V>& pixel, V factor) {
+  return {factor * pixel.student_factor, factor * pixel.weighted_factor, factor * pixel.anchor_gradient};
+}
+
+// d (factored L_hakd) / d z^s_c.
+template <class V>
+HK_INLINE V gradient(const HakdClass<V>& kept, Chosen<V> anchor, const HakdFactors<V>& factors) {
+  return anchor.choose(factors.anchored, kept.student * factors.student - kept.weighted * factors.weighted);
+}
+
+// A score in the sum of e^{q - maximum} over an image (Kem::kSpatial), where the maximum may have to rise; pixels that
+// do not count change nothing.
+template <class V>
+HK_INLINE void add_score(V q, typename V::Mask counts, V& highest, V& sum) {
+  const V zero(0.f), before = maximum(highest, zero), now = maximum(select(counts, q, zero), before);
+  const V old = sum * math::exp_nonpositive(before - now);
+  sum = old + select(counts, math::exp_nonpositive(q - now), zero);
+  highest = now;
 }
 
 }  // namespace hetero

@@ -28,6 +28,40 @@ HK_INLINE SourcePosition source_position(int64_t index, int64_t fine, int64_t co
   return {lower, lower == coarse - 1 ? 0.0 : fraction};
 }
 
+// The same positions in exact integers, for GPUs, whose float64 is slow: pixel i lies at (i step + offset) / unit on the
+// coarse grid, not below 0.
+struct ExactAxis {
+  int64_t fine, coarse, step, offset, unit;
+  bool identity;
+
+  static HK_INLINE ExactAxis make(int64_t fine, int64_t coarse, bool align_corners) {
+    if (align_corners) return {fine, coarse, coarse - 1, 0, fine > 1 ? fine - 1 : 1, fine == coarse};
+    return {fine, coarse, 2 * coarse, coarse - fine, 2 * fine, fine == coarse};
+  }
+
+  HK_INLINE int64_t position(int64_t i) const {
+    const int64_t at = i * step + offset;
+    return at < 0 ? 0 : at;
+  }
+
+  HK_INLINE int64_t lower(int64_t i) const { return identity ? i : position(i) / unit; }
+
+  // Weight of the upper neighbour of pixel i.
+  HK_INLINE float fraction(int64_t i, int64_t lower) const {
+    if (identity || lower >= coarse - 1) return 0.f;
+    return static_cast<float>(position(i) - lower * unit) / static_cast<float>(unit);
+  }
+
+  // First pixel whose lower neighbour is `at` or more; `fine` if there is none.
+  HK_INLINE int64_t first(int64_t at) const {
+    if (at <= 0) return 0;
+    if (identity) return at < fine ? at : fine;
+    if (step == 0) return fine;
+    const int64_t i = (at * unit - offset + step - 1) / step;
+    return i < fine ? i : fine;
+  }
+};
+
 // Nearest neighbour exactly as F.interpolate(mode="nearest"), whose arithmetic is float32.
 HK_INLINE int64_t nearest_index(int64_t index, int64_t fine, int64_t coarse) {
   const float scale = static_cast<float>(coarse) / static_cast<float>(fine);

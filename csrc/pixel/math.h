@@ -12,11 +12,9 @@ namespace hetero::math {
 
 constexpr double kLn2 = 0.69314718055994530942, kLog2e = 1.44269504088896340736;
 
-// The two functions that everything rests on. A type may specialise them.
+// Minimax fits of the relative error: 2^r to 2.0e-9 on |r| <= 1/2, log2(1 + f) to 3.0e-8 on [0, 1].
 template <class V>
-struct Functions {
-  // Polynomials: minimax fits of the relative error: 2^r to 2.0e-9 on |r| <= 1/2, log2(1 + f) to 3.0e-8 on [0, 1].
-
+struct Polynomials {
   static HK_INLINE V exp2_bounded(V x) {
     const V n = round_to_integer(x), r = x - n;
     V p = V(1.535336196e-4f);
@@ -45,6 +43,10 @@ struct Functions {
     return fma(p, f, n);
   }
 };
+
+// The two functions that everything rests on. A type may specialise them.
+template <class V>
+struct Functions : Polynomials<V> {};
 
 // 2^x for |x| <= 126.
 template <class V>

@@ -2,6 +2,7 @@
 build under an older torch. Slow (minutes): it compiles, and installs torch 2.13.0."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,11 +76,12 @@ def test_source_distribution_installs_against_the_environments_torch(source, old
     """With build isolation, which hides that torch from import; and without bringing a second one."""
     run(sys.executable, "-m", "build", "--sdist", "-o", tmp_path, source)
     (sdist,) = tmp_path.glob("*.tar.gz")
-    out = run(old_torch, "-m", "pip", "install", "-v", sdist, cwd=tmp_path)
+    out = run(old_torch, "-m", "pip", "install", "-v", sdist, cwd=tmp_path, HETERO_KERNELS_CUDA_ARCHS="90")
     assert f"building against torch {OLD_TORCH}" in out
     assert run(old_torch, "-c", "import torch; print(torch.__version__)").startswith(OLD_TORCH)
     shown = run(old_torch, "-c", "import hetero_kernels; hetero_kernels.show_config()", cwd=tmp_path)
     assert "cpu        available" in shown and f"build: torch {OLD_TORCH}" in shown
+    assert shutil.which("nvcc") is None or "cuda architectures: 90" in shown
     run(old_torch, "-m", "pip", "uninstall", "-y", "-q", "hetero-kernels")
 
 
@@ -103,6 +105,40 @@ def test_without_torch_the_message_says_what_to_do(source, tmp_path):
     out = run(python, "-m", "pip", "install", "--no-deps", source, check=False)
     assert "Install torch >= 2.10 first" in out and "HETERO_KERNELS_TORCH_DIR" in out
     assert "hetero-kernels" not in run(python, "-m", "pip", "list")
+
+
+NVCC = {  # what it prints, and what the build says of it
+    "old": ("Cuda compilation tools, release 11.2, V11.2.67", "is CUDA 11.2, and C\\+\\+20 needs 12.0"),
+    "another": ("Cuda compilation tools, release 99.1, V99.1.1", "is CUDA 99.1, torch .* major versions must agree"),
+    "broken": ("nothing", "does not run"),
+}
+
+
+@pytest.mark.parametrize("kind", NVCC)
+def test_what_keeps_cuda_from_being_built_is_said_in_one_message(source, tmp_path, kind):
+    says, expected = NVCC[kind]
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(f"#!/bin/sh\necho '{says}'\n")
+    nvcc.chmod(0o755)
+    folders = ("--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "temp")
+    build = (sys.executable, "setup.py", "-q", "build_ext", *folders)
+    path = f"{nvcc.parent}:{os.environ['PATH']}"
+    out = run(*build, cwd=source, check=False, HETERO_KERNELS_CUDA="1", CUDA_HOME=str(tmp_path), PATH=path)
+    last = out.strip().splitlines()[-1]
+    begin = "hetero-kernels: HETERO_KERNELS_CUDA=1 insists on the CUDA library: "
+    assert re.match(f"{begin}.*{expected}$", last), out[-2000:]
+
+
+def test_a_compiler_that_fails_is_said_in_one_message(source, tmp_path):
+    broken = tmp_path / "source"
+    shutil.copytree(source, broken)
+    (broken / "csrc" / "cpu" / "labels.cpp").write_text("#error planted\n")
+    folders = ("--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "temp")
+    build = (sys.executable, "setup.py", "-q", "build_ext", *folders)
+    out = run(*build, cwd=broken, check=False, HETERO_KERNELS_CUDA="0")
+    last = out.strip().splitlines()[-1]
+    assert last.startswith("hetero-kernels: the build failed:") and "planted" in last and "C++20" in last, out[-2000:]
 
 
 @pytest.mark.parametrize("compiler", ["clang++", "aarch64-linux-gnu-g++"])

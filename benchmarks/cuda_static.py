@@ -1,0 +1,156 @@
+"""What can be said of the CUDA kernels without a GPU, from nvcc's machine code; gpu_static.py shows it beside Triton's.
+
+python -m benchmarks.cuda_static [--targets sm_80 sm_90]
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import gpu_static
+
+SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
+CLASSES_PER_THREAD = 20  # kClassesPerThread of csrc/cuda/tiles.h: how often a row's loop over classes is unrolled
+THREADS = 128
+# Kernels of the default calls by their template arguments, and the launch of gpu_static.paper_launches they stand for.
+SHIPPED = {
+    "hakd_kernel<1,2,0,1>": ("hakd_loss, label resolution", "K <= 20"),
+    "hakd_kernel<1,2,1,1>": ("hakd_loss, label resolution, with L_proj", "K <= 20"),
+    "hakd_kernel<1,2,0,0>": ("hakd_loss, label resolution", "more"),
+    "segmentation_kernel<1,1,0,1>": ("segmentation_loss, CE + KD", "K <= 20"),
+    "segmentation_kernel<0,1,0,1>": ("segmentation_loss, CE", "K <= 20"),
+    "segmentation_kernel<1,1,0,0>": ("segmentation_loss, CE + KD", "more"),
+}
+
+
+@dataclass
+class Kernel:
+    """A compiled kernel; ``loop``: opcodes of a row of pixels, of the unguarded mathematics."""
+
+    name: str
+    registers: int
+    stack_bytes: int
+    loop: collections.Counter
+
+    @property
+    def instructions(self) -> float:
+        """Of each (pixel, class) of a thread with all the classes it can have."""
+        return sum(self.loop.values()) / CLASSES_PER_THREAD
+
+    @property
+    def special_functions(self) -> float:
+        return self.loop["MUFU"] / CLASSES_PER_THREAD
+
+    def warps(self, target: str) -> int:
+        """That fit a multiprocessor's registers, which a block takes in units of 8 for each thread."""
+        blocks = 65536 // (THREADS * (-(-self.registers // 8) * 8))
+        most = 64 if target in ("sm_80", "sm_90", "sm_100") else 48
+        return min(blocks * THREADS // 32, most)
+
+
+def nvcc() -> str | None:
+    return shutil.which("nvcc")
+
+
+def _readable(mangled: str) -> str:
+    """``hakd_kernel<1,2,0,1>`` of a mangled name."""
+    name = re.search(r"(?<=\d)([a-z_]+_kernel)(?:I((?:L[bi]\d+E)+)E)?", mangled)
+    if name is None:
+        return mangled
+    arguments = re.findall(r"L[bi](\d+)E", name[2] or "")
+    return name[1] + (f"<{','.join(arguments)}>" if arguments else "")
+
+
+def _row_loop(code: list[tuple[str, str]], labels: dict[str, int]) -> collections.Counter:
+    """The loop with most special functions that holds no other loop with any."""
+    spans = []
+    for end, (opcode, rest) in enumerate(code):
+        jump = re.search(r"\.L_x_\d+", rest) if opcode.startswith("BRA") else None
+        if jump and labels.get(jump[0], end) < end:
+            begin = labels[jump[0]]
+            special = sum(o.startswith("MUFU") for o, _ in code[begin : end + 1])
+            if special:
+                spans.append((special, begin, end))
+    simple = [s for s in spans if not any(s != t and s[1] <= t[1] and t[2] <= s[2] for t in spans)]
+    if not simple:
+        return collections.Counter()
+    _, begin, end = max(simple)
+    return collections.Counter(o.split(".")[0] for o, _ in code[begin : end + 1] if o != "NOP")
+
+
+def inspect(cubin: Path) -> list[Kernel]:
+    """Every kernel of a compiled file."""
+    usage = gpu_static._run(gpu_static._tool("cuobjdump"), "-res-usage", str(cubin))
+    used = {m[1]: (int(m[2]), int(m[3])) for m in re.finditer(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", usage)}
+    sass = gpu_static._run(gpu_static._tool("nvdisasm"), "-c", str(cubin))
+    kernels = []
+    for part in re.split(r"\n\s*\.section\s+\.text\.", sass)[1:]:
+        mangled = re.split(r"[\s,]", part, maxsplit=1)[0]
+        code: list[tuple[str, str]] = []
+        labels: dict[str, int] = {}
+        for line in part.splitlines():
+            if label := re.match(r"\s*(\.L_x_\d+):", line):
+                labels[label[1]] = len(code)
+            elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s*(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)(.*)", line):
+                code.append((found[1], found[2]))
+        kernels.append(Kernel(_readable(mangled), *used[mangled], _row_loop(code, labels)))
+    return kernels
+
+
+def kernel_of(launch: gpu_static.Launch, classes: int) -> tuple[str, int]:
+    """The CUDA kernel that does what a launch of Triton's does, and the lanes that share a pixel."""
+    lanes = 1
+    while lanes < 32 and classes > lanes * CLASSES_PER_THREAD:
+        lanes *= 2
+    single = int(lanes == 1)
+    if launch.name == "hakd_kernel":
+        return f"hakd_kernel<1,2,{int(launch.constants['PROJ'])},{single}>", lanes
+    return f"segmentation_kernel<{int(launch.constants['HAS_TEACHER'])},1,0,{single}>", lanes
+
+
+def compile_file(name: str, target: str, folder: Path) -> Path:
+    """A cubin of one of the .cu files."""
+    cubin = folder / f"{name}_{target}.cubin"
+    command = [nvcc() or "nvcc", "-std=c++20", "-O3", f"-arch={target}", "-cubin", "-o", str(cubin)]
+    subprocess.run([*command, str(SOURCES / f"{name}.cu")], check=True, capture_output=True, text=True)
+    return cubin
+
+
+def compile_kernels(target: str) -> dict[str, Kernel]:
+    """The pixel losses' kernels by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [compile_file(f"pixel_losses_{name}", target, Path(folder)) for name in ("hakd", "segmentation")]
+        return {kernel.name: kernel for file in files for kernel in inspect(file)}
+
+
+COLUMNS = ("kernel", "classes", "target", "registers", "bytes spilled", "warps per SM",
+           "instructions per (pixel, class)", "of these special functions")  # fmt: skip
+
+
+def table(targets: list[str]) -> str:
+    rows: list[tuple[object, ...]] = [COLUMNS, ("---",) * len(COLUMNS)]
+    for target in targets:
+        compiled = compile_kernels(target)
+        for name, (what, classes) in SHIPPED.items():
+            k = compiled[name]
+            rows.append((what, classes, target, k.registers, k.stack_bytes, k.warps(target), f"{k.instructions:.1f}",
+                         f"{k.special_functions:.1f}"))  # fmt: skip
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    targets = [t for t in gpu_static.TARGETS if t.startswith("sm_")]
+    parser.add_argument("--targets", nargs="+", choices=targets, default=["sm_90"])
+    print(table(parser.parse_args().targets))
+
+
+if __name__ == "__main__":
+    main()

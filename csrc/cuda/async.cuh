@@ -1,0 +1,40 @@
+// Copies from global to shared memory that go on while the thread does other work (cp.async, sm_80). What was copied is
+// there for the thread after `wait_for_copies`, for others after a barrier as well; on the host it lands at the wait.
+#pragma once
+
+#include "memory.cuh"
+
+namespace hetero::cuda {
+
+// 16 bytes from `from` to elements [at, at + 16 / sizeof(T)) of `to`; both addresses are multiples of 16.
+template <class T>
+HK_DEVICE void copy_async(const Shared<T>& to, int at, const T* from) {
+#if defined(HK_EMULATION)
+  to.address(at + 16 / int(sizeof(T)) - 1);  // checks the last one's place, too
+  emulation::copy_async(to.address(at), from);
+#else
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to.address(at)));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+#endif
+}
+
+// Ends a group of copies.
+HK_DEVICE void commit_copies() {
+#if defined(HK_EMULATION)
+  emulation::commit_copies();
+#else
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most the last `Pending` groups of the thread are under way.
+template <int Pending>
+HK_DEVICE void wait_for_copies() {
+#if defined(HK_EMULATION)
+  emulation::wait_for_copies(Pending);
+#else
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+#endif
+}
+
+}  // namespace hetero::cuda

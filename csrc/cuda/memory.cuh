@@ -1,0 +1,134 @@
+// Memory as kernels see it: shared memory through views, global memory through `read` and `write`. On a GPU they are
+// plain accesses; on the host an observer sees each one, and reports races and what is out of bounds.
+#pragma once
+
+#include "device.cuh"
+#include "types.h"
+
+namespace hetero::cuda {
+
+template <class T>
+HK_DEVICE T read(const T* p) {
+#if defined(HK_EMULATION)
+  emulation::observe_global(p, sizeof(T), false);
+  return *p;
+#else
+  return __ldg(p);
+#endif
+}
+
+// Of what the same launch may have written.
+template <class T>
+HK_DEVICE T read_back(const T* p) {
+#if defined(HK_EMULATION)
+  emulation::observe_global(p, sizeof(T), false);
+#endif
+  return *p;
+}
+
+template <class T>
+HK_DEVICE void write(T* p, T value) {
+#if defined(HK_EMULATION)
+  emulation::observe_global(p, sizeof(T), true);
+#endif
+  *p = value;
+}
+
+HK_DEVICE float half_to_float(uint16_t bits) {
+#if defined(__CUDA_ARCH__)
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
+#else
+  // The exponent moved to float's place is off by a factor of 2^112; subnormals come right by it too.
+  const uint32_t magnitude = (bits & 0x7fffu) << 13, sign = (bits & 0x8000u) << 16;
+  const float scaled = __builtin_bit_cast(float, magnitude) * 0x1p112f;
+  const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;  // inf, NaN
+  return __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, scaled) | sign | special);
+#endif
+}
+
+HK_DEVICE float read_float(const void* data, DType type, int64_t index) {
+  if (type == DType::kFloat) return read(static_cast<const float*>(data) + index);
+  const uint16_t bits = read(static_cast<const uint16_t*>(data) + index);
+  return type == DType::kHalf ? half_to_float(bits) : __builtin_bit_cast(float, uint32_t(bits) << 16);
+}
+
+HK_DEVICE int64_t read_label(const void* data, LabelType type, int64_t index) {
+  if (type == LabelType::kInt64) return read(static_cast<const int64_t*>(data) + index);
+  if (type == LabelType::kInt32) return read(static_cast<const int32_t*>(data) + index);
+  return read(static_cast<const uint8_t*>(data) + index);
+}
+
+// An array in shared memory.
+template <class T>
+class Shared {
+ public:
+  Shared() = default;
+  HK_DEVICE explicit Shared(T* data, int count) : data_(data) {
+#if defined(HK_EMULATION)
+    count_ = count;
+#else
+    (void)count;
+#endif
+  }
+
+  HK_DEVICE T operator[](int i) const {
+    observe(i, false);
+    return data_[i];
+  }
+  HK_DEVICE void set(int i, T value) const {
+    observe(i, true);
+    data_[i] = value;
+  }
+  // For the instructions of async.cuh, which access memory themselves.
+  HK_DEVICE T* address(int i) const {
+#if defined(HK_EMULATION)
+    emulation::check_index(count_, i);
+#endif
+    return data_ + i;
+  }
+
+ private:
+  HK_DEVICE void observe(int i, bool writes) const {
+#if defined(HK_EMULATION)
+    emulation::observe_shared(data_, count_, i, sizeof(T), writes);
+#else
+    (void)i;
+    (void)writes;
+#endif
+  }
+
+  T* data_ = nullptr;
+#if defined(HK_EMULATION)
+  int count_ = 0;
+#endif
+};
+
+// Cuts a block's dynamic shared memory into arrays; without memory it only counts the bytes (plan.cpp counts with it).
+class SharedAllocator {
+ public:
+  HK_INLINE explicit SharedAllocator(unsigned char* memory) : memory_(memory) {}
+
+  template <class T>
+  HK_DEVICE Shared<T> take(int count) {
+    unsigned char* at = memory_ + used_;
+    used_ += (count * int(sizeof(T)) + 15) / 16 * 16;
+    return Shared<T>(reinterpret_cast<T*>(at), count);
+  }
+
+ private:
+  unsigned char* memory_;
+  int used_ = 0;
+};
+
+#if !defined(HK_EMULATION)
+HK_DEVICE unsigned char* dynamic_shared_memory() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return memory;
+}
+#else
+inline unsigned char* dynamic_shared_memory() { return emulation::dynamic_shared_memory(); }
+#endif
+
+}  // namespace hetero::cuda

@@ -1,0 +1,118 @@
+// What turns the tiles' sums and slots into a loss and its gradient (docs/mathematics.md, section 8): divisors that the main
+// launch must know, before it; one small launch after it. Everything is added up in a fixed order.
+#pragma once
+
+#include "walk.cuh"
+
+namespace hetero::cuda {
+
+constexpr int kFinishThreads = 128, kFinishClasses = 8;  // a block's coarse columns and classes
+constexpr int kDivisorBlocks = 256;
+
+// A block's part of the number of valid pixels and of the sum of their class weights, to `parts` [2, blocks].
+HK_KERNEL void __launch_bounds__(128) divisors_kernel(const Problem p, const float* class_weight, float* parts) {
+  SharedAllocator memory(dynamic_shared_memory());
+  const CommonArrays arrays(memory, ClassOrder(1, 1));
+  float count = 0.f, weights = 0.f;
+  const int64_t rows = p.batch * p.rows.fine;
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    const int64_t image = row / p.rows.fine, y = row % p.rows.fine;
+    const int64_t label_row = p.labels.sampled ? nearest_index(y, p.rows.fine, p.labels.height) : y;
+    const int64_t start = image * p.labels.stride[0] + label_row * p.labels.stride[1];
+    for (int64_t x = threadIdx.x; x < p.columns.fine; x += blockDim.x) {
+      const int64_t column = p.labels.sampled ? nearest_index(x, p.columns.fine, p.labels.width) : x;
+      const int64_t label = read_label(p.labels.data, p.labels.type, start + column * p.labels.stride[2]);
+      if (label == p.labels.ignore_index || label < 0 || label >= p.classes) continue;
+      count += 1.f;
+      if (class_weight) weights += read(class_weight + label);
+    }
+  }
+  count = sum_over_block(count, arrays.scratch[0]);
+  weights = sum_over_block(weights, arrays.scratch[1]);
+  if (threadIdx.x != 0) return;
+  write(parts + blockIdx.x, count);
+  write(parts + gridDim.x + blockIdx.x, weights);
+}
+
+// Adds up a network's slots: a block has one coarse row of an image, a thread one column of it and some classes. Gradients
+// that are in place already lack `scale` alone.
+HK_DEVICE void finish_network(const Problem& p, const Network& network, float* out, int64_t block, float scale) {
+  const int64_t height = network.rows.coarse, width = network.columns.coarse;
+  const int64_t column_blocks = (width + kFinishThreads - 1) / kFinishThreads;
+  const int64_t class_blocks = (p.classes + kFinishClasses - 1) / kFinishClasses;
+  const int64_t column = block % column_blocks * kFinishThreads + threadIdx.x;
+  block /= column_blocks;
+  const int first_class = static_cast<int>(block % class_blocks) * kFinishClasses;
+  block /= class_blocks;
+  const int64_t row = block % height, image = block / height;
+  if (column >= width) return;
+  const int end_class = first_class + kFinishClasses < p.classes ? first_class + kFinishClasses : p.classes;
+  float* to = out + ((image * p.classes + first_class) * height + row) * width + column;
+  if (network.direct) {
+    for (int c = first_class; c < end_class; ++c, to += height * width) write(to, read_back(to) * scale);
+    return;
+  }
+  // Pixels that reach a coarse position lie between the first beside the one before and the first beside the one after.
+  const int64_t y = network.rows.first(row - !network.rows.identity), y_end = network.rows.first(row + 1);
+  const int64_t x = network.columns.first(column - !network.columns.identity), x_end = network.columns.first(column + 1);
+  float sum[kFinishClasses] = {};
+  if (y < y_end && x < x_end) {
+    for (int64_t row_tile = p.rows.of(y); row_tile <= p.rows.of(y_end - 1); ++row_tile) {
+      const int64_t slot_row = row - network.rows.lower(p.rows.begin(row_tile));
+      for (int64_t tile = p.columns.of(x); tile <= p.columns.of(x_end - 1); ++tile) {
+        const int64_t n = column - network.columns.lower(p.columns.begin(tile));
+        const int64_t index = (image * p.rows.count + row_tile) * p.columns.count + tile;
+        const float* slot =
+            network.gradient + ((index * network.slot_rows + slot_row) * p.classes + first_class) * network.span + n;
+        for (int i = 0; i < kFinishClasses; ++i) {
+          if (first_class + i < end_class) sum[i] += read(slot + i * network.span);
+        }
+      }
+    }
+  }
+  for (int i = 0; i < kFinishClasses; ++i) {
+    if (first_class + i < end_class) write(to + i * height * width, sum[i] * scale);
+  }
+}
+
+inline int64_t finish_blocks(const Problem& p, const Network& network) {
+  return p.batch * network.rows.coarse * ((p.classes + kFinishClasses - 1) / kFinishClasses) *
+         ((network.columns.coarse + kFinishThreads - 1) / kFinishThreads);
+}
+
+struct Finish {
+  float *student, *teacher;                 // the gradients [B, K, h, w]
+  int64_t student_blocks, teacher_blocks;
+  int64_t parts;                            // blocks of the main launch; their sums become the loss unless it is a map
+  bool deferred;                            // gradients lack the number of valid pixels as divisor
+};
+
+// Blocks [0, student_blocks) and the `teacher_blocks` after them finish gradients, one more the loss.
+HK_KERNEL void __launch_bounds__(kFinishThreads) finish_kernel(const Problem p, const Finish f) {
+  const float valid = static_cast<float>(read_back(p.output.valid)), inverse = valid == 0.f ? 0.f : 1.f / valid;
+  const float scale = f.deferred ? inverse : 1.f;
+  const int64_t block = blockIdx.x;
+  if (block < f.student_blocks) return finish_network(p, p.student, f.student, block, scale);
+  if (block < f.student_blocks + f.teacher_blocks) {
+    return finish_network(p, p.teacher, f.teacher, block - f.student_blocks, scale);
+  }
+  SharedAllocator memory(dynamic_shared_memory());
+  const CommonArrays arrays(memory, ClassOrder(1, 1));
+  const Shared<double> scratch[2] = {memory.take<double>(kScratch), memory.take<double>(kScratch)};
+  double sum[2] = {0, 0};
+  for (int64_t i = threadIdx.x; i < f.parts; i += blockDim.x) {
+    sum[0] += read(p.output.partial + 2 * i);
+    sum[1] += read(p.output.partial + 2 * i + 1);
+  }
+  float value[2];
+  for (int term = 0; term < 2; ++term) {
+    const float divided = p.term[term].divisor == Divisor::kCount ? inverse : inverse_divisor(p.term[term], arrays.scratch[term]);
+    value[term] = static_cast<float>(sum_over_block(sum[term], scratch[term])) * divided * p.term[term].share;
+    if (threadIdx.x == 0) write(p.output.term[term], value[term]);
+  }
+  if (threadIdx.x == 0) write(p.output.loss, p.term[0].weight * value[0] + p.term[1].weight * value[1]);
+}
+
+constexpr int64_t kFinishSharedBytes = 4 * kScratch * 4 + 16 + 2 * kScratch * 8;
+
+}  // namespace hetero::cuda

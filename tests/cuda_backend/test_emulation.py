@@ -1,0 +1,48 @@
+"""The emulation itself: what it must notice, and that it runs what is right."""
+
+import emulation
+import pytest
+
+MISTAKES = {
+    "race": "race on shared word",
+    "divergent_barrier": "barrier divergence: 32 threads wait, 32 have exited",
+    "divergent_vote": "a collective waits for lane 3, which has exited",
+    "exited_lane": "a collective waits for lane 3, which has exited",
+    "other_collective": "is in another collective, or has another mask",
+    "unwritten": "is read but was never written",
+    "beyond_array": "index 64 of a shared array of 64",
+    "beyond_memory": "an array beyond the block's shared memory",
+    "beyond_buffer": "write outside every buffer",
+    "guard_zone": "the guard zone of workspace 0 was written to",
+    "meeting_blocks": "of a launch meet in word",
+    "early_copy": "is read but was never written|race on shared word",
+}
+
+
+@pytest.fixture(params=range(3), ids=emulation.ORDERS)
+def run(request):
+    emulation.module().set_order(request.param, 7)
+    return emulation.module().selftest
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_noticed(run, mistake):
+    with pytest.raises(RuntimeError, match=MISTAKES[mistake]):
+        run(mistake)
+
+
+def test_correct_kernels_run(run):
+    assert run("correct") == sum(range(64))
+    assert run("shuffles") == run("copies") == 64
+
+
+def test_the_next_kernel_runs_after_a_mistake(run):
+    for _ in range(3):
+        with pytest.raises(RuntimeError):
+            run("divergent_barrier")
+        assert run("correct") == sum(range(64))
+
+
+def test_orders_have_names():
+    with pytest.raises(ValueError):
+        emulation.hakd_loss(None, None, None, order="sideways")

@@ -1,0 +1,38 @@
+"""A part of the emulated tests again, under the address and undefined-behaviour sanitizers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from emulation import build
+
+TESTS = Path(__file__).with_name("test_emulated_pixel_losses.py")
+# Both losses at every shape, guarded and unguarded, with strides, labels and dtypes that are read in their own ways.
+CHOSEN = "(_shapes and not thousand) or test_large_logits or test_strides or test_labels or half"
+
+
+def sanitized_run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, *arguments]
+    environment = {**os.environ, **build.sanitizer_environment()}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS.parent, check=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def runtime():
+    if sanitized_run("-c", "pass").returncode:
+        pytest.skip("the compiler's sanitizers do not start here")
+
+
+def test_no_sanitizer_complains():
+    done = sanitized_run("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(TESTS), "-k", CHOSEN)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert " passed" in done.stdout and "failed" not in done.stdout
+
+
+def test_the_sanitizers_are_there():
+    """An access that the emulation is not told of."""
+    script = "import sys; sys.path.insert(0, '..'); import emulation; emulation.module().selftest('wild_write')"
+    done = sanitized_run("-c", script)
+    assert done.returncode != 0 and "AddressSanitizer: heap-buffer-overflow" in done.stderr, done.stderr[-2000:]

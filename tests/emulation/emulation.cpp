@@ -1,0 +1,348 @@
+#include "emulation.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#include "fiber.h"
+
+namespace emulation {
+
+namespace {
+
+enum class State : int { kReady, kBarrier, kCollective, kDone };
+
+struct Copy {
+  char* to;
+  const void* from;
+};
+
+struct Thread {
+  State state = State::kReady;
+  int vote = 0;
+  Collective kind = Collective::kNone;
+  unsigned mask = 0;
+  uint64_t value = 0, result = 0;
+  int from = 0;
+  std::vector<Copy> open_copies;
+  std::vector<std::vector<Copy>> groups;  // committed, the oldest first
+};
+
+// Who touched a word of shared memory last: thread + 1, 0 for nobody, and in which epoch.
+constexpr int kSeveral = 1 << 20;
+struct Word {
+  int writer = 0, reader = 0, write_epoch = -1, read_epoch = -1;
+};
+
+struct Buffer {
+  std::string name;
+  const char* base;
+  int64_t bytes;
+  bool writable;
+  std::unique_ptr<char[]> memory;  // of allocated ones, with the guard zones
+  std::vector<int32_t> reader, writer;  // of every word: stamp of the block that touched it last, 0 for none
+};
+
+constexpr int64_t kWatched = 256 << 20;  // larger buffers are checked for their bounds alone
+constexpr int64_t kGuard = 256;
+constexpr unsigned char kGuardByte = 0xa5, kPoison = 0xff;  // four poison bytes are a NaN
+
+struct Machine {
+  Order order = Order::kForward;
+  unsigned seed = 0;
+  std::vector<Thread> threads;
+  std::vector<Word> words;
+  std::vector<unsigned char> shared;
+  std::vector<Buffer> buffers;
+  size_t last_buffer = 0;
+  const std::function<void()>* kernel = nullptr;
+  const char* name = "";
+  int current = 0, epoch = 0, votes = 0;
+  int64_t block = 0, blocks = 0;
+  int32_t stamp = 0, first_stamp = 0;  // of the running block, and of its launch's first
+  std::string failure;
+  Traffic traffic;
+  Fibers fibers;
+};
+Machine machine;
+
+[[noreturn]] void fail(const std::string& what) {
+  machine.failure = std::string(machine.name) + ", block " + std::to_string(machine.block) + ", thread " +
+                    std::to_string(machine.current) + ", epoch " + std::to_string(machine.epoch) + ": " + what;
+  machine.threads[machine.current].state = State::kDone;
+  machine.fibers.suspend();  // never comes back
+  std::abort();
+}
+
+Thread& self() { return machine.threads[machine.current]; }
+
+void wait(State state) {
+  self().state = state;
+  machine.fibers.suspend();
+}
+
+// Completes a collective when all of its lanes are there.
+void try_collective(int thread) {
+  const int first = thread / 32 * 32;
+  const unsigned mask = machine.threads[thread].mask;
+  for (int lane = 0; lane < 32; ++lane) {
+    if (!(mask >> lane & 1)) continue;
+    if (first + lane >= static_cast<int>(machine.threads.size())) fail("a collective's mask names a lane that does not exist");
+    const Thread& t = machine.threads[first + lane];
+    if (t.state == State::kDone) fail("a collective waits for lane " + std::to_string(lane) + ", which has exited");
+    if (t.state != State::kCollective) return;
+    if (t.mask != mask || t.kind != machine.threads[thread].kind) {
+      fail("lane " + std::to_string(lane) + " is in another collective, or has another mask");
+    }
+  }
+  uint64_t ballot = 0;
+  for (int lane = 0; lane < 32; ++lane) {
+    if (mask >> lane & 1) ballot |= machine.threads[first + lane].value << lane;
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    if (!(mask >> lane & 1)) continue;
+    Thread& t = machine.threads[first + lane];
+    if (t.kind == Collective::kShuffle) {
+      if (!(mask >> t.from & 1)) fail("lane " + std::to_string(lane) + " reads a lane outside the mask");
+      t.result = machine.threads[first + t.from].value;
+    } else {
+      t.result = static_cast<unsigned>(ballot);
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    if (mask >> lane & 1) machine.threads[first + lane].state = State::kReady;
+  }
+}
+
+void body() {
+  (*machine.kernel)();
+  self().state = State::kDone;
+}
+
+void run_block(int threads, std::mt19937& random) {
+  machine.threads.assign(threads, Thread{});
+  machine.words.assign((machine.shared.size() + 3) / 4, Word{});
+  std::fill(machine.shared.begin(), machine.shared.end(), kPoison);
+  machine.epoch = 0;
+  machine.fibers.prepare(threads, &body);
+  std::vector<int> sequence(threads);
+  std::iota(sequence.begin(), sequence.end(), 0);
+  if (machine.order == Order::kReverse) std::reverse(sequence.begin(), sequence.end());
+  for (;;) {
+    if (machine.order == Order::kShuffled) std::shuffle(sequence.begin(), sequence.end(), random);
+    bool ran = false;
+    for (int thread : sequence) {
+      if (machine.threads[thread].state != State::kReady) continue;
+      machine.current = thread;
+      machine.fibers.resume(thread);
+      if (!machine.failure.empty()) throw std::runtime_error(machine.failure);
+      ran = true;
+    }
+    if (ran) continue;
+    int waiting = 0, done = 0;
+    machine.votes = 0;
+    for (const Thread& t : machine.threads) {
+      waiting += t.state == State::kBarrier;
+      done += t.state == State::kDone;
+      machine.votes += t.vote;
+    }
+    if (done == threads) return;
+    const std::string where = std::string(machine.name) + ", block " + std::to_string(machine.block) + ": ";
+    if (waiting != threads) {
+      throw std::runtime_error(where + "barrier divergence: " + std::to_string(waiting) + " threads wait, " +
+                               std::to_string(done) + " have exited, of " + std::to_string(threads));
+    }
+    ++machine.epoch;
+    for (Thread& t : machine.threads) t.state = State::kReady;
+  }
+}
+
+Buffer* find(const void* address, int size) {
+  const char* at = static_cast<const char*>(address);
+  const auto holds = [&](const Buffer& b) { return at >= b.base && at + size <= b.base + b.bytes; };
+  if (machine.last_buffer < machine.buffers.size() && holds(machine.buffers[machine.last_buffer])) {
+    return &machine.buffers[machine.last_buffer];
+  }
+  for (size_t i = 0; i < machine.buffers.size(); ++i) {
+    if (holds(machine.buffers[i])) {
+      machine.last_buffer = i;
+      return &machine.buffers[i];
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+Index thread_index() { return {static_cast<unsigned>(machine.current)}; }
+Index block_index() { return {static_cast<unsigned>(machine.block)}; }
+Index block_size() { return {static_cast<unsigned>(machine.threads.size()), 1, 1}; }
+Index grid_size() { return {static_cast<unsigned>(machine.blocks), 1, 1}; }
+unsigned char* dynamic_shared_memory() { return machine.shared.data(); }
+
+int barrier(int vote) {
+  self().vote = vote;
+  wait(State::kBarrier);
+  return machine.votes;
+}
+
+uint64_t collective(Collective kind, unsigned mask, uint64_t value, int from) {
+  Thread& t = self();
+  if (!(mask >> (machine.current % 32) & 1)) fail("a lane is not in the mask of its collective");
+  t.kind = kind;
+  t.mask = mask;
+  t.value = value;
+  t.from = from;
+  t.state = State::kCollective;
+  try_collective(machine.current);
+  if (t.state == State::kCollective) machine.fibers.suspend();
+  return t.result;
+}
+
+void check_index(int count, int index) {
+  if (index < 0 || index >= count) fail("index " + std::to_string(index) + " of a shared array of " + std::to_string(count));
+}
+
+// An access to bytes of shared memory.
+void observe_bytes(int64_t offset, int size, bool writes) {
+  if (offset < 0 || offset + size > static_cast<int64_t>(machine.shared.size())) fail("an array beyond the block's shared memory");
+  const int me = machine.current + 1;
+  for (int64_t w = offset / 4; w <= (offset + size - 1) / 4; ++w) {
+    Word& word = machine.words[w];
+    const bool written_now = word.write_epoch == machine.epoch && word.writer != me;
+    const bool read_now = word.read_epoch == machine.epoch && word.reader != me;
+    if (written_now || (writes && read_now)) {
+      fail("race on shared word " + std::to_string(w) + ": thread " + std::to_string((written_now ? word.writer : word.reader) - 1) +
+           (written_now ? " wrote" : " read") + " and this one " + (writes ? "writes" : "reads") + " between two barriers");
+    }
+    if (writes) {
+      word.writer = me;
+      word.write_epoch = machine.epoch;
+    } else {
+      if (word.writer == 0) fail("shared word " + std::to_string(w) + " is read but was never written");
+      word.reader = word.read_epoch == machine.epoch && word.reader != me ? kSeveral : me;
+      word.read_epoch = machine.epoch;
+    }
+  }
+}
+
+void observe_shared(const void* base, int count, int index, int size, bool writes) {
+  check_index(count, index);
+  observe_bytes(static_cast<const unsigned char*>(base) + int64_t(index) * size - machine.shared.data(), size, writes);
+}
+
+void copy_async(void* to, const void* from) {
+  if (reinterpret_cast<uintptr_t>(from) % 16 || (static_cast<unsigned char*>(to) - machine.shared.data()) % 16) {
+    fail("an asynchronous copy is not aligned to 16 bytes");
+  }
+  observe_global(from, 16, false);
+  self().open_copies.push_back({static_cast<char*>(to), from});
+}
+
+void commit_copies() {
+  self().groups.push_back(std::move(self().open_copies));
+  self().open_copies.clear();
+}
+
+void wait_for_copies(int pending) {
+  auto& groups = self().groups;
+  while (static_cast<int>(groups.size()) > pending) {
+    for (const Copy& copy : groups.front()) {
+      observe_bytes(reinterpret_cast<unsigned char*>(copy.to) - machine.shared.data(), 16, true);
+      std::memcpy(copy.to, copy.from, 16);
+    }
+    groups.erase(groups.begin());
+  }
+}
+
+void observe_global(const void* address, int size, bool writes) {
+  Buffer* buffer = find(address, size);
+  if (!buffer) fail(std::string(writes ? "write" : "read") + " outside every buffer");
+  if (writes && !buffer->writable) fail("write to " + buffer->name);
+  if (buffer->reader.empty()) return;
+  const int64_t first = (static_cast<const char*>(address) - buffer->base) / 4;
+  const int64_t last = (static_cast<const char*>(address) + size - 1 - buffer->base) / 4;
+  for (int64_t w = first; w <= last; ++w) {
+    int32_t &reader = buffer->reader[w], &writer = buffer->writer[w];
+    const auto other = [&](int32_t stamp) { return stamp >= machine.first_stamp && stamp != machine.stamp; };
+    if (other(writer) || (writes && other(reader))) {
+      fail("blocks " + std::to_string((other(writer) ? writer : reader) - machine.first_stamp) + " and " +
+           std::to_string(machine.stamp - machine.first_stamp) + " of a launch meet in word " + std::to_string(w) + " of " + buffer->name);
+    }
+    int32_t& mine = writes ? writer : reader;
+    if (mine != machine.stamp) (writes ? machine.traffic.written : machine.traffic.read) += size < 4 ? size : 4;
+    if (size >= 4) mine = machine.stamp;
+  }
+}
+
+void observe_atomic(const void* address, int size) {
+  if (!find(address, size)) fail("atomic access outside every buffer");
+}
+
+void set_order(Order order, unsigned seed) {
+  machine.order = order;
+  machine.seed = seed;
+}
+
+void run(const char* name, int64_t blocks, int threads, int64_t shared_bytes, const std::function<void()>& kernel) {
+  machine.name = name;
+  machine.kernel = &kernel;
+  machine.blocks = blocks;
+  machine.shared.resize(shared_bytes);
+  machine.failure.clear();
+  machine.first_stamp = machine.stamp + 1;
+  ++machine.traffic.launches;
+  machine.traffic.names += (machine.traffic.names.empty() ? "" : " ") + std::string(name);
+  std::mt19937 random(machine.seed);
+  std::vector<int64_t> sequence(blocks);
+  std::iota(sequence.begin(), sequence.end(), 0);
+  if (machine.order == Order::kReverse) std::reverse(sequence.begin(), sequence.end());
+  if (machine.order == Order::kShuffled) std::shuffle(sequence.begin(), sequence.end(), random);
+  const int32_t first = machine.first_stamp;
+  for (int64_t block : sequence) {
+    machine.block = block;
+    machine.stamp = static_cast<int32_t>(first + block);
+    run_block(threads, random);
+  }
+  machine.stamp = static_cast<int32_t>(first + blocks);
+}
+
+void add_buffer(const std::string& name, const void* base, int64_t bytes, bool writable) {
+  const size_t words = bytes < kWatched ? static_cast<size_t>(bytes / 4 + 2) : 0;
+  machine.buffers.push_back({name, static_cast<const char*>(base), bytes, writable, nullptr, std::vector<int32_t>(words),
+                             std::vector<int32_t>(words)});
+}
+
+void* allocate(int64_t bytes) {
+  std::unique_ptr<char[]> memory(new char[bytes + 2 * kGuard]);
+  char* base = memory.get() + kGuard;
+  std::memset(memory.get(), kGuardByte, bytes + 2 * kGuard);
+  std::memset(base, kPoison, bytes);
+  add_buffer("workspace " + std::to_string(machine.buffers.size()), base, bytes, true);
+  machine.buffers.back().memory = std::move(memory);
+  return base;
+}
+
+void clear(void* memory, int64_t bytes) { std::memset(memory, 0, bytes); }
+
+void release_buffers() {
+  std::string damaged;
+  for (const Buffer& b : machine.buffers) {
+    for (int64_t i = 0; b.memory && i < kGuard; ++i) {
+      const auto byte = [&](int64_t at) { return static_cast<unsigned char>(b.base[at]); };
+      if (byte(-1 - i) != kGuardByte || byte(b.bytes + i) != kGuardByte) damaged = b.name;
+    }
+  }
+  machine.buffers.clear();
+  machine.stamp = 0;
+  if (!damaged.empty()) throw std::runtime_error("the guard zone of " + damaged + " was written to");
+}
+
+Traffic& traffic() { return machine.traffic; }
+
+}  // namespace emulation

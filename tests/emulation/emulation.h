@@ -1,0 +1,52 @@
+// Runs a kernel's threads as fibers on the host and watches them. Reported, as exceptions from `run`: barriers that not
+// every thread reaches, collectives with lanes that do not take part, races in shared memory within a barrier epoch, reads
+// of shared memory that nobody wrote, accesses outside arrays and buffers, blocks that touch what another one writes.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace emulation {
+
+struct Index {
+  unsigned x = 0, y = 0, z = 0;
+};
+
+enum class Order : int { kForward, kReverse, kShuffled };
+enum class Collective : int { kNone, kShuffle, kBallot, kSyncWarp };
+
+// Inside a kernel.
+Index thread_index();
+Index block_index();
+Index block_size();
+Index grid_size();
+int barrier(int vote);  // the number of threads that voted
+uint64_t collective(Collective kind, unsigned mask, uint64_t value, int from);
+unsigned char* dynamic_shared_memory();
+void observe_shared(const void* base, int count, int index, int size, bool writes);
+void observe_global(const void* address, int size, bool writes);
+void check_index(int count, int index);
+void copy_async(void* to, const void* from);  // 16 bytes, which land at the wait
+void commit_copies();
+void wait_for_copies(int pending);
+void observe_atomic(const void* address, int size);
+
+// Around kernels.
+void set_order(Order order, unsigned seed);
+void run(const char* name, int64_t blocks, int threads, int64_t shared_bytes, const std::function<void()>& kernel);
+
+// Buffers that kernels may touch.
+void add_buffer(const std::string& name, const void* base, int64_t bytes, bool writable);
+void* allocate(int64_t bytes);  // a buffer between guard zones, filled with NaN
+void clear(void* memory, int64_t bytes);
+void release_buffers();         // forgets and frees all; throws if a guard zone was written to
+
+struct Traffic {
+  int64_t read = 0, written = 0;  // bytes, each word once for every block that touches it
+  int64_t launches = 0;
+  std::string names;              // of the kernels, in order
+};
+Traffic& traffic();
+
+}  // namespace emulation

@@ -1,0 +1,85 @@
+"""Inputs and comparisons of the GPU kernels' tests, on small grids: in Triton's interpreter, in the emulation."""
+
+from __future__ import annotations
+
+import torch
+from cases import TOLERANCE, backward, leaves, make_labels, make_logits, relative_l2
+
+from hetero_kernels import reference
+
+# (B, K, student grid, teacher grid, labels)
+SHAPES = {
+    "stride 4": (2, 5, (3, 4), (3, 4), (12, 16)),
+    "mixed strides": (1, 7, (4, 5), (2, 3), (13, 19)),
+    "non-integer": (1, 4, (5, 7), (3, 2), (17, 11)),
+    "same grid": (2, 6, (5, 7), (5, 7), (5, 7)),
+    "downsampled": (1, 3, (9, 8), (4, 3), (4, 5)),
+    "two tiles": (1, 19, (2, 20), (3, 40), (6, 150)),
+    "narrow tiles": (1, 40, (2, 9), (2, 9), (5, 70)),
+    "many classes": (1, 150, (2, 3), (1, 2), (5, 6)),
+    "a thousand classes": (1, 1000, (1, 2), (2, 2), (2, 3)),
+    "one pixel": (1, 2, (1, 1), (1, 1), (1, 1)),
+    "one coarse pixel": (2, 3, (1, 1), (1, 1), (20, 9)),
+    "one class": (1, 1, (2, 3), (2, 2), (5, 6)),
+    "tall bands": (1, 3, (2, 2), (2, 2), (70, 3)),
+    "equal heights": (1, 3, (4, 3), (4, 6), (4, 6)),
+}
+SEGMENTATION_OPTIONS = {
+    "temperature": (1.0, 2.0, 1.5),
+    "label_smoothing": (0.0, 0.1),
+    "weighted": (False, True),
+    "with_teacher": (True, False),
+    "align_corners": (False, True),
+    "reduction": ("mean", "sum", "none"),
+}
+
+
+def make_case(shape, kind, seed=0):
+    torch.manual_seed(seed)
+    batch, classes, student, teacher, size = SHAPES[shape]
+    labels = make_labels(batch, size, classes, block=2)
+    return *(make_logits(kind, (batch, classes, *grid), labels) for grid in (student, teacher)), labels
+
+
+def run_hakd(function, case, dtype, options):
+    student, teacher = leaves(*case[:2], dtype=dtype)
+    options = {"hakd_weight": 1.3, "proj_weight": 0.2, **options}
+    out = function(student, teacher, case[2], return_terms=True, **options)
+    backward(out.loss, 256.0)
+    return {**out._asdict(), "student": student.grad, "teacher": teacher.grad}
+
+
+def run_segmentation(function, case, dtype, options):
+    options = dict(options)
+    student, teacher = leaves(*case[:2], dtype=dtype)
+    weight = torch.linspace(0.5, 2.0, 2 * student.shape[1])[::2] if options.pop("weighted", False) else None
+    teacher_logits = teacher if options.pop("with_teacher", True) else None
+    out = function(
+        student, case[2], teacher_logits, task_weight=0.8, kd_weight=0.4, class_weight=weight, return_terms=True,
+        **options,
+    )  # fmt: skip
+    backward(out.loss, 256.0)
+    return {**out._asdict(), "student": student.grad}
+
+
+def cancellation(name, case, options):
+    """How much larger a loss's pixels are than their sum: l_n has both signs."""
+    if name != "hakd_loss":
+        return 1.0
+    maps = reference.hakd_loss(case[0].double(), case[1].double(), case[2], **{**options, "reduction": "none"})
+    return (maps.abs().sum() / maps.sum().abs().clamp(min=1e-30)).item()
+
+
+def compare_with_reference(ours, run, name, case, dtype=torch.float32, slack=1.0, **options):
+    """Within the dtype's bound of float64 on the same rounded inputs, or as near as eager in the same dtype is."""
+    case = (case[0].to(dtype), case[1].to(dtype), case[2])
+    exact = run(getattr(reference, name), case, torch.float64, options)
+    fused, eager = run(ours, case, dtype, options), run(getattr(reference, name), case, dtype, options)
+    for key, expected in exact.items():
+        assert fused[key].dtype == eager[key].dtype and fused[key].shape == eager[key].shape, key
+        # Spatial weights pick few pixels whose terms of both signs cancel: one rounding decides which is nearer.
+        slack = max(slack, 3.0 if options.get("kem") == "spatial" else 1.0)
+        allowed = max(slack * TOLERANCE[dtype], 3 * relative_l2(eager[key], expected))
+        if key in ("loss", "hakd") and expected.dim() == 0:
+            allowed = max(allowed, slack * TOLERANCE[dtype] * cancellation(name, case, options))
+        assert relative_l2(fused[key], expected) <= allowed, (key, relative_l2(fused[key], expected), allowed)
