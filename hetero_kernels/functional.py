@@ -168,12 +168,13 @@ def projected_hakd_loss(
     check.check_pair("student_features", student_features, "teacher_features", teacher_features, channels=False)
     check.check_projection("student", student_weight, student_bias, student_features, None)
     check.check_projection("teacher", teacher_weight, teacher_bias, teacher_features, student_weight.shape[0])
-    chosen = backends.select(backend, student_features.device.type)
+    able = projected_losses.able(student_weight.shape[0])
+    chosen = backends.select_among(able, backend, student_features.device.type)
     one_pass = (
         resolution == "feature"
         and student_features.shape[2:] == teacher_features.shape[2:]
         and kem != "spatial"
-        and projected_losses.serves(chosen, student_weight.shape[0])
+        and chosen in able
     )
     if not one_pass:
         return hakd_loss(

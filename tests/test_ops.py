@@ -9,7 +9,7 @@ from cases import leaves, make_case, relative_l2
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from hetero_kernels import functional
-from hetero_kernels.ops import pixel_losses
+from hetero_kernels.ops import backends, pixel_losses
 from hetero_kernels.ops.library import pack_scalars, scale_gradient_op
 
 HAKD_OPTIONS = (True, "class", "kl", "label", False, 255)
@@ -238,3 +238,18 @@ def test_no_tensor_of_the_loss_grid_times_classes(case):
     largest, resident, full = map(int, out.stdout.split())
     assert 0 < largest < full / 8
     assert resident < full / 2
+
+
+def test_operators_that_a_backend_lacks_go_to_the_next_that_has_them(monkeypatch):
+    """Unless the user chose: then torch does what the chosen backend lacks."""
+    monkeypatch.setattr(backends, "unavailable", lambda backend: None)
+    monkeypatch.delenv("HETERO_KERNELS_BACKEND", raising=False)
+    backends._automatic.cache_clear()
+    try:
+        assert backends.select_among(("cpu", "triton"), None, "cuda") == "triton"
+        assert backends.select_among(("cpu",), None, "cuda") == "cuda"
+        assert backends.select_among(("cpu", "triton"), "cuda", "cuda") == "cuda"
+        monkeypatch.setenv("HETERO_KERNELS_BACKEND", "cuda")
+        assert backends.select_among(("cpu", "triton"), None, "cuda") == "cuda"
+    finally:
+        backends._automatic.cache_clear()

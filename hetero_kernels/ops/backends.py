@@ -79,3 +79,12 @@ def select(backend: str | None, device: str) -> str:
     if problem is not None:
         raise RuntimeError(f"{source}={backend!r} was asked for but is not available: {problem}")
     return backend
+
+
+@torch.compiler.assume_constant_result
+def select_among(able: tuple[str, ...], backend: str | None, device: str) -> str:
+    """As :func:`select`, for operators that only some backends have: an automatic choice prefers the ``able``."""
+    chosen = select(backend, device)
+    if chosen in able or backend is not None or os.environ.get("HETERO_KERNELS_BACKEND"):
+        return chosen
+    return next((b for b in _BY_DEVICE.get(device, ()) if b in able and unavailable(b) is None), chosen)

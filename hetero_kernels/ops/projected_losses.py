@@ -25,14 +25,13 @@ from .library import (
     scale_saved,
 )
 
-_MOST_CLASSES = {"cpu": None, "triton": 192}  # None: any number
+_TRITON_CLASSES = 192
 
 
-def serves(backend: str, num_classes: int) -> bool:
-    """Whether a backend has kernels of these operators for that many classes. Triton's keep a pixel's classes in
-    registers, and beyond them logits are a fair part of the features' size: torch may as well write them down."""
-    most = _MOST_CLASSES.get(backend, 0)
-    return most is None or num_classes <= most
+def able(num_classes: int) -> tuple[str, ...]:
+    """Backends that have these operators for that many classes. Triton's keep a pixel's classes in registers, and
+    beyond them logits are a fair part of the features' size: torch may as well write them down."""
+    return ("cpu", "triton") if num_classes <= _TRITON_CLASSES else ("cpu",)
 
 
 def _triton() -> types.ModuleType:
