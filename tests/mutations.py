@@ -182,7 +182,8 @@ CUDA_MUTATIONS = (
     cuda("lost-row", "a row that the walk jumps over is not written", "tile.cuh",
          "if (upper != upper_ + 1 && !network_.rows.identity) write_row(1", "if (false) write_row(1", "shapes"),
     cuda("nan-spreads", "at equal rows a NaN reaches the next row by 0 * NaN", "tile.cuh",
-         "network_.rows.identity ? 0.f : pair.upper", "pair.upper", "pixels_nan or same"),
+         "!network_.rows.identity && row + 1 < network_.rows.coarse", "row + 1 < network_.rows.coarse",
+         "pixels_nan or same"),
     cuda("nan-carried", "and by the gradient's sums", "tile.cuh",
          "const bool next = upper == upper_ + 1 && !network_.rows.identity;", "const bool next = upper == upper_ + 1;",
          "pixels_nan or same"),
@@ -205,6 +206,7 @@ CUDA_MUTATIONS = (
 
 # Mutants that change no result: (what is removed, why nothing can notice).
 EQUIVALENT = (
+    ("the zero staged below a row of a network with the loss grid's rows", "its weight is 0"),
     ("the vote that skips a row of ignored pixels (`__any_sync`)", "it saves time; masks do the rest"),
     ("`__ldg` in `read`", "it chooses a cache"),
     ("the shift of tiles (`AxisTiles::shift`)", "it saves traffic: `test_global_traffic` bounds that"),

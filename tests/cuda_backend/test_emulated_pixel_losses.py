@@ -261,11 +261,12 @@ def test_orders_of_threads_and_blocks_change_nothing(shape, order):
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 8, 1000])
-@pytest.mark.parametrize("shape", ["stride 8", "mixed strides", "non-integer", "downsampled"])
+@pytest.mark.parametrize("shape", ["stride 8", "mixed strides", "non-integer", "downsampled", "same grid"])
 def test_tiles_of_every_height(shape, multiprocessors):
     """A card with few multiprocessors gets tall tiles, whose walk passes coarse rows; one with many, short."""
     emulation.Settings.multiprocessors = multiprocessors
     case = cases.make_case(shape, "randn")
+    compare(run_hakd, "hakd_loss", case, resolution="feature")
     for align_corners in (False, True):
         compare(run_hakd, "hakd_loss", case, temperature=2.0, align_corners=align_corners)
         compare(run_segmentation, "segmentation_loss", case, align_corners=align_corners)
@@ -303,8 +304,11 @@ def test_offsets_beyond_32_bits():
     assert torch.equal(emulation.hakd_loss(student, values.flip(1), labels), expected)
 
 
-def test_a_pixels_nan_stays_where_it_is():
-    """At equal grids neighbours' weights are 0, and 0 * NaN must not be formed: not in values, not in gradients."""
+@pytest.mark.parametrize("multiprocessors", [1, 132])
+def test_a_pixels_nan_stays_where_it_is(multiprocessors):
+    """At equal grids neighbours' weights are 0, and 0 * NaN must not be formed: not in values, not in gradients. Tiles
+    of many rows and of one."""
+    emulation.Settings.multiprocessors = multiprocessors
     student, teacher, labels = make_case("same grid", "randn")
     labels[:] = labels.clamp(max=5)
     student[0, 2, 2, 3] = float("nan")
