@@ -17,7 +17,7 @@ def test_noticed(mutation):
 
 def test_the_check_can_fail():
     old, new = "float sum = 0.f;", "float  sum = 0.f;"
-    harmless = Mutation("harmless", "nothing", "tile.cuh", old, new, "one and pixel", CUDA)
+    harmless = Mutation("harmless", "nothing", "tile.cuh", old, new, "one and pixel", suite=CUDA)
     assert caught_by(harmless) is None
 
 
