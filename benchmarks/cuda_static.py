@@ -115,18 +115,23 @@ def kernel_of(launch: gpu_static.Launch, classes: int) -> tuple[str, int]:
     return f"segmentation_kernel<{int(launch.constants['HAS_TEACHER'])},1,0,{single}>", lanes
 
 
-def compile_file(name: str, target: str, folder: Path) -> Path:
-    """A cubin of one of the .cu files."""
-    cubin = folder / f"{name}_{target}.cubin"
-    command = [nvcc() or "nvcc", "-std=c++20", "-O3", f"-arch={target}", "-cubin", "-o", str(cubin)]
-    subprocess.run([*command, str(SOURCES / f"{name}.cu")], check=True, capture_output=True, text=True)
+def compile_file(source: Path, target: str, folder: Path) -> Path:
+    """A cubin of a .cu file."""
+    cubin = folder / f"{source.stem}_{target}.cubin"
+    command = [nvcc() or "nvcc", "-std=c++20", "-O3", f"-arch={target}", "-cubin", "-o", str(cubin), str(source)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
     return cubin
+
+
+def disassemble(source: Path, target: str, folder: Path) -> str:
+    return gpu_static._run(gpu_static._tool("nvdisasm"), "-c", str(compile_file(source, target, folder)))
 
 
 def compile_kernels(target: str) -> dict[str, Kernel]:
     """The pixel losses' kernels by name."""
     with tempfile.TemporaryDirectory() as folder:
-        files = [compile_file(f"pixel_losses_{name}", target, Path(folder)) for name in ("hakd", "segmentation")]
+        sources = (SOURCES / f"pixel_losses_{name}.cu" for name in ("hakd", "segmentation"))
+        files = [compile_file(source, target, Path(folder)) for source in sources]
         return {kernel.name: kernel for file in files for kernel in inspect(file)}
 
 

@@ -8,6 +8,28 @@ from benchmarks import cuda_static  # noqa: E402
 pytestmark = pytest.mark.skipif(cuda_static.nvcc() is None, reason="nvcc is not installed")
 
 # Instructions and special functions per (pixel, class). A change that needs more says so here.
+WRAPPERS = """
+#include "{folder}/async.cuh"
+#include "{folder}/mma.cuh"
+using namespace hetero::cuda;
+__global__ void kernel(const float* in, float* out) {{
+  SharedAllocator memory(dynamic_shared_memory());
+  const Shared<float> copied = memory.take<float>(128);
+  const Shared<uint16_t> halves(reinterpret_cast<uint16_t*>(copied.address(0)), 256);
+  copy_async(copied, 4 * threadIdx.x, in + 4 * threadIdx.x);
+  commit_copies();
+  wait_for_copies<0>();
+  __syncthreads();
+  const int at = threadIdx.x * 8;
+  const FragmentA a = load_matrices<false>(halves, at), b = load_matrices<true>(halves, at);
+  FragmentC c{{}};
+  multiply_halves<true>(c, a, {{{{b.x[0], b.x[1]}}}});
+  multiply_halves<false>(c, a, {{{{b.x[2], b.x[3]}}}});
+  multiply_tf32(c, a, {{{{to_tf32(in[0]), b.x[1]}}}});
+  for (int i = 0; i < 4; ++i) write(out + 4 * threadIdx.x + i, c.x[i]);
+}}
+"""
+
 BUDGETS = {
     "hakd_kernel<1,2,0,1>": (113, 8.3),
     "hakd_kernel<1,2,1,1>": (131, 10.3),
@@ -34,3 +56,12 @@ def test_budgets(kernels):
         k = kernels[name]
         assert k.registers <= 255 and k.warps("sm_90") >= 8
         assert k.instructions <= instructions and k.special_functions <= special, (name, k.instructions, k.loop)
+
+
+def test_the_wrappers_become_single_instructions(tmp_path):
+    """cp.async, ldmatrix and mma.sync, which the emulation has versions of its own of."""
+    source = tmp_path / "wrappers.cu"
+    source.write_text(WRAPPERS.format(folder=cuda_static.SOURCES))
+    code = cuda_static.disassemble(source, "sm_80", tmp_path)
+    for instruction, count in (("LDGSTS", 1), ("LDSM", 2), ("HMMA.16816.F32", 2), ("HMMA.1688.F32.TF32", 1)):
+        assert code.count(instruction) >= count, instruction

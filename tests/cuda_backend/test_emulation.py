@@ -4,7 +4,7 @@ import emulation
 import pytest
 
 MISTAKES = {
-    "race": "race on shared word",
+    "race": "race on shared byte",
     "divergent_barrier": "barrier divergence: 32 threads wait, 32 have exited",
     "divergent_vote": "a collective waits for lane 3, which has exited",
     "exited_lane": "a collective waits for lane 3, which has exited",
@@ -15,7 +15,7 @@ MISTAKES = {
     "beyond_buffer": "write outside every buffer",
     "guard_zone": "the guard zone of workspace 0 was written to",
     "meeting_blocks": "of a launch meet in word",
-    "early_copy": "is read but was never written|race on shared word",
+    "early_copy": "is read but was never written|race on shared byte",
 }
 
 
@@ -33,7 +33,7 @@ def test_mistakes_are_noticed(run, mistake):
 
 def test_correct_kernels_run(run):
     assert run("correct") == sum(range(64))
-    assert run("shuffles") == run("copies") == 64
+    assert run("shuffles") == run("copies") == run("products") == 64
 
 
 def test_the_next_kernel_runs_after_a_mistake(run):

@@ -33,9 +33,11 @@ struct Thread {
   std::vector<std::vector<Copy>> groups;  // committed, the oldest first
 };
 
-// Who touched a word of shared memory last: thread + 1, 0 for nobody, and in which epoch.
+constexpr int kGrain = 2;  // bytes of shared memory that are watched together: the smallest element that kernels keep there
+
+// Who touched a grain of shared memory last: thread + 1, 0 for nobody, and in which epoch.
 constexpr int kSeveral = 1 << 20;
-struct Word {
+struct Grain {
   int writer = 0, reader = 0, write_epoch = -1, read_epoch = -1;
 };
 
@@ -56,7 +58,7 @@ struct Machine {
   Order order = Order::kForward;
   unsigned seed = 0;
   std::vector<Thread> threads;
-  std::vector<Word> words;
+  std::vector<Grain> grains;
   std::vector<unsigned char> shared;
   std::vector<Buffer> buffers;
   size_t last_buffer = 0;
@@ -126,7 +128,7 @@ void body() {
 
 void run_block(int threads, std::mt19937& random) {
   machine.threads.assign(threads, Thread{});
-  machine.words.assign((machine.shared.size() + 3) / 4, Word{});
+  machine.grains.assign((machine.shared.size() + kGrain - 1) / kGrain, Grain{});
   std::fill(machine.shared.begin(), machine.shared.end(), kPoison);
   machine.epoch = 0;
   machine.fibers.prepare(threads, &body);
@@ -212,21 +214,21 @@ void check_index(int count, int index) {
 void observe_bytes(int64_t offset, int size, bool writes) {
   if (offset < 0 || offset + size > static_cast<int64_t>(machine.shared.size())) fail("an array beyond the block's shared memory");
   const int me = machine.current + 1;
-  for (int64_t w = offset / 4; w <= (offset + size - 1) / 4; ++w) {
-    Word& word = machine.words[w];
-    const bool written_now = word.write_epoch == machine.epoch && word.writer != me;
-    const bool read_now = word.read_epoch == machine.epoch && word.reader != me;
+  for (int64_t w = offset / kGrain; w <= (offset + size - 1) / kGrain; ++w) {
+    Grain& grain = machine.grains[w];
+    const bool written_now = grain.write_epoch == machine.epoch && grain.writer != me;
+    const bool read_now = grain.read_epoch == machine.epoch && grain.reader != me;
     if (written_now || (writes && read_now)) {
-      fail("race on shared word " + std::to_string(w) + ": thread " + std::to_string((written_now ? word.writer : word.reader) - 1) +
+      fail("race on shared byte " + std::to_string(w * kGrain) + ": thread " + std::to_string((written_now ? grain.writer : grain.reader) - 1) +
            (written_now ? " wrote" : " read") + " and this one " + (writes ? "writes" : "reads") + " between two barriers");
     }
     if (writes) {
-      word.writer = me;
-      word.write_epoch = machine.epoch;
+      grain.writer = me;
+      grain.write_epoch = machine.epoch;
     } else {
-      if (word.writer == 0) fail("shared word " + std::to_string(w) + " is read but was never written");
-      word.reader = word.read_epoch == machine.epoch && word.reader != me ? kSeveral : me;
-      word.read_epoch = machine.epoch;
+      if (grain.writer == 0) fail("shared byte " + std::to_string(w * kGrain) + " is read but was never written");
+      grain.reader = grain.read_epoch == machine.epoch && grain.reader != me ? kSeveral : me;
+      grain.read_epoch = machine.epoch;
     }
   }
 }

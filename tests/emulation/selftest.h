@@ -5,6 +5,7 @@
 #include <string>
 
 #include "../../csrc/cuda/async.cuh"
+#include "selftest_mma.h"
 
 namespace selftest {
 
@@ -75,12 +76,12 @@ inline void early_copy(float* out) { copy_neighbours(out, false); }
 
 // The sum of what the kernel wrote.
 inline double run(const std::string& name) {
-  const auto start = [&](void (*kernel)(float*), int blocks = 1) {
+  const auto start = [&](void (*kernel)(float*), int blocks = 1, int64_t shared_bytes = 64 * 4) {
     float* out = static_cast<float*>(emulation::allocate(64 * 4));
     emulation::clear(out, 64 * 4);
     double sum = 0;
     try {
-      emulation::run("selftest", blocks, 64, 64 * 4, [&] { kernel(out); });
+      emulation::run("selftest", blocks, 64, shared_bytes, [&] { kernel(out); });
       for (int i = 0; i < 64; ++i) sum += out[i];
     } catch (...) {
       emulation::release_buffers();
@@ -102,6 +103,7 @@ inline double run(const std::string& name) {
   if (name == "guard_zone") return start(guard_zone);
   if (name == "shuffles") return start(shuffles);
   if (name == "wild_write") return start(wild_write);
+  if (name == "products") return start(products, 1, 1024);
   if (name == "copies") return start(copies);
   if (name == "early_copy") return start(early_copy);
   if (name == "meeting_blocks") return start(meeting_blocks, 2);

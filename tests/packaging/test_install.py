@@ -81,7 +81,7 @@ def test_source_distribution_installs_against_the_environments_torch(source, old
     assert run(old_torch, "-c", "import torch; print(torch.__version__)").startswith(OLD_TORCH)
     shown = run(old_torch, "-c", "import hetero_kernels; hetero_kernels.show_config()", cwd=tmp_path)
     assert "cpu        available" in shown and f"build: torch {OLD_TORCH}" in shown
-    assert shutil.which("nvcc") is None or "cuda architectures: 90" in shown
+    assert ("CUDA library for 90" in out) == ("cuda architectures: 90" in shown)
     run(old_torch, "-m", "pip", "uninstall", "-y", "-q", "hetero-kernels")
 
 

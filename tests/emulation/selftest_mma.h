@@ -1,0 +1,47 @@
+// Products of matrices by the wrappers of mma.cuh, compared with sums of products: 1 for every lane that finds its part right.
+#pragma once
+
+#include "../../csrc/cuda/mma.cuh"
+
+namespace selftest {
+
+using namespace hetero::cuda;
+
+// Small whole numbers, which halves and tf32 hold exactly.
+inline float number(int row, int column) { return static_cast<float>((row * 7 + column * 5) % 11 - 5); }
+inline uint16_t as_bfloat16(float x) { return static_cast<uint16_t>(__builtin_bit_cast(uint32_t, x) >> 16); }
+
+inline bool right(const FragmentC& c, int inner) {
+  const int g = emulation::lane() / 4, t = emulation::lane() % 4;
+  bool all = true;
+  for (int i = 0; i < 4; ++i) {
+    const int row = g + (i < 2 ? 0 : 8), column = 2 * t + i % 2;
+    float sum = 1.f;
+    for (int k = 0; k < inner; ++k) sum += number(row, k) * number(k, column + 3);
+    all = all && c.x[i] == sum;
+  }
+  return all;
+}
+
+// A 16 x 16 and B 16 x 8 in shared memory, read by ldmatrix: A as it lies, B's columns by the transposed one.
+inline void products(float* out) {
+  const Shared<uint16_t> a(reinterpret_cast<uint16_t*>(dynamic_shared_memory()), 256);
+  const Shared<uint16_t> b(reinterpret_cast<uint16_t*>(dynamic_shared_memory()) + 256, 256);
+  for (int i = threadIdx.x; i < 256; i += blockDim.x) {
+    a.set(i, as_bfloat16(number(i / 16, i % 16)));
+    b.set(i, as_bfloat16(i % 16 < 8 ? number(i / 16, i % 16 + 3) : 0.f));
+  }
+  __syncthreads();
+  const int lane = emulation::lane(), t = lane % 4, g = lane / 4;
+  const FragmentA left = load_matrices<false>(a, lane % 16 * 16 + lane / 16 * 8);
+  const FragmentA both = load_matrices<true>(b, lane % 16 * 16 + lane / 16 * 8);
+  FragmentC c{{1.f, 1.f, 1.f, 1.f}};
+  multiply_halves<false>(c, left, {{both.x[0], both.x[1]}});
+  FragmentC d{{1.f, 1.f, 1.f, 1.f}};
+  multiply_tf32(d,
+                {{to_tf32(number(g, t)), to_tf32(number(g + 8, t)), to_tf32(number(g, t + 4)), to_tf32(number(g + 8, t + 4))}},
+                {{to_tf32(number(t, g + 3)), to_tf32(number(t + 4, g + 3))}});
+  write(out + threadIdx.x, right(c, 16) && right(d, 8) ? 1.f : 0.f);
+}
+
+}  // namespace selftest
