@@ -121,6 +121,73 @@ def _loops(launch: gpu_static.Launch, target: str, classes: int, cuda: dict) -> 
     return found
 
 
+def eager_feature_bytes(launch: gpu_static.Launch) -> int:
+    """What the eager reference reads and writes from features on, forward and backward."""
+    from hetero_kernels import reference
+
+    networks = [launch.arguments[k] for k in ("student", "teacher")]
+    with FakeTensorMode():
+        features = [torch.randn(n.data.shape) for n in networks]
+        weights = [torch.randn(n.weight.shape, requires_grad=True) for n in networks]
+        features[0].requires_grad_()
+        labels = torch.zeros(launch.arguments["labels"].data.shape, dtype=torch.int64)
+        with _Traffic() as traffic:
+            loss = reference.projected_hakd_loss(
+                *features, *weights, labels, temperature=2.0, proj_weight=1.0, resolution="feature"
+            )
+            assert isinstance(loss, Tensor)
+            loss.backward()
+    return traffic.bytes
+
+
+def predict_features(card: Card, launches: list[gpu_static.Launch]) -> float:
+    """Milliseconds of the launches of ``projected_hakd_loss`` and its backward: of each the longer of its bytes and its
+    products' instructions; what it reads again of its own counts nothing."""
+    first = launches[0].arguments
+    features = sum(first[k].data.numel() * first[k].data.element_size() for k in ("student", "teacher"))
+    student = first["student"].data.numel() * first["student"].data.element_size()
+    logits = sum(first[k].gradient.numel() * 4 for k in ("student", "teacher"))
+    moved = {
+        "projected_hakd_kernel": features + logits,
+        "weight_gradients_kernel": features + logits,
+        "project_back_kernel": logits + student,
+    }
+    total = 0.0
+    for launch in launches:
+        if launch.name not in moved:
+            continue
+        given, target = launch.constants, gpu_static.TARGETS[card.target]
+        report = gpu_static.inspect(gpu_static.compile_launch(launch, target), target)
+        counted = gpu_static.instructions_per_element(launch, report, 0)
+        assert counted is not None
+        network = first["student"]
+        pixels = network.data[:, 0].numel()
+        if launch.name == "project_back_kernel":
+            columns, channels = given["CLASSES"] * -(-first["classes"] // given["CLASSES"]), network.data.shape[1]
+        else:
+            columns = sum(given["PRODUCTS"] if "PRODUCTS" in given else given["BLOCKS"])
+            channels = sum(first[k].data.shape[1] for k in ("student", "teacher"))
+        multiplications = pixels * columns * channels / 1000
+        cycles = card.multiprocessors * card.clock * 1e6
+        issue = counted["instructions"] * multiplications / ISSUE_LANES / cycles
+        total += max(issue, moved[launch.name] / (card.bandwidth * 1e6))
+    return total
+
+
+def feature_rows() -> list[tuple[object, ...]]:
+    rows: list[tuple[object, ...]] = []
+    for classes in (19, 150):
+        launches = gpu_static.projected_launches(torch.float32, classes)
+        moved = eager_feature_bytes(launches[0])
+        for card in CARDS:
+            ours, eager = predict_features(card, launches), moved / (card.bandwidth * 1e6)
+            rows.append((
+                "projected_hakd_loss, 256 and 512 channels", classes, card.name, "Triton", f"{ours:.3f}",
+                "bytes or issue, by launch", f"{moved / 1e9:.2f}", f"{eager:.2f}", f"{eager / ours:.0f}",
+            ))  # fmt: skip
+    return rows
+
+
 def table() -> str:
     """Ours and eager's, for the launches of the paper's sizes; the CUDA kernels' too where there is an nvcc."""
     header = ("loss", "K", "card", "kernels", "ours, ms (predicted)", "bound by", "eager's traffic, GB",
@@ -145,4 +212,5 @@ def table() -> str:
                         gpu_static.describe(launch), classes, card.name, kernels, f"{times[cause]:.3f}", cause,
                         f"{moved / 1e9:.1f}", f"{eager:.1f}", f"{eager / times[cause]:.0f}",
                     ))  # fmt: skip
+    rows += feature_rows()
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)

@@ -177,3 +177,15 @@ def test_the_model_of_time():
     assert gpu_model.our_bytes(launch) == 3 * coarse + labels + 2 * slots
     # Eager writes the upsampled logits of both networks alone in 2 x 319 MB.
     assert gpu_model.eager_bytes(launch, {"temperature": 2.0}) > 20 * 8 * 19 * 512 * 1024 * 4
+
+
+def test_the_model_of_time_on_features():
+    """On a card of 1 GB/s and much arithmetic, the bytes by hand; eager writes both networks' logits many times."""
+    from benchmarks import gpu_model
+
+    launches = gpu_static.projected_launches(torch.float32, 19)
+    slow = gpu_model.Card("slow", "sm_90", 10**6, 2.0, 1, 128)
+    student, teacher, logits = (8 * channels * 16 * 32 * 4 for channels in (256, 512, 2 * 19))
+    moved = (student + teacher + logits) * 2 + logits + student
+    assert gpu_model.predict_features(slow, launches) == pytest.approx(moved / 1e6)
+    assert gpu_model.eager_feature_bytes(launches[0]) > 2 * (student + teacher) + 20 * logits
