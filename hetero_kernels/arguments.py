@@ -57,6 +57,16 @@ def check_device(name: str, x: Tensor, like: Tensor) -> None:
         raise ValueError(f"{name} is on {x.device}, expected {like.device} like the other tensors")
 
 
+def check_compute_dtype(backend: str, **tensors: Tensor | None) -> None:
+    """Backends of GPUs compute in float32: they refuse float64."""
+    for name, x in tensors.items():
+        if backend in ("cuda", "triton") and x is not None and x.dtype == torch.float64:
+            raise TypeError(
+                f"{name} is float64, expected float32, bfloat16 or float16: backend {backend!r} computes in float32 "
+                "(backend='reference' computes in float64 on any device)"
+            )
+
+
 def check_labels(labels: object, batch: int, num_classes: int, like: Tensor) -> None:
     """Integer [B, H, W] on the device of ``like``."""
     if not isinstance(labels, Tensor):

@@ -109,6 +109,7 @@ def hakd_loss(
     normalizers = _normalizers(normalizer, ("hakd", "proj"), student_logits)
     student_logits, teacher_logits, labels = map(savable, (student_logits, teacher_logits, labels))
     chosen = backends.select(backend, student_logits.device.type)
+    check.check_compute_dtype(chosen, student_logits=student_logits, teacher_logits=teacher_logits)
     if chosen == "reference":
         return reference.hakd_loss(
             student_logits, teacher_logits, labels, temperature=temperature, kmm=kmm, kem=kem, divergence=divergence,
@@ -170,6 +171,10 @@ def projected_hakd_loss(
     check.check_projection("teacher", teacher_weight, teacher_bias, teacher_features, student_weight.shape[0])
     able = projected_losses.able(student_weight.shape[0])
     chosen = backends.select_among(able, backend, student_features.device.type)
+    check.check_compute_dtype(
+        chosen, student_features=student_features, teacher_features=teacher_features, student_weight=student_weight,
+        teacher_weight=teacher_weight, student_bias=student_bias, teacher_bias=teacher_bias,
+    )  # fmt: skip
     one_pass = (
         resolution == "feature"
         and student_features.shape[2:] == teacher_features.shape[2:]
@@ -251,6 +256,7 @@ def segmentation_loss(
     logits, labels = savable(logits), savable(labels)
     teacher_logits, class_weight = savable(teacher_logits), savable(class_weight)
     chosen = backends.select(backend, logits.device.type)
+    check.check_compute_dtype(chosen, logits=logits, teacher_logits=teacher_logits)
     if chosen == "reference":
         return reference.segmentation_loss(
             logits, labels, teacher_logits, task_weight=task_weight, kd_weight=kd_weight, temperature=temperature,

@@ -182,15 +182,6 @@ def label_argument(labels: Tensor, size: tuple[int, int], num_classes: int, igno
     return Labels(labels, height, width, b, h, w, scales[0], scales[1], ignore_index), sampled
 
 
-def refuse_float64(**tensors: Tensor | None) -> None:
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.dtype == torch.float64:
-            raise TypeError(
-                f"{name} is float64, expected float32, bfloat16 or float16: the Triton kernels compute in float32 "
-                "(backend='reference' computes in float64 on any device)"
-            )
-
-
 def upstream_argument(upstream: Tensor | None, nothing: Tensor) -> Upstream:
     return Upstream(nothing, 0, 0, 0) if upstream is None else Upstream(upstream, *upstream.stride())
 

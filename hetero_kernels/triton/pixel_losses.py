@@ -21,7 +21,6 @@ from .launch import (
     plan_term,
     power_of,
     precision,
-    refuse_float64,
     upstream_argument,
 )
 from .many_classes import hakd_many_kernel, segmentation_many_kernel
@@ -261,7 +260,6 @@ def hakd_loss(
     teacher_grad: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Implementation of the operator ``hakd_loss``, see ops/pixel_losses.py."""
-    refuse_float64(student_logits=student_logits, teacher_logits=teacher_logits)
     temperature, hakd_weight, proj_weight = scalars.tolist()
     batch, classes = student_logits.shape[:2]
     size = (labels.shape[1], labels.shape[2])
@@ -317,7 +315,6 @@ def segmentation_loss(
     align_corners: bool, ignore_index: int, reduction: str, grad: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Implementation of the operator ``segmentation_loss``, see ops/pixel_losses.py."""
-    refuse_float64(logits=logits, teacher_logits=teacher_logits)
     temperature, task_weight, kd_weight, smoothing = scalars.tolist()
     other = logits if teacher_logits is None else teacher_logits
     class_weight = None if class_weight is None else class_weight.contiguous()

@@ -36,7 +36,6 @@ from .launch import (
     label_argument,
     plan_term,
     power_of,
-    refuse_float64,
     upstream_argument,
 )
 from .pixel_losses import bounded_band, scaled_band
@@ -298,10 +297,6 @@ def projected_hakd_loss(
     teacher_features_grad: bool, teacher_weight_grad: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Implementation of the operator ``projected_hakd_loss``, see ops/projected_losses.py."""
-    refuse_float64(
-        student_features=student_features, teacher_features=teacher_features, student_weight=student_weight,
-        teacher_weight=teacher_weight, student_bias=student_bias, teacher_bias=teacher_bias,
-    )  # fmt: skip
     temperature, hakd_weight, proj_weight = scalars.tolist()
     batch, _, height, width = student_features.shape
     classes = student_weight.shape[0]
@@ -371,7 +366,6 @@ BACK_CLASSES, BACK_PIXELS, BACK_CHANNELS = 32, 64, 128
 
 def project_back(logit_gradient: Tensor, weight: Tensor, factor: Tensor | None, like: Tensor) -> Tensor:
     """Implementation of the operator ``project_back``, see ops/projected_losses.py."""
-    refuse_float64(weight=weight, features=like)
     channels_last = like.stride(1) == 1 and like.shape[1] > 1
     out = torch.empty_like(like, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     batch, channels, height, width = like.shape
