@@ -317,7 +317,9 @@ def test_errors_are_one_message_with_status_1(workplace: Path, capsys: pytest.Ca
     assert "root must name the folder" in fails(distill(workplace, "x", "--data.name", "camvid"), capsys)
     backend = fails(distill(workplace, "x", "--loss.backend", "triton"), capsys)
     assert "triton" in backend
-    assert "--resume and --overwrite exclude" in fails(distill(workplace, "x", "--resume", "--overwrite"), capsys)
+    assert "--resume_or_start and --overwrite exclude" in fails(
+        distill(workplace, "x", "--resume", "--overwrite"), capsys
+    )
     nowhere = ["predict", "--checkpoint", str(workplace / "teacher" / "last.pt"), "--images", "[nowhere.png]"]
     assert "nowhere.png: no such image or folder" in fails(nowhere, capsys)
 

@@ -42,24 +42,24 @@ class Checkpoint:
     """state_dict of the loss: the projectors."""
     optimizer: dict[str, Any]
     """state_dict of the optimiser."""
-    random_states: dict[str, Any]
-    """From `random_states`."""
+    random_states: list[dict[str, Any]]
+    """From `random_states`, one per process."""
     metrics: dict[str, float]
     """miou of the evaluation at this step (NaN where there was none) and best_miou of the run so far."""
 
 
 def random_states() -> dict[str, Any]:
-    """States of torch's generators, CPU and CUDA. (Order and augmentation of images depend on seed and step alone.)"""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    """States of this process's generators: torch's on the CPU, and that of its CUDA device, if it uses one. (Order and
+    augmentation of images depend on seed and step alone.)"""
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Undo what happened since `random_states`, on as many CUDA devices as were recorded and are there."""
+    """Undo what happened since `random_states`."""
     torch.set_rng_state(states["cpu"])
-    if torch.cuda.is_available():
-        for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(state, device)
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"][0])
 
 
 @contextmanager

@@ -38,6 +38,11 @@ def build_parser() -> ArgumentParser:
         command.add_class_arguments(config_class)
         if name in TRAINING:
             command.add_argument("--resume", action="store_true", help="Continue the run in the output folder.")
+            command.add_argument(
+                "--resume_or_start",
+                action="store_true",
+                help="Continue the run in the output folder, or start it if there is no checkpoint yet.",
+            )
             command.add_argument("--overwrite", action="store_true", help="Replace the run in the output folder.")
         subcommands.add_subcommand(name, command, help=summary)
     return parser
@@ -55,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.instantiate(parsed)[name]
     config_class = COMMANDS[name][0]
     config = config_class(**{field.name: options[field.name] for field in dataclasses.fields(config_class)})
-    flags = {flag: options[flag] for flag in ("resume", "overwrite") if name in TRAINING}
+    flags = {flag: options[flag] for flag in ("resume", "overwrite", "resume_or_start") if name in TRAINING}
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own networks are named by import path
     try:

@@ -114,7 +114,10 @@ class ScheduleConfig:
     steps: int = 400
     """Optimiser steps."""
     batch_size: int = 8
-    """Images per step."""
+    """Images per step, over all processes."""
+    normalize: Literal["global", "local"] = "global"
+    """global: in every step each labelled pixel of all processes counts the same, as in one process with the whole
+    batch. local: every process averages over its own pixels, and the gradients are averaged."""
     power: float = 0.9
     """Learning rate factor (1 - step / steps) ** power, set at every step."""
     warmup_steps: int = 0
@@ -128,7 +131,7 @@ class RuntimeConfig:
     """Where a run happens and what it writes; of this, only device and threads change results, by rounding."""
 
     device: str = "auto"
-    """auto (cuda where there is one, else cpu) or a torch device."""
+    """auto (cuda where there is one, else cpu) or a torch device; under torchrun each process takes its own GPU."""
     threads: int | None = None
     """CPU threads of torch; null: torch's choice. Bit-identical results need the same number."""
     workers: int = 0
@@ -138,6 +141,8 @@ class RuntimeConfig:
     """Steps between two evaluations on the val set; 0: only after the last step."""
     save_every: int = 200
     """Steps between two checkpoints; 0: only after the last step."""
+    find_unused_parameters: bool = False
+    """Over several processes: allow for parameters of the student that get no gradient, at the price of a search."""
     keep: int = 2
     """Checkpoints that are kept, besides best.pt: last.pt and, should it be damaged, last.1.pt and so on before it."""
     log_every: int = 10

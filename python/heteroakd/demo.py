@@ -26,9 +26,9 @@ from heteroakd.config import (
     to_dict,
 )
 from heteroakd.data import DataConfig
-from heteroakd.engine import LAST, PICTURES, SUMMARY
 from heteroakd.logs import METRICS_FILE, read_metrics
 from heteroakd.report import Curve, Picture, Table, write_report
+from heteroakd.run import LAST, PICTURES, SUMMARY
 
 REPORT, RESULTS = "report.html", "results.json"
 CURVE_POINTS = 60  # lines of metrics per run

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hetero_kernels import HeteroAKDLoss, HeteroAKDOutput, functional
@@ -13,6 +14,8 @@ from heteroakd.data import IGNORE_INDEX
 from heteroakd.models import TappedNetwork, TappedOutput, probe
 
 METHODS: tuple[Method, ...] = ("none", "kd", "heteroakd")
+Divisors = dict[str, Tensor]
+"""0-dim tensors by term ("task", "kd", "hakd", "proj")."""
 
 
 class LogitLoss(nn.Module):
@@ -27,7 +30,9 @@ class LogitLoss(nn.Module):
         weight = None if config.class_weight is None else torch.tensor(config.class_weight)
         self.register_buffer("class_weight", weight, persistent=False)
 
-    def forward(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> HeteroAKDOutput:
+    def forward(
+        self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, *, normalizer: Divisors | None = None
+    ) -> HeteroAKDOutput:
         """Logits [B, K, h, w] and [B, K, h', w'], labels int [B, H, W]; of the terms, hakd and proj are 0."""
         config = self.config
         terms = cast(
@@ -43,6 +48,7 @@ class LogitLoss(nn.Module):
                 label_smoothing=config.label_smoothing,
                 align_corners=config.logits_align_corners,
                 ignore_index=IGNORE_INDEX,
+                normalizer=None if normalizer is None else {term: normalizer[term] for term in ("task", "kd")},
                 return_terms=True,
                 backend=config.backend,
             ),
@@ -60,15 +66,28 @@ class Distiller(nn.Module):
     Args:
         student: network to train.
         loss: a `LogitLoss` or a `HeteroAKDLoss`, which brings its two projectors.
+        feature_size: (h, w) of the student's features of a training crop; `divisors` needs it for a HeteroAKD term at
+            feature resolution.
     """
 
-    def __init__(self, student: TappedNetwork, loss: LogitLoss | HeteroAKDLoss) -> None:
+    def __init__(
+        self, student: TappedNetwork, loss: LogitLoss | HeteroAKDLoss, feature_size: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
         self.student = student
         self.loss = loss
+        self.feature_size = feature_size
 
-    def forward(self, images: Tensor, labels: Tensor, teacher: TappedOutput | None = None) -> HeteroAKDOutput:
+    def forward(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        teacher: TappedOutput | None = None,
+        normalizer: Divisors | None = None,
+    ) -> HeteroAKDOutput:
         """One loss over a batch: images float [B, 3, H, W], labels int64 [B, H, W], the teacher's outputs for them.
+
+        `normalizer` replaces the divisors of the terms' means, see `divisors`.
 
         Raises ValueError where the loss needs a teacher's outputs and none are given.
         """
@@ -76,10 +95,33 @@ class Distiller(nn.Module):
         if isinstance(self.loss, LogitLoss):
             if teacher is None and self.loss.kd_weight:
                 raise ValueError("this loss has a KD term and needs the teacher's outputs, got None")
-            return cast(HeteroAKDOutput, self.loss(logits, labels, None if teacher is None else teacher.logits))
+            teacher_logits = None if teacher is None else teacher.logits
+            return cast(HeteroAKDOutput, self.loss(logits, labels, teacher_logits, normalizer=normalizer))
         if teacher is None:
             raise ValueError("HeteroAKDLoss needs the teacher's outputs, got None")
-        return cast(HeteroAKDOutput, self.loss(features, teacher.features, labels, logits, teacher.logits))
+        return cast(
+            HeteroAKDOutput,
+            self.loss(features, teacher.features, labels, logits, teacher.logits, normalizer=normalizer),
+        )
+
+    def divisors(self, labels: Tensor) -> Divisors:
+        """What the loss divides each term's sum by for labels [B, H, W]: 0-dim float64 tensors, without a device
+        synchronisation. Added up over several batches they are, as `normalizer`, those of the joint batch."""
+        valid = labels != IGNORE_INDEX
+        count = valid.sum().double()
+        task = count
+        if self.loss.class_weight is not None:
+            task = self.loss.class_weight.double()[torch.where(valid, labels, 0)].mul(valid).sum()
+        divisors = {"task": task, "kd": count}
+        if isinstance(self.loss, HeteroAKDLoss):
+            divisors["hakd"] = divisors["proj"] = count
+            if self.loss.resolution == "feature":
+                sampled = F.interpolate(labels[:, None].float(), size=self.feature_size, mode="nearest")
+                divisors["hakd"] = divisors["proj"] = (sampled != IGNORE_INDEX).sum().double()
+            if self.loss.kem == "spatial":  # every image and class counts the same, however many pixels it has
+                convolution = cast(nn.Conv2d, self.loss.student_projector[0])
+                divisors["hakd"] = torch.full_like(count, labels.shape[0] * convolution.out_channels)
+        return divisors
 
 
 class Teacher:
@@ -118,8 +160,9 @@ def build_distiller(
         raise ValueError(f"method {method!r} needs a teacher, got None")
     if method != "heteroakd" or teacher is None:
         return Distiller(student, LogitLoss(config, kd_weight=config.kd_weight if method == "kd" else 0.0))
+    features = probe(student, image_size).features
     loss = HeteroAKDLoss(
-        probe(student, image_size).features.shape[1],
+        features.shape[1],
         probe(teacher.network, image_size).features.shape[1],
         num_classes,
         projector=config.projector,
@@ -140,4 +183,4 @@ def build_distiller(
         label_smoothing=config.label_smoothing,
         backend=config.backend,
     )
-    return Distiller(student, loss)
+    return Distiller(student, loss, (features.shape[2], features.shape[3]))

@@ -137,6 +137,31 @@ class RunLog:
                     self._board.add_scalar(f"{group}/{name}", value, step)
 
 
+class NoLog(RunLog):
+    """The log of a process that writes nothing; it is made and used like the other."""
+
+    def __init__(self, folder: Path, **options: object) -> None:
+        pass
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def advance(self) -> None:
+        """Nothing."""
+
+    def train(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def evaluation(self, step: int, evaluation: Evaluation, seconds: float) -> None:
+        """Nothing."""
+
+    def picture(self, name: str, step: int, image: Tensor) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """A full disk does not say which file it was."""
