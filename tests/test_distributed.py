@@ -14,7 +14,7 @@ from heteroakd import distributed
 from heteroakd.batches import BatchSampler
 from heteroakd.checkpoint import load_checkpoint
 from heteroakd.cli import main
-from heteroakd.config import LossConfig, Method, OptimizerConfig, ScheduleConfig
+from heteroakd.config import LossConfig, Method, OptimizerConfig, RuntimeConfig, ScheduleConfig
 from heteroakd.distiller import Teacher, build_distiller
 from heteroakd.evaluate import evaluate
 from heteroakd.logs import read_metrics
@@ -57,20 +57,20 @@ def batch() -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def gradients(normalize: str = "global") -> dict[str, Tensor]:
+def gradients(normalize: str = "global", micro_batches: int = 1) -> dict[str, Tensor]:
     """One step of this process's part of the batch by every loss: gradients and mean loss over the processes."""
     part = 4 // distributed.world_size()
     own = slice(distributed.rank() * part, (distributed.rank() + 1) * part)
     images, labels = batch()
-    found = {}
+    found, sgd = {}, OptimizerConfig(name="sgd", lr=0.1)
     for name, (method, config) in LOSSES.items():
         torch.manual_seed(0)
         teacher, student = Teacher(TappedNetwork(Plain(3, 12), "encoder")), TappedNetwork(Plain(3), "encoder")
         student.network.encoder.output_stride = 4
         teacher.network.network.encoder.output_stride = 4
         distiller = build_distiller(student, teacher, method, config, 3, SIZE)
-        schedule = ScheduleConfig(steps=1, normalize=normalize)  # type: ignore[arg-type]
-        step = TrainingStep(distiller, teacher, build_optimizer(distiller, OptimizerConfig(lr=0.1)), schedule)
+        schedule = ScheduleConfig(1, 4, micro_batches=micro_batches, normalize=normalize)  # type: ignore[arg-type]
+        step = TrainingStep(distiller, teacher, build_optimizer(distiller, sgd), sgd, schedule, RuntimeConfig())
         terms = step(0, images[own], labels[own])
         parameters = list(distiller.parameters())
         found[name] = torch.cat([parameter.grad.flatten() for parameter in parameters])
@@ -117,7 +117,8 @@ import torch
 from test_distributed import agreements, confusion, gradients
 from heteroakd import distributed
 with distributed.process_group(torch.device("cpu")):
-    results = {"global": gradients(), "local": gradients("local"), "confusion": confusion(), "told": agreements()}
+    results = {"global": gradients(), "local": gradients("local"), "parts": gradients("global", 2)}
+    results |= {"confusion": confusion(), "told": agreements()}
     torch.save(results, f"{sys.argv[1]}.{distributed.rank()}")
 """
 
@@ -150,12 +151,23 @@ def test_gradients_of_two_processes_are_those_of_one_with_the_joint_batch(
 ) -> None:
     joint = gradients()
     for result in two_processes:
-        ours, local = result["global"], result["local"]
+        ours, local, parts = result["global"], result["local"], result["parts"]
         assert (ours[name] - joint[name]).norm() <= 1e-6 * joint[name].norm()
+        assert (parts[name] - joint[name]).norm() <= 1e-6 * joint[name].norm()  # two micro-batches on each
         torch.testing.assert_close(ours[f"{name} loss"], joint[f"{name} loss"])
         # Averages of averages are something else, where the processes have unequal numbers of labelled pixels.
         assert (local[name] - joint[name]).norm() > 0.01 * joint[name].norm()
     assert torch.equal(two_processes[0]["global"][f"{name} updated"], two_processes[1]["global"][f"{name} updated"])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_of_micro_batches_are_those_of_the_joint_batch(name: str) -> None:
+    joint = gradients()
+    for parts in (2, 4):
+        ours, local = gradients("global", parts), gradients("local", parts)
+        assert (ours[name] - joint[name]).norm() <= 1e-6 * joint[name].norm()
+        torch.testing.assert_close(ours[f"{name} loss"], joint[f"{name} loss"])
+        assert (local[name] - joint[name]).norm() > 0.01 * joint[name].norm()
 
 
 def test_evaluation_counts_every_sample_once(two_processes: list[dict[str, object]]) -> None:
@@ -210,8 +222,8 @@ def test_torchrun_restarts_a_killed_worker_from_the_last_checkpoint(
     assert whole.returncode == 0, whole.stderr
     assert whole.stdout.count("written: ") == 1  # one process prints
     monkeypatch.setenv("FRAGILE", "1")
-    killed = torchrun("-m", "heteroakd", *command, "killed", folder=tmp_path, restarts=1)
-    assert killed.returncode == 0, killed.stderr
+    killed = torchrun("-m", "heteroakd", *command, "killed", folder=tmp_path, restarts=3)
+    assert killed.returncode == 0, killed.stdout + killed.stderr
     assert "resuming from killed/last.pt, step 4" in killed.stdout
     a, b = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "killed"))
     assert a.step == b.step == 6 and len(a.random_states) == 2

@@ -82,13 +82,18 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Distiller, "forward", counting)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [("adamw", {}), ("sgd", {}), ("sgd", {"precision": "bf16", "ema_decay": 0.5}), ("adamw", {"precision": "fp16"})],
+)
 def test_resumed_run_is_bit_identical_to_the_uninterrupted_one(
-    tmp_path: Path, teacher_checkpoint: str, monkeypatch: pytest.MonkeyPatch, optimizer: str
+    tmp_path: Path, teacher_checkpoint: str, monkeypatch: pytest.MonkeyPatch, optimizer: str, options: Any
 ) -> None:
-    optimizer_config = OptimizerConfig(name=optimizer)  # type: ignore[arg-type]
-    whole = distill_run(tmp_path / "whole", teacher_checkpoint, optimizer=optimizer_config)
-    cut = distill_run(tmp_path / "cut", teacher_checkpoint, optimizer=optimizer_config)
+    changes = {"optimizer": OptimizerConfig(name=optimizer, **options)}
+    if options:  # and whatever else a run may do, with as many forward calls
+        changes["schedule"] = ScheduleConfig(steps=6, batch_size=2, seed=1, distillation_warmup_steps=5)
+    whole = distill_run(tmp_path / "whole", teacher_checkpoint, **changes)
+    cut = distill_run(tmp_path / "cut", teacher_checkpoint, **changes)
     run_distill(whole)
     with monkeypatch.context() as context, pytest.raises(Stop):
         interrupt_after(context, 5)
@@ -101,6 +106,9 @@ def test_resumed_run_is_bit_identical_to_the_uninterrupted_one(
     assert all(torch.equal(value, b.network[name]) for name, value in a.network.items())
     assert a.loss and all(torch.equal(value, b.loss[name]) for name, value in a.loss.items())
     assert torch.equal(a.random_states[0]["cpu"], b.random_states[0]["cpu"])
+    assert a.scaler == b.scaler and bool(a.scaler) == (options.get("precision") == "fp16")
+    assert a.updated.keys() == b.updated.keys() and bool(a.updated) == ("ema_decay" in options)
+    assert all(torch.equal(value, b.updated[name]) for name, value in a.updated.items())
     for index, state in a.optimizer["state"].items():
         assert all(torch.equal(value, b.optimizer["state"][index][name]) for name, value in state.items())
     steps = [(line["event"], line["step"]) for line in read_metrics(tmp_path / "cut" / "metrics.jsonl")]

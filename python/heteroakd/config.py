@@ -105,6 +105,12 @@ class OptimizerConfig:
     """Decay one-dimensional parameters (norms, biases) too, as the SGD recipes for CNNs do."""
     momentum: float = 0.9
     """Momentum of sgd."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the networks in training: bf16 and fp16 are automatic mixed precision (fp16 with a gradient scaler). Losses,
+    weights and evaluation stay in fp32."""
+    ema_decay: float = 0.0
+    """Decay of a moving average of the student, which then is what is evaluated and saved; 0: none. In the first steps
+    the decay is smaller, (1 + step) / (10 + step)."""
 
 
 @dataclass
@@ -116,19 +122,25 @@ class ScheduleConfig:
     batch_size: int = 8
     """Images per step, over all processes."""
     normalize: Literal["global", "local"] = "global"
-    """global: in every step each labelled pixel of all processes counts the same, as in one process with the whole
-    batch. local: every process averages over its own pixels, and the gradients are averaged."""
+    """global: in every step each labelled pixel of all processes and micro-batches counts the same, as in one process
+    with the whole batch. local: each averages over its own pixels, and the gradients are averaged."""
+    micro_batches: int = 1
+    """Parts in which each process goes through its images of a step, one after the other (gradient accumulation): less
+    memory and, with normalize global, the same gradient; batch norm sees a part at a time."""
     power: float = 0.9
     """Learning rate factor (1 - step / steps) ** power, set at every step."""
     warmup_steps: int = 0
     """First steps with a learning rate that rises linearly."""
+    distillation_warmup_steps: int = 0
+    """First steps in which kd_weight and hakd_weight rise linearly to their values."""
     seed: int = 0
     """Seed of the initialisation, of the order of the images and of their augmentation."""
 
 
 @dataclass
 class RuntimeConfig:
-    """Where a run happens and what it writes; of this, only device and threads change results, by rounding."""
+    """Where a run happens and what it writes; of this, only device, threads, channels_last and
+    compile change results, by rounding."""
 
     device: str = "auto"
     """auto (cuda where there is one, else cpu) or a torch device; under torchrun each process takes its own GPU."""
@@ -141,6 +153,10 @@ class RuntimeConfig:
     """Steps between two evaluations on the val set; 0: only after the last step."""
     save_every: int = 200
     """Steps between two checkpoints; 0: only after the last step."""
+    channels_last: bool = False
+    """Keep the networks' images and feature maps in channels_last order, which convolutions on GPUs prefer."""
+    compile: bool = False
+    """Compile student and teacher by torch.compile for training; evaluation, with its many sizes, runs them eagerly."""
     find_unused_parameters: bool = False
     """Over several processes: allow for parameters of the student that get no gradient, at the price of a search."""
     keep: int = 2

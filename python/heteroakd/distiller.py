@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -77,6 +78,17 @@ class Distiller(nn.Module):
         self.student = student
         self.loss = loss
         self.feature_size = feature_size
+        self._weights = {name: getattr(loss, name) for name in ("kd_weight", "hakd_weight") if hasattr(loss, name)}
+        self._compiled: Callable[[Tensor], TappedOutput] | None = None
+
+    def compile_student(self) -> None:
+        """Run the student through torch.compile here; `student` itself stays as it is, for images of other sizes."""
+        self._compiled = torch.compile(self.student.forward)
+
+    def scale_distillation(self, factor: float) -> None:
+        """Multiply the weights of the distillation terms, as they were at first, by a factor."""
+        for name, weight in self._weights.items():
+            setattr(self.loss, name, weight * factor)
 
     def forward(
         self,
@@ -91,7 +103,7 @@ class Distiller(nn.Module):
 
         Raises ValueError where the loss needs a teacher's outputs and none are given.
         """
-        features, logits = self.student(images)
+        features, logits = (self._compiled or self.student)(images)
         if isinstance(self.loss, LogitLoss):
             if teacher is None and self.loss.kd_weight:
                 raise ValueError("this loss has a KD term and needs the teacher's outputs, got None")
@@ -132,12 +144,16 @@ class Teacher:
 
     def __init__(self, network: TappedNetwork) -> None:
         self.network = network.eval().requires_grad_(False)
+        self._run: Callable[[Tensor], TappedOutput] = self.network
+
+    def compile(self) -> None:
+        """Run the network through torch.compile here; `network` itself stays as it is, for images of other sizes."""
+        self._run = torch.compile(self.network.forward)
 
     @torch.no_grad()  # not inference_mode: autograd saves these features, and would have to copy them
     def __call__(self, images: Tensor) -> TappedOutput:
         """Features and logits for images float [B, 3, H, W]."""
-        output: TappedOutput = self.network(images)
-        return output
+        return self._run(images)
 
 
 def build_distiller(

@@ -10,6 +10,7 @@ import torch
 
 from heteroakd.batches import mix, training_batches
 from heteroakd.checkpoint import remove_leftovers, write_text
+from heteroakd.distiller import Distiller
 from heteroakd.distributed import is_main, largest_over_processes, on_main, rank, share_buffers, world_size
 from heteroakd.evaluate import Evaluation, evaluate
 from heteroakd.interruption import StoppedError, StopRequest
@@ -40,16 +41,14 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
     device = next(distiller.parameters()).device
     synchronize_batch_norm(distiller)
     optimizer = build_optimizer(distiller, run.optimizer)
-    keeper = Keeper(run, optimizer)
+    take_step = TrainingStep(distiller, run.teacher, optimizer, run.optimizer, schedule, runtime)
+    keeper = Keeper(run, take_step)
     first_step, best_miou = 0, float("-inf")
     # Here, so that dropout is the same for every method, whatever was initialised before; and other for every process.
     torch.manual_seed(mix("process", schedule.seed, rank()) if rank() else schedule.seed)
     on_main(partial(remove_leftovers, run.output))
     if resume:
         first_step, best_miou = keeper.restore()
-    take_step = TrainingStep(
-        distiller, run.teacher, optimizer, schedule, find_unused_parameters=runtime.find_unused_parameters
-    )
     batches = training_batches(
         run.data.train,
         batch_size=schedule.batch_size,
@@ -82,7 +81,7 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
                 keeper.check_finite(step, values)
                 log.train(step, {**values, "lr": optimizer.param_groups[0]["lr"]})
             if _due(step, runtime.evaluate_every) and step < schedule.steps:
-                miou = _evaluate(run, step, log).miou
+                miou = _evaluate(run, take_step.evaluated, step, log).miou
                 if miou > best_miou:
                     best_miou = miou
                     keeper.save(BEST, step, miou, best_miou)
@@ -96,7 +95,7 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
                 )
 
         peak = peak_memory(device)  # before the evaluation, whose images may be larger than the crops
-        evaluation = _evaluate(run, schedule.steps, log)
+        evaluation = _evaluate(run, take_step.evaluated, schedule.steps, log)
     if runtime.evaluate_every and evaluation.miou > best_miou:
         keeper.save(BEST, schedule.steps, evaluation.miou, evaluation.miou)
     keeper.save(LAST, schedule.steps, evaluation.miou, max(best_miou, evaluation.miou))
@@ -106,6 +105,7 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
         "loss_backend": run.loss_backend,
         "device": str(device),
         "processes": world_size(),
+        "precision": run.optimizer.precision,
         "threads": torch.get_num_threads(),
         "workers": runtime.workers,
         "seconds_per_step": meter.median_seconds(),
@@ -124,11 +124,11 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _evaluate(run: Run, step: int, log: RunLog) -> Evaluation:
+def _evaluate(run: Run, distiller: Distiller, step: int, log: RunLog) -> Evaluation:
     started = time.perf_counter()
-    share_buffers(run.distiller)
+    share_buffers(distiller.student)
     evaluation = evaluate(
-        run.distiller.student,
+        distiller.student,
         run.data.val,
         run.data.classes,
         align_corners=run.align_corners,
@@ -137,7 +137,7 @@ def _evaluate(run: Run, step: int, log: RunLog) -> Evaluation:
     log.evaluation(step, evaluation, time.perf_counter() - started)
     if is_main():
         write_pictures(
-            run.distiller,
+            distiller,
             run.teacher,
             run.data,
             count=run.runtime.pictures,

@@ -6,8 +6,6 @@ import math
 import os
 from typing import Any
 
-import torch
-
 from heteroakd.checkpoint import (
     Checkpoint,
     check_same_run,
@@ -21,6 +19,7 @@ from heteroakd.checkpoint import (
 from heteroakd.distiller import Distiller
 from heteroakd.distributed import gather, on_main, rank
 from heteroakd.logs import TERMS
+from heteroakd.optimization import TrainingStep
 from heteroakd.run import LAST, Run
 
 
@@ -31,9 +30,9 @@ class DivergedError(ArithmeticError):
 class Keeper:
     """Writes the run's checkpoints, none of which holds a network that is not finite."""
 
-    def __init__(self, run: Run, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, run: Run, training: TrainingStep) -> None:
         self.run = run
-        self.optimizer = optimizer
+        self.training = training
         self.saved: int | None = None
 
     def save(self, name: str, step: int, miou: float, best_miou: float) -> None:
@@ -45,7 +44,7 @@ class Keeper:
             self.saved = step
 
     def _save(self, name: str, step: int, metrics: dict[str, float], states: list[dict[str, Any]]) -> None:
-        distiller = self.run.distiller
+        distiller, training = self.run.distiller, self.training
         if wrong := _not_finite(distiller):
             raise DivergedError(f"the network is not finite after step {step} ({wrong}); {self._advice()}")
         checkpoint = Checkpoint(
@@ -54,11 +53,13 @@ class Keeper:
             config=self.run.config,
             model=self.run.model,
             classes=list(self.run.data.classes),
-            network=distiller.student.network.state_dict(),
+            network=training.evaluated.student.network.state_dict(),
             loss=distiller.loss.state_dict(),
-            optimizer=self.optimizer.state_dict(),
+            optimizer=training.optimizer.state_dict(),
             random_states=states,
             metrics=metrics,
+            scaler=training.scaler.state_dict(),
+            updated={} if training.average is None else distiller.student.network.state_dict(),
         )
         keep = self.run.runtime.keep if name == LAST and step != self.saved else 1
         save_checkpoint(self.run.output / name, checkpoint, keep=keep)
@@ -68,12 +69,18 @@ class Keeper:
 
         Raises CheckpointError where there is nothing fitting.
         """
-        last, run = self.run.output / LAST, self.run
+        last, distiller, training = self.run.output / LAST, self.run.distiller, self.training
         on_main(self._find)
         checkpoint = load_checkpoint(last)
-        load_state(run.distiller.student.network.load_state_dict, checkpoint.network, str(last))
-        load_state(run.distiller.loss.load_state_dict, checkpoint.loss, str(last))
-        load_state(self.optimizer.load_state_dict, checkpoint.optimizer, str(last))
+        updated = checkpoint.network
+        if training.average is not None:
+            updated = checkpoint.updated
+            load_state(training.evaluated.student.network.load_state_dict, checkpoint.network, str(last))
+            training.average.n_averaged.fill_(checkpoint.step)
+        load_state(distiller.student.network.load_state_dict, updated, str(last))
+        load_state(distiller.loss.load_state_dict, checkpoint.loss, str(last))
+        load_state(training.optimizer.load_state_dict, checkpoint.optimizer, str(last))
+        load_state(training.scaler.load_state_dict, checkpoint.scaler, str(last))
         if rank() < len(checkpoint.random_states):  # of more processes than before the new ones keep their seed
             restore_random_states(checkpoint.random_states[rank()])
         self.saved = checkpoint.step
@@ -94,7 +101,7 @@ class Keeper:
             return
         shown = ", ".join(f"{term} {values[term]:.4g}" for term in TERMS)
         network = _not_finite(self.run.distiller) or "the network is still finite: look at the data and the loss"
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = self.training.optimizer.param_groups[0]["lr"]
         raise DivergedError(
             f"the loss is not finite at step {step} ({shown}; learning rate {rate:.3g}; {network}); {self._advice()}"
         )
