@@ -28,6 +28,7 @@ CLASSES = ("road", "sky", "car")
 LOSSES: dict[str, tuple[Method, LossConfig]] = {
     "none": ("none", LossConfig(class_weight=[1.0, 2.0, 5.0], label_smoothing=0.1)),
     "kd": ("kd", LossConfig(kd_weight=2.0)),
+    "cwd": ("cwd", LossConfig(cwd_weight=30.0)),
     "label": ("heteroakd", LossConfig(projector="conv", hakd_weight=3.0)),
     "feature": ("heteroakd", LossConfig(projector="conv", resolution="feature", hakd_weight=3.0)),
     "spatial": ("heteroakd", LossConfig(projector="conv", kem="spatial", hakd_weight=3.0)),

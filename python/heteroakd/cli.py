@@ -10,12 +10,13 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from heteroakd.config import CheckDataRun, DemoRun, DistillRun, EvaluateRun, PredictRun, TeacherRun
+from heteroakd.config import CheckDataRun, CompareRun, DemoRun, DistillRun, EvaluateRun, PredictRun, TeacherRun
 from heteroakd.interruption import StoppedError
 
 COMMANDS: dict[str, tuple[type[Any], str]] = {
     "teacher": (TeacherRun, "train a teacher on labels alone"),
-    "distill": (DistillRun, "distil a student from a trained teacher: method none, kd or heteroakd"),
+    "distill": (DistillRun, "distil a student from a trained teacher: method none, kd, cwd, heteroakd"),
+    "compare": (CompareRun, "methods x seeds on one schedule, and a table of means and paired differences"),
     "evaluate": (EvaluateRun, "IoU per class and mIoU of a checkpoint"),
     "predict": (PredictRun, "overlay PNGs of a checkpoint's predictions"),
     "check-data": (CheckDataRun, "count and show a data set, and name what is broken in it"),
@@ -93,6 +94,10 @@ def _run(name: str, config: Any, flags: dict[str, bool]) -> None:
         from heteroakd.demo import run_demo
 
         run_demo(config)
+    elif name == "compare":
+        from heteroakd.compare import run_compare
+
+        run_compare(config)
     elif name == "check-data":
         from heteroakd.check_data import run_check_data
 

@@ -15,7 +15,7 @@ from heteroakd.data import DataConfig
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-Method = Literal["none", "kd", "heteroakd"]
+Method = Literal["none", "kd", "cwd", "heteroakd", "heteroakd_no_kmm", "heteroakd_no_kem"]
 ConfigClass = TypeVar("ConfigClass")
 
 
@@ -62,6 +62,10 @@ class LossConfig:
     """Weight of the cross-entropy with the labels."""
     kd_weight: float = 0.1
     """Weight of the KD term, the same for the methods kd and heteroakd; the method none has no such term."""
+    cwd_weight: float = 3.0
+    """Weight of channel-wise distillation (method cwd); 3 is its paper's for output logits."""
+    cwd_temperature: float = 4.0
+    """Temperature of channel-wise distillation; 4 is its paper's."""
     hakd_weight: float = 1.0
     """Weight of the HeteroAKD term (method heteroakd)."""
     proj_weight: float = 1.0
@@ -132,7 +136,7 @@ class ScheduleConfig:
     warmup_steps: int = 0
     """First steps with a learning rate that rises linearly."""
     distillation_warmup_steps: int = 0
-    """First steps in which kd_weight and hakd_weight rise linearly to their values."""
+    """First steps in which kd_weight, cwd_weight and hakd_weight rise linearly to their values."""
     seed: int = 0
     """Seed of the initialisation, of the order of the images and of their augmentation."""
 
@@ -204,7 +208,9 @@ class DistillRun:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """The teacher (not loaded by the method none)."""
     method: Method = "heteroakd"
-    """none: cross-entropy alone. kd: and KD on the output logits. heteroakd: and the HeteroAKD terms on features."""
+    """none: cross-entropy alone. kd: and KD on the output logits. cwd: cross-entropy and channel-wise distillation of
+    the output logits. heteroakd: all of kd and the HeteroAKD terms on features; heteroakd_no_kmm: with the teacher's
+    knowledge alone as target; heteroakd_no_kem: without weights."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Loss options; all methods read the same, so that runs differ by the method alone."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -215,6 +221,36 @@ class DistillRun:
     """Run time options."""
     output: str = "runs/street-{method}"
     """Folder for checkpoints, metrics and pictures; {method} stands for the method."""
+
+
+@dataclass
+class CompareRun:
+    """Train a student by several methods and seeds on one schedule, and compare them; started again, it continues."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data set."""
+    student: ModelConfig = field(default_factory=ModelConfig)
+    """The student."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """The teacher."""
+    methods: list[Method] = field(default_factory=lambda: ["none", "kd", "cwd", "heteroakd"])
+    """Methods to compare, see `heteroakd distill`; each is compared with those before it."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Seeds of every method, in the place of schedule.seed."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Loss options."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimiser."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Schedule."""
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    """Run time options of every run."""
+    processes: int = 1
+    """Processes of every run; more than one are torchrun's on this machine."""
+    output: str = "runs/street-compare"
+    """Folder for the table (comparison.md, comparison.json) and the runs, METHOD-seedN; {method} is "compare"."""
+    method: Method | None = None
+    """Ignored, so that a configuration file of `heteroakd distill` serves as it is."""
 
 
 @dataclass

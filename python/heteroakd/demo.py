@@ -15,6 +15,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from heteroakd.checkpoint import write_text
+from heteroakd.compare import RunFailedError
 from heteroakd.config import (
     DemoRun,
     DistillRun,
@@ -37,10 +38,6 @@ MAPS_EXPLAINED = (
     "the student learns from the teacher's knowledge of the class, where it is dark, its own is the better. KEM weight "
     "W: the brighter, the more of the pixel's distillation is about this class, which the student still gets wrong."
 )
-
-
-class RunFailedError(OSError):
-    """A run of the demo ended with an error, which it printed itself."""
 
 
 def run_demo(config: DemoRun) -> Path:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from hetero_kernels import HeteroAKDOutput
 from heteroakd.config import OptimizerConfig, RuntimeConfig, ScheduleConfig
-from heteroakd.distiller import Distiller, Divisors, Teacher
+from heteroakd.distiller import Distiller, Divisors, Teacher, Terms
 from heteroakd.distributed import sum_over_processes, world_size
 from heteroakd.models import TappedNetwork
 
@@ -152,7 +151,7 @@ class TrainingStep:
             return self.distiller
         return Distiller(cast(TappedNetwork, self.average.module), self.distiller.loss)
 
-    def __call__(self, step: int, images: Tensor, labels: Tensor) -> HeteroAKDOutput:
+    def __call__(self, step: int, images: Tensor, labels: Tensor) -> Terms:
         """Take the step numbered `step` from 0 on this process's images [B, 3, H, W] and labels [B, H, W].
 
         Returns this process's terms; their mean over the processes is the loss of the step.
@@ -175,12 +174,12 @@ class TrainingStep:
         self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.distiller.student)
-        return HeteroAKDOutput(*sums)
+        return Terms(*sums)
 
-    def _forward(self, images: Tensor, labels: Tensor, normalizer: Divisors | None) -> HeteroAKDOutput:
+    def _forward(self, images: Tensor, labels: Tensor, normalizer: Divisors | None) -> Terms:
         with torch.autocast(self._device_type, self._precision, enabled=self._precision != torch.float32):
             teacher = None if self.teacher is None else self.teacher(images)
-            terms: HeteroAKDOutput = self._parallel(images, labels, teacher, normalizer)
+            terms: Terms = self._parallel(images, labels, teacher, normalizer)
         return terms
 
     def _synchronizing(self, wanted: bool) -> AbstractContextManager[None]:
