@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from heteroakd.config import LossConfig, ModelConfig, OptimizerConfig
 from heteroakd.distiller import Teacher, build_distiller
-from heteroakd.engine import build_optimizer
 from heteroakd.models import build_tapped
+from heteroakd.optimization import build_optimizer
 from torch import Tensor
 
 from .cases import DistillationCase

@@ -40,7 +40,7 @@ def checkpoint() -> Checkpoint:
         network=network.state_dict(),
         loss={},
         optimizer=optimizer.state_dict(),
-        random_states=random_states(),
+        random_states=[random_states()],
         metrics={"miou": 0.5, "best_miou": float("-inf")},
     )
 
@@ -52,7 +52,7 @@ def test_everything_comes_back_with_weights_only(tmp_path: Path) -> None:
     assert (loaded.kind, loaded.step, loaded.config, loaded.classes) == ("student", 7, saved.config, saved.classes)
     assert loaded.metrics == saved.metrics
     assert all(torch.equal(value, saved.network[name]) for name, value in loaded.network.items())
-    assert torch.equal(loaded.random_states["cpu"], saved.random_states["cpu"])
+    assert torch.equal(loaded.random_states[0]["cpu"], saved.random_states[0]["cpu"])
     assert loaded.optimizer["param_groups"] == saved.optimizer["param_groups"]
     assert os.listdir(tmp_path / "new") == ["last.pt"]
 

@@ -84,7 +84,7 @@ def test_story_in_one_process_per_command(workplace: Path, tmp_path: Path) -> No
         assert image.size == (64, 32) and image.mode == "RGB"
 
 
-@pytest.mark.parametrize("method", ["none", "kd", "heteroakd"])
+@pytest.mark.parametrize("method", ["none", "kd", "cwd", "heteroakd", "heteroakd_no_kem"])
 def test_distill_writes_everything_by_every_method(workplace: Path, method: str) -> None:
     assert main(distill(workplace, "by-{method}", "--method", method)) == 0
     folder = workplace / f"by-{method}"
@@ -96,7 +96,8 @@ def test_distill_writes_everything_by_every_method(workplace: Path, method: str)
     with Image.open(panels[0]) as panel:
         assert panel.width > 2 * 64
     terms = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][0]
-    assert (terms["kd"] != 0) == (method != "none") and (terms["proj"] != 0) == (method == "heteroakd")
+    assert (terms["kd"] != 0) == (method not in ("none", "cwd")) and (terms["cwd"] != 0) == (method == "cwd")
+    assert (terms["proj"] != 0) == method.startswith("heteroakd")
 
 
 def test_a_student_may_teach(workplace: Path) -> None:
@@ -281,7 +282,7 @@ def test_configurations_survive_the_checkpoint_and_reject_unknown_keys() -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["distill", "--method", "cwd"], "method"),
+        (["distill", "--method", "crd"], "method"),
         (["distill", "--loss.kem", "pixel"], "kem"),
         (["distill", "--schedule.steps", "many"], "steps"),
         (["distill", "--scheduel.steps", "3"], "scheduel"),
@@ -317,7 +318,9 @@ def test_errors_are_one_message_with_status_1(workplace: Path, capsys: pytest.Ca
     assert "root must name the folder" in fails(distill(workplace, "x", "--data.name", "camvid"), capsys)
     backend = fails(distill(workplace, "x", "--loss.backend", "triton"), capsys)
     assert "triton" in backend
-    assert "--resume and --overwrite exclude" in fails(distill(workplace, "x", "--resume", "--overwrite"), capsys)
+    assert "--resume_or_start and --overwrite exclude" in fails(
+        distill(workplace, "x", "--resume", "--overwrite"), capsys
+    )
     nowhere = ["predict", "--checkpoint", str(workplace / "teacher" / "last.pt"), "--images", "[nowhere.png]"]
     assert "nowhere.png: no such image or folder" in fails(nowhere, capsys)
 

@@ -41,7 +41,7 @@ def distiller(method: Method, teacher: Teacher | None, config: LossConfig | None
 
 
 @pytest.mark.parametrize(("teacher_config", "student_config"), [(CNN, TRANSFORMER), (TRANSFORMER, CNN)])
-@pytest.mark.parametrize("method", ["kd", "heteroakd"])
+@pytest.mark.parametrize("method", ["kd", "cwd", "heteroakd"])
 def test_both_directions_reduce_the_loss(
     method: Method, teacher_config: ModelConfig, student_config: ModelConfig
 ) -> None:
@@ -132,6 +132,34 @@ def test_heteroakd_computes_what_the_kernels_compute_from_projected_features() -
     torch.testing.assert_close(terms.loss.detach(), total)
 
 
+def test_cwd_is_the_divergence_of_softmaxes_over_space() -> None:
+    images, labels = batch()
+    teacher = Teacher(network(CNN))
+    outputs = teacher(images)
+    module = distiller("cwd", teacher, LossConfig(cwd_weight=2.0, cwd_temperature=3.0)).eval()
+    terms = module(images, labels, outputs)
+    logits = module.student(images).logits
+    resized = torch.nn.functional.interpolate(outputs.logits, size=logits.shape[2:], mode="bilinear")
+    expected = 0.0
+    for image in range(2):
+        for channel in range(NUM_CLASSES):
+            p, q = (torch.softmax(maps[image, channel].flatten() / 3, 0) for maps in (resized, logits))
+            expected += float((p * (p.log() - q.log()).detach()).sum()) * 9 / (2 * NUM_CLASSES)
+    assert expected > 0 and float(terms.cwd) == pytest.approx(expected, rel=1e-4)
+    assert float(terms.kd) == 0
+    torch.testing.assert_close(terms.loss.detach(), terms.task + 2 * terms.cwd)
+
+
+def test_ablations_leave_out_one_part_each() -> None:
+    teacher = Teacher(network(CNN))
+    found = {}
+    for method in ("heteroakd", "heteroakd_no_kmm", "heteroakd_no_kem"):
+        loss = distiller(method, teacher).loss  # type: ignore[arg-type]
+        assert isinstance(loss, HeteroAKDLoss)
+        found[method] = (loss.kmm, loss.kem)
+    assert list(found.values()) == [(True, "class"), (False, "class"), (True, "none")]
+
+
 def test_class_weights_and_label_smoothing_reach_the_cross_entropy() -> None:
     images, labels = batch()
     config = LossConfig(class_weight=[1.0, 2.0, 3.0, 4.0, 5.0], label_smoothing=0.1)
@@ -145,14 +173,14 @@ def test_class_weights_and_label_smoothing_reach_the_cross_entropy() -> None:
 
 def test_wrong_arguments_are_named() -> None:
     teacher = Teacher(network(CNN))
-    with pytest.raises(ValueError, match="method must be one of none, kd, heteroakd, got 'cwd'"):
-        distiller("cwd", teacher)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="method must be one of none, kd, cwd, .*, got 'crd'"):
+        distiller("crd", teacher)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="method 'kd' needs a teacher"):
         distiller("kd", None)
     with pytest.raises(ValueError, match=r"loss.class_weight must hold 5 values, got 2"):
         distiller("none", None, LossConfig(class_weight=[1.0, 2.0]))
     images, labels = batch()
-    for method in ("kd", "heteroakd"):
+    for method in ("kd", "cwd", "heteroakd"):
         with pytest.raises(ValueError, match="needs the teacher's outputs"):
             distiller(method, teacher)(images, labels)  # type: ignore[arg-type]
 

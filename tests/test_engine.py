@@ -25,9 +25,11 @@ from heteroakd.config import (
 )
 from heteroakd.data import DataConfig, build_data
 from heteroakd.distiller import Distiller, LogitLoss
-from heteroakd.engine import DivergedError, build_optimizer, choose_device, learning_rate_factor
+from heteroakd.distributed import choose_device
+from heteroakd.keeper import DivergedError
 from heteroakd.logs import read_metrics
 from heteroakd.models import build_tapped
+from heteroakd.optimization import build_optimizer, learning_rate_factor
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -80,13 +82,18 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Distiller, "forward", counting)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [("adamw", {}), ("sgd", {}), ("sgd", {"precision": "bf16", "ema_decay": 0.5}), ("adamw", {"precision": "fp16"})],
+)
 def test_resumed_run_is_bit_identical_to_the_uninterrupted_one(
-    tmp_path: Path, teacher_checkpoint: str, monkeypatch: pytest.MonkeyPatch, optimizer: str
+    tmp_path: Path, teacher_checkpoint: str, monkeypatch: pytest.MonkeyPatch, optimizer: str, options: Any
 ) -> None:
-    optimizer_config = OptimizerConfig(name=optimizer)  # type: ignore[arg-type]
-    whole = distill_run(tmp_path / "whole", teacher_checkpoint, optimizer=optimizer_config)
-    cut = distill_run(tmp_path / "cut", teacher_checkpoint, optimizer=optimizer_config)
+    changes = {"optimizer": OptimizerConfig(name=optimizer, **options)}
+    if options:  # and whatever else a run may do, with as many forward calls
+        changes["schedule"] = ScheduleConfig(steps=6, batch_size=2, seed=1, distillation_warmup_steps=5)
+    whole = distill_run(tmp_path / "whole", teacher_checkpoint, **changes)
+    cut = distill_run(tmp_path / "cut", teacher_checkpoint, **changes)
     run_distill(whole)
     with monkeypatch.context() as context, pytest.raises(Stop):
         interrupt_after(context, 5)
@@ -98,7 +105,10 @@ def test_resumed_run_is_bit_identical_to_the_uninterrupted_one(
     assert a.step == b.step == 6 and a.metrics == b.metrics
     assert all(torch.equal(value, b.network[name]) for name, value in a.network.items())
     assert a.loss and all(torch.equal(value, b.loss[name]) for name, value in a.loss.items())
-    assert torch.equal(a.random_states["cpu"], b.random_states["cpu"])
+    assert torch.equal(a.random_states[0]["cpu"], b.random_states[0]["cpu"])
+    assert a.scaler == b.scaler and bool(a.scaler) == (options.get("precision") == "fp16")
+    assert a.updated.keys() == b.updated.keys() and bool(a.updated) == ("ema_decay" in options)
+    assert all(torch.equal(value, b.updated[name]) for name, value in a.updated.items())
     for index, state in a.optimizer["state"].items():
         assert all(torch.equal(value, b.optimizer["state"][index][name]) for name, value in state.items())
     steps = [(line["event"], line["step"]) for line in read_metrics(tmp_path / "cut" / "metrics.jsonl")]
@@ -127,9 +137,9 @@ def test_all_methods_see_the_same_batches_and_dropout(
     for method in ("none", "kd", "heteroakd"):
         batches = seen.setdefault(method, [])
 
-        def recording(self: Distiller, images: Tensor, labels: Tensor, teacher: Any = None, into: Any = batches) -> Any:
+        def recording(self: Distiller, images: Tensor, labels: Tensor, *others: Any, into: Any = batches) -> Any:
             into.append((images.clone(), labels.clone(), torch.get_rng_state()))
-            return forward(self, images, labels, teacher)
+            return forward(self, images, labels, *others)
 
         monkeypatch.setattr(Distiller, "forward", recording)
         run_distill(distill_run(tmp_path / method, teacher_checkpoint, method=method))

@@ -58,7 +58,7 @@ def resume_and_compare(output: Path, whole: Path) -> None:
     ours, theirs = (load_checkpoint(folder / "last.pt") for folder in (output, whole))
     assert ours.step == theirs.step == 6 and ours.metrics == theirs.metrics
     assert all(torch.equal(value, ours.network[name]) for name, value in theirs.network.items())
-    assert torch.equal(ours.random_states["cpu"], theirs.random_states["cpu"])
+    assert torch.equal(ours.random_states[0]["cpu"], theirs.random_states[0]["cpu"])
     train, expected = (
         [(line["step"], line["loss"]) for line in read_metrics(folder / "metrics.jsonl") if line["event"] == "train"]
         for folder in (output, whole)

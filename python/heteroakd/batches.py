@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from heteroakd.distributed import rank, world_size
 from heteroakd.interruption import leave_signals_to_the_parent
 
 
@@ -44,13 +45,31 @@ class BatchSampler(Sampler[list[SampleKey]]):
         steps: steps of the whole run.
         seed: of permutations and augmentations.
         first_step: where a continued run starts.
+        rank, world_size: this process and how many there are; each gets its part of every batch, so that together
+            they see what a single process would.
     """
 
-    def __init__(self, dataset_size: int, batch_size: int, steps: int, seed: int, first_step: int = 0) -> None:
+    def __init__(
+        self,
+        dataset_size: int,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        first_step: int = 0,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         if dataset_size < 1 or batch_size < 1:
             raise ValueError(f"dataset and batch must hold at least one image, got {dataset_size} and {batch_size}")
+        if batch_size % world_size:
+            raise ValueError(
+                f"schedule.batch_size counts the images of all processes and must be a multiple of their number "
+                f"{world_size}, got {batch_size}"
+            )
         self.dataset_size = dataset_size
         self.batch_size = batch_size
+        self.part = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self.steps = steps
         self.seed = seed
         self.first_step = first_step
@@ -62,17 +81,17 @@ class BatchSampler(Sampler[list[SampleKey]]):
         epoch, order = -1, torch.empty(0, dtype=torch.int64)
         for step in range(self.first_step, self.steps):
             batch = []
-            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            for position in (step * self.batch_size + number for number in self.part):
                 if position // self.dataset_size != epoch:
                     epoch = position // self.dataset_size
-                    generator = torch.Generator().manual_seed(_mix("order", self.seed, epoch))
+                    generator = torch.Generator().manual_seed(mix("order", self.seed, epoch))
                     order = torch.randperm(self.dataset_size, generator=generator)
                 index = int(order[position % self.dataset_size])
-                batch.append(SampleKey(index, _mix("augmentation", self.seed, position)))
+                batch.append(SampleKey(index, mix("augmentation", self.seed, position)))
             yield batch
 
 
-def _mix(purpose: str, *numbers: int) -> int:
+def mix(purpose: str, *numbers: int) -> int:
     """A 63-bit seed; hashed, so that neighbouring numbers give unrelated streams."""
     digest = hashlib.blake2b(repr((purpose, *numbers)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -88,8 +107,17 @@ def training_batches(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches (images float32 [B, 3, H, W], labels int64 [B, H, W]) of steps `first_step` to `steps` - 1."""
-    sampler = BatchSampler(len(dataset), batch_size, steps, seed, first_step)  # type: ignore[arg-type]
+    """This process's part of the batches of steps `first_step` to `steps` - 1: images float32 [B, 3, H, W], labels
+    int64 [B, H, W], `batch_size` counting the images of all processes."""
+    sampler = BatchSampler(
+        len(dataset),  # type: ignore[arg-type]
+        batch_size,
+        steps,
+        seed,
+        first_step,
+        rank=rank(),
+        world_size=world_size(),
+    )
     return DataLoader(
         SeededSamples(dataset),
         batch_sampler=sampler,

@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -37,29 +37,33 @@ class Checkpoint:
     classes: list[str]
     """K class names, in the order of the labels."""
     network: dict[str, Tensor]
-    """state_dict of the network."""
+    """state_dict of the network: of its moving average, where the run has one."""
     loss: dict[str, Tensor]
     """state_dict of the loss: the projectors."""
     optimizer: dict[str, Any]
     """state_dict of the optimiser."""
-    random_states: dict[str, Any]
-    """From `random_states`."""
+    random_states: list[dict[str, Any]]
+    """From `random_states`, one per process."""
     metrics: dict[str, float]
     """miou of the evaluation at this step (NaN where there was none) and best_miou of the run so far."""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """state_dict of the gradient scaler; empty where the precision needs none."""
+    updated: dict[str, Tensor] = field(default_factory=dict)
+    """state_dict of the network that the optimiser updates, where `network` is its moving average; else empty."""
 
 
 def random_states() -> dict[str, Any]:
-    """States of torch's generators, CPU and CUDA. (Order and augmentation of images depend on seed and step alone.)"""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    """States of this process's generators: torch's on the CPU, and that of its CUDA device, if it uses one. (Order and
+    augmentation of images depend on seed and step alone.)"""
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Undo what happened since `random_states`, on as many CUDA devices as were recorded and are there."""
+    """Undo what happened since `random_states`."""
     torch.set_rng_state(states["cpu"])
-    if torch.cuda.is_available():
-        for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(state, device)
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"][0])
 
 
 @contextmanager
@@ -120,7 +124,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, keep: int = 1) -> Non
 
     Raises OSError, naming the file, where it cannot be written; all that was there then stays as it was.
     """
-    contents = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
+    contents = {entry.name: getattr(checkpoint, entry.name) for entry in fields(Checkpoint)}
     try:
         with atomic_file(path, keep=keep) as file:
             torch.save({"format": FORMAT, "version": VERSION, **contents}, file)
@@ -152,10 +156,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: a file of torch, but not a checkpoint that heteroakd wrote")
     if contents.get("version") != VERSION:
         raise CheckpointError(f"{path}: version {contents.get('version')}, expected {VERSION}")
-    missing = [field.name for field in fields(Checkpoint) if field.name not in contents]
+    known = [entry.name for entry in fields(Checkpoint)]
+    missing = [
+        entry.name for entry in fields(Checkpoint) if entry.name not in contents and entry.default_factory is MISSING
+    ]
     if missing:
         raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
-    return Checkpoint(**{field.name: contents[field.name] for field in fields(Checkpoint)})
+    return Checkpoint(**{name: contents[name] for name in known if name in contents})
 
 
 def load_latest(path: Path, complain: Callable[[str], None]) -> tuple[Path, Checkpoint]:

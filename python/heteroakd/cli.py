@@ -10,12 +10,13 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from heteroakd.config import CheckDataRun, DemoRun, DistillRun, EvaluateRun, PredictRun, TeacherRun
+from heteroakd.config import CheckDataRun, CompareRun, DemoRun, DistillRun, EvaluateRun, PredictRun, TeacherRun
 from heteroakd.interruption import StoppedError
 
 COMMANDS: dict[str, tuple[type[Any], str]] = {
     "teacher": (TeacherRun, "train a teacher on labels alone"),
-    "distill": (DistillRun, "distil a student from a trained teacher: method none, kd or heteroakd"),
+    "distill": (DistillRun, "distil a student from a trained teacher: method none, kd, cwd, heteroakd"),
+    "compare": (CompareRun, "methods x seeds on one schedule, and a table of means and paired differences"),
     "evaluate": (EvaluateRun, "IoU per class and mIoU of a checkpoint"),
     "predict": (PredictRun, "overlay PNGs of a checkpoint's predictions"),
     "check-data": (CheckDataRun, "count and show a data set, and name what is broken in it"),
@@ -38,6 +39,11 @@ def build_parser() -> ArgumentParser:
         command.add_class_arguments(config_class)
         if name in TRAINING:
             command.add_argument("--resume", action="store_true", help="Continue the run in the output folder.")
+            command.add_argument(
+                "--resume_or_start",
+                action="store_true",
+                help="Continue the run in the output folder, or start it if there is no checkpoint yet.",
+            )
             command.add_argument("--overwrite", action="store_true", help="Replace the run in the output folder.")
         subcommands.add_subcommand(name, command, help=summary)
     return parser
@@ -55,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.instantiate(parsed)[name]
     config_class = COMMANDS[name][0]
     config = config_class(**{field.name: options[field.name] for field in dataclasses.fields(config_class)})
-    flags = {flag: options[flag] for flag in ("resume", "overwrite") if name in TRAINING}
+    flags = {flag: options[flag] for flag in ("resume", "overwrite", "resume_or_start") if name in TRAINING}
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own networks are named by import path
     try:
@@ -88,6 +94,10 @@ def _run(name: str, config: Any, flags: dict[str, bool]) -> None:
         from heteroakd.demo import run_demo
 
         run_demo(config)
+    elif name == "compare":
+        from heteroakd.compare import run_compare
+
+        run_compare(config)
     elif name == "check-data":
         from heteroakd.check_data import run_check_data
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import yaml  # type: ignore[import-untyped]
@@ -14,23 +16,42 @@ from heteroakd.checkpoint import Checkpoint, CheckpointError, load_checkpoint, l
 from heteroakd.config import DistillRun, EvaluateRun, LossConfig, ModelConfig, TeacherRun, from_dict, to_dict
 from heteroakd.data import DataConfig, SegmentationData, build_data
 from heteroakd.distiller import METHODS, Teacher, build_distiller
-from heteroakd.engine import BEST, LAST, PICTURES, SUMMARY, Run, choose_device, train
+from heteroakd.distributed import choose_device, main_first, on_main, process_group, say, world_size
+from heteroakd.engine import train
 from heteroakd.evaluate import Evaluation, evaluate
 from heteroakd.logs import METRICS_FILE
 from heteroakd.models import TappedNetwork, build_tapped, probe
+from heteroakd.run import BEST, LAST, PICTURES, SUMMARY, Run
 
 CONFIG = "config.yaml"
 
 
-def run_teacher(config: TeacherRun, *, resume: bool = False, overwrite: bool = False) -> Evaluation:
+class _Start(NamedTuple):
+    """What a run does with its output folder: the flags of the command line."""
+
+    resume: bool
+    overwrite: bool
+    resume_or_start: bool
+
+
+def run_teacher(
+    config: TeacherRun, *, resume: bool = False, overwrite: bool = False, resume_or_start: bool = False
+) -> Evaluation:
     """`heteroakd teacher`: train a network on labels alone into `config.output`."""
-    output = check_output(Path(config.output), resume=resume, overwrite=overwrite)
     device = choose_device(config.runtime.device, config.runtime.threads)
+    with process_group(device):
+        return _run_teacher(config, device, _Start(resume, overwrite, resume_or_start))
+
+
+def _run_teacher(config: TeacherRun, device: torch.device, start: _Start) -> Evaluation:
+    output = Path(config.output)
+    start = on_main(partial(check_output, output, start))
     backend = select_backend(config.loss, device)
     data = build_data(config.data)
     torch.manual_seed(config.schedule.seed)
-    network, loaded = build_tapped(config.model, len(data.classes))
-    print(f"teacher: {loaded}\n  {describe(network, config.data.crop_size)}")
+    with main_first():
+        network, loaded = build_tapped(config.model, len(data.classes))
+    say(f"teacher: {loaded}\n  {describe(network, config.data.crop_size)}")
     distiller = build_distiller(network, None, "none", config.loss, len(data.classes), config.data.crop_size)
     return _train(
         Run(
@@ -47,12 +68,13 @@ def run_teacher(config: TeacherRun, *, resume: bool = False, overwrite: bool = F
             loss_backend=backend,
             align_corners=config.loss.logits_align_corners,
         ),
-        resume=resume,
-        overwrite=overwrite,
+        start,
     )
 
 
-def run_distill(config: DistillRun, *, resume: bool = False, overwrite: bool = False) -> Evaluation:
+def run_distill(
+    config: DistillRun, *, resume: bool = False, overwrite: bool = False, resume_or_start: bool = False
+) -> Evaluation:
     """`heteroakd distill`: train a student by `config.method` into `config.output`.
 
     Under one seed all methods start from the same student and see the same batches.
@@ -61,6 +83,11 @@ def run_distill(config: DistillRun, *, resume: bool = False, overwrite: bool = F
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {config.method!r}")
     config = replace(config, output=config.output.replace("{method}", config.method))
     device = choose_device(config.runtime.device, config.runtime.threads)
+    with process_group(device):
+        return _run_distill(config, device, _Start(resume, overwrite, resume_or_start))
+
+
+def _run_distill(config: DistillRun, device: torch.device, start: _Start) -> Evaluation:
     backend = select_backend(config.loss, device)
     data = build_data(config.data)
     num_classes, crop_size = len(data.classes), config.data.crop_size
@@ -69,15 +96,17 @@ def run_distill(config: DistillRun, *, resume: bool = False, overwrite: bool = F
         checkpoint = load_checkpoint(config.teacher.checkpoint)
         check_classes(config.teacher.checkpoint, checkpoint, data)
         teacher_network = restore_network(config.teacher.checkpoint, checkpoint, tap=config.teacher.tap)
-        print(
+        say(
             f"teacher: {config.teacher.checkpoint}, step {checkpoint.step}, mIoU {checkpoint.metrics['miou']:.4f}\n"
             f"  {describe(teacher_network, crop_size)}"
         )
         teacher = Teacher(teacher_network.to(device))
-    output = check_output(Path(config.output), resume=resume, overwrite=overwrite)
+    output = Path(config.output)
+    start = on_main(partial(check_output, output, start))
     torch.manual_seed(config.schedule.seed)  # here, so that the teacher leaves the student's initialisation alone
-    student, loaded = build_tapped(config.student, num_classes)
-    print(f"student: {loaded}\n  {describe(student, crop_size)}")
+    with main_first():
+        student, loaded = build_tapped(config.student, num_classes)
+    say(f"student: {loaded}\n  {describe(student, crop_size)}")
     distiller = build_distiller(student.to(device), teacher, config.method, config.loss, num_classes, crop_size)
     return _train(
         Run(
@@ -94,42 +123,49 @@ def run_distill(config: DistillRun, *, resume: bool = False, overwrite: bool = F
             loss_backend=backend,
             align_corners=config.loss.logits_align_corners,
         ),
-        resume=resume,
-        overwrite=overwrite,
+        start,
     )
 
 
-def _train(run: Run, *, resume: bool, overwrite: bool) -> Evaluation:
+def _train(run: Run, start: _Start) -> Evaluation:
     device = next(run.distiller.parameters()).device
     method = run.config.get("method", "cross-entropy")
-    print(
+    processes = f"{world_size()} processes of " if world_size() > 1 else ""
+    say(
         f"{run.kind} into {run.output}: {method}, {run.schedule.steps} steps of {run.schedule.batch_size} images, "
-        f"seed {run.schedule.seed}, {device} ({torch.get_num_threads()} threads), loss backend {run.loss_backend}",
-        flush=True,
+        f"seed {run.schedule.seed}, {device} ({processes}{torch.get_num_threads()} threads), "
+        f"loss backend {run.loss_backend}"
     )
-    if overwrite:  # only now: nothing is lost to a configuration that cannot run
-        clear_output(run.output)
-    if not resume:
-        write_text(run.output / CONFIG, yaml.safe_dump(run.config, sort_keys=False))
-    evaluation = train(run, resume=resume)
-    print(f"{evaluation.table()}\nwritten: {run.output / LAST}", flush=True)
+    on_main(partial(_prepare, run, start))
+    evaluation = train(run, resume=start.resume)
+    say(f"{evaluation.table()}\nwritten: {run.output / LAST}")
     return evaluation
+
+
+def _prepare(run: Run, start: _Start) -> None:
+    if start.overwrite:  # only now: nothing is lost to a configuration that cannot run
+        clear_output(run.output)
+    if not start.resume:
+        write_text(run.output / CONFIG, yaml.safe_dump(run.config, sort_keys=False))
 
 
 def run_evaluate(config: EvaluateRun) -> Evaluation:
     """`heteroakd evaluate`: print IoU per class and mIoU of a checkpoint on a val set."""
-    checkpoint, network, data = load_trained(config.checkpoint, config.data, config.root, config.device, config.threads)
-    evaluation = evaluate(
-        network,
-        data.val,
-        data.classes,
-        align_corners=saved_loss(checkpoint).logits_align_corners,
-        limit=config.limit,
-        workers=config.workers,
-    )
-    print(evaluation.table())
-    if config.output is not None:
-        write_text(Path(config.output), json.dumps(evaluation.to_dict(), indent=2) + "\n")
+    with process_group(choose_device(config.device, config.threads)):
+        checkpoint, network, data = load_trained(
+            config.checkpoint, config.data, config.root, config.device, config.threads
+        )
+        evaluation = evaluate(
+            network,
+            data.val,
+            data.classes,
+            align_corners=saved_loss(checkpoint).logits_align_corners,
+            limit=config.limit,
+            workers=config.workers,
+        )
+        say(evaluation.table())
+        if config.output is not None:
+            on_main(partial(write_text, Path(config.output), json.dumps(evaluation.to_dict(), indent=2) + "\n"))
     return evaluation
 
 
@@ -191,20 +227,23 @@ def describe(network: TappedNetwork, image_size: tuple[int, int]) -> str:
     )
 
 
-def check_output(folder: Path, *, resume: bool, overwrite: bool) -> Path:
-    """The output folder, where the run to come may write into it.
+def check_output(folder: Path, start: _Start) -> _Start:
+    """How the run to come starts in the output folder: `resume_or_start` has become one of the other two.
 
-    Raises ValueError where it holds a run that is neither to be resumed nor overwritten, and for both at once.
+    Raises ValueError where the folder holds a run that is neither to be resumed nor overwritten, and for two at once.
     """
-    if resume and overwrite:
-        raise ValueError("--resume and --overwrite exclude each other")
+    if sum(start) > 1:
+        raise ValueError("--resume, --resume_or_start and --overwrite exclude each other")
+    if start.resume_or_start:  # what a run left that died before its first checkpoint is replaced
+        found = any((folder / name).exists() for name in (LAST, older(Path(LAST), 1).name))
+        return _Start(resume=found, overwrite=not found, resume_or_start=False)
     started = [name for name in (LAST, older(Path(LAST), 1).name, BEST, METRICS_FILE) if (folder / name).exists()]
-    if started and not resume and not overwrite:
+    if started and not start.resume and not start.overwrite:
         raise ValueError(
             f"{folder} holds a run already ({', '.join(started)}): --resume continues it, --overwrite replaces it, "
             f"--output names another folder"
         )
-    return folder
+    return start
 
 
 def clear_output(folder: Path) -> None:

@@ -15,7 +15,7 @@ from heteroakd.data import DataConfig
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-Method = Literal["none", "kd", "heteroakd"]
+Method = Literal["none", "kd", "cwd", "heteroakd", "heteroakd_no_kmm", "heteroakd_no_kem"]
 ConfigClass = TypeVar("ConfigClass")
 
 
@@ -62,6 +62,10 @@ class LossConfig:
     """Weight of the cross-entropy with the labels."""
     kd_weight: float = 0.1
     """Weight of the KD term, the same for the methods kd and heteroakd; the method none has no such term."""
+    cwd_weight: float = 3.0
+    """Weight of channel-wise distillation (method cwd); 3 is its paper's for output logits."""
+    cwd_temperature: float = 4.0
+    """Temperature of channel-wise distillation; 4 is its paper's."""
     hakd_weight: float = 1.0
     """Weight of the HeteroAKD term (method heteroakd)."""
     proj_weight: float = 1.0
@@ -105,6 +109,12 @@ class OptimizerConfig:
     """Decay one-dimensional parameters (norms, biases) too, as the SGD recipes for CNNs do."""
     momentum: float = 0.9
     """Momentum of sgd."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the networks in training: bf16 and fp16 are automatic mixed precision (fp16 with a gradient scaler). Losses,
+    weights and evaluation stay in fp32."""
+    ema_decay: float = 0.0
+    """Decay of a moving average of the student, which then is what is evaluated and saved; 0: none. In the first steps
+    the decay is smaller, (1 + step) / (10 + step)."""
 
 
 @dataclass
@@ -114,21 +124,30 @@ class ScheduleConfig:
     steps: int = 400
     """Optimiser steps."""
     batch_size: int = 8
-    """Images per step."""
+    """Images per step, over all processes."""
+    normalize: Literal["global", "local"] = "global"
+    """global: in every step each labelled pixel of all processes and micro-batches counts the same, as in one process
+    with the whole batch. local: each averages over its own pixels, and the gradients are averaged."""
+    micro_batches: int = 1
+    """Parts in which each process goes through its images of a step, one after the other (gradient accumulation): less
+    memory and, with normalize global, the same gradient; batch norm sees a part at a time."""
     power: float = 0.9
     """Learning rate factor (1 - step / steps) ** power, set at every step."""
     warmup_steps: int = 0
     """First steps with a learning rate that rises linearly."""
+    distillation_warmup_steps: int = 0
+    """First steps in which kd_weight, cwd_weight and hakd_weight rise linearly to their values."""
     seed: int = 0
     """Seed of the initialisation, of the order of the images and of their augmentation."""
 
 
 @dataclass
 class RuntimeConfig:
-    """Where a run happens and what it writes; of this, only device and threads change results, by rounding."""
+    """Where a run happens and what it writes; of this, only device, threads, channels_last and
+    compile change results, by rounding."""
 
     device: str = "auto"
-    """auto (cuda where there is one, else cpu) or a torch device."""
+    """auto (cuda where there is one, else cpu) or a torch device; under torchrun each process takes its own GPU."""
     threads: int | None = None
     """CPU threads of torch; null: torch's choice. Bit-identical results need the same number."""
     workers: int = 0
@@ -138,6 +157,12 @@ class RuntimeConfig:
     """Steps between two evaluations on the val set; 0: only after the last step."""
     save_every: int = 200
     """Steps between two checkpoints; 0: only after the last step."""
+    channels_last: bool = False
+    """Keep the networks' images and feature maps in channels_last order, which convolutions on GPUs prefer."""
+    compile: bool = False
+    """Compile student and teacher by torch.compile for training; evaluation, with its many sizes, runs them eagerly."""
+    find_unused_parameters: bool = False
+    """Over several processes: allow for parameters of the student that get no gradient, at the price of a search."""
     keep: int = 2
     """Checkpoints that are kept, besides best.pt: last.pt and, should it be damaged, last.1.pt and so on before it."""
     log_every: int = 10
@@ -183,7 +208,9 @@ class DistillRun:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """The teacher (not loaded by the method none)."""
     method: Method = "heteroakd"
-    """none: cross-entropy alone. kd: and KD on the output logits. heteroakd: and the HeteroAKD terms on features."""
+    """none: cross-entropy alone. kd: and KD on the output logits. cwd: cross-entropy and channel-wise distillation of
+    the output logits. heteroakd: all of kd and the HeteroAKD terms on features; heteroakd_no_kmm: with the teacher's
+    knowledge alone as target; heteroakd_no_kem: without weights."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Loss options; all methods read the same, so that runs differ by the method alone."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -194,6 +221,36 @@ class DistillRun:
     """Run time options."""
     output: str = "runs/street-{method}"
     """Folder for checkpoints, metrics and pictures; {method} stands for the method."""
+
+
+@dataclass
+class CompareRun:
+    """Train a student by several methods and seeds on one schedule, and compare them; started again, it continues."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data set."""
+    student: ModelConfig = field(default_factory=ModelConfig)
+    """The student."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """The teacher."""
+    methods: list[Method] = field(default_factory=lambda: ["none", "kd", "cwd", "heteroakd"])
+    """Methods to compare, see `heteroakd distill`; each is compared with those before it."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Seeds of every method, in the place of schedule.seed."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Loss options."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimiser."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Schedule."""
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    """Run time options of every run."""
+    processes: int = 1
+    """Processes of every run; more than one are torchrun's on this machine."""
+    output: str = "runs/street-compare"
+    """Folder for the table (comparison.md, comparison.json) and the runs, METHOD-seedN; {method} is "compare"."""
+    method: Method | None = None
+    """Ignored, so that a configuration file of `heteroakd distill` serves as it is."""
 
 
 @dataclass

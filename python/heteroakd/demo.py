@@ -15,6 +15,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from heteroakd.checkpoint import write_text
+from heteroakd.compare import RunFailedError
 from heteroakd.config import (
     DemoRun,
     DistillRun,
@@ -26,9 +27,9 @@ from heteroakd.config import (
     to_dict,
 )
 from heteroakd.data import DataConfig
-from heteroakd.engine import LAST, PICTURES, SUMMARY
 from heteroakd.logs import METRICS_FILE, read_metrics
 from heteroakd.report import Curve, Picture, Table, write_report
+from heteroakd.run import LAST, PICTURES, SUMMARY
 
 REPORT, RESULTS = "report.html", "results.json"
 CURVE_POINTS = 60  # lines of metrics per run
@@ -37,10 +38,6 @@ MAPS_EXPLAINED = (
     "the student learns from the teacher's knowledge of the class, where it is dark, its own is the better. KEM weight "
     "W: the brighter, the more of the pixel's distillation is about this class, which the student still gets wrong."
 )
-
-
-class RunFailedError(OSError):
-    """A run of the demo ended with an error, which it printed itself."""
 
 
 def run_demo(config: DemoRun) -> Path:

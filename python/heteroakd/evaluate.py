@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from heteroakd.data import IGNORE_INDEX
+from heteroakd.distributed import rank, sum_over_processes, world_size
 from heteroakd.interruption import leave_signals_to_the_parent
 from heteroakd.models import TappedNetwork, TappedOutput
 
@@ -113,7 +114,8 @@ def evaluate(
     workers: int = 0,
 ) -> Evaluation:
     """Count predictions against labels over the first `limit` samples of a data set (all by default), which `workers`
-    processes read (0: this one).
+    processes read (0: this one). Over several processes each counts its share of them, every sample once, and all
+    get the sum.
 
     The network is put into eval mode and back. Raises ValueError for labels outside [0, K) that are not 255.
     """
@@ -121,14 +123,15 @@ def evaluate(
     metric = MulticlassConfusionMatrix(num_classes=len(classes), ignore_index=IGNORE_INDEX, validate_args=False)
     training = network.training
     network.eval()
+    own = range(rank(), count, world_size())
     loader = DataLoader(
-        Subset(dataset, range(count)),
+        Subset(dataset, own),
         batch_size=None,
         num_workers=workers,
         worker_init_fn=leave_signals_to_the_parent,
         generator=torch.Generator(),  # else the loader draws from torch's own, and shifts the training's dropout
     )
-    for index, (image, label) in enumerate(loader):
+    for index, (image, label) in zip(own, loader, strict=True):
         wrong = (label != IGNORE_INDEX) & ((label < 0) | (label >= len(classes)))
         if wrong.any():  # torchmetrics would count some of them as other classes
             raise ValueError(
@@ -136,4 +139,4 @@ def evaluate(
             )
         metric.update(predict(network, image, align_corners=align_corners).cpu()[None], label[None])
     network.train(training)
-    return Evaluation(metric.confmat, classes, count)
+    return Evaluation(sum_over_processes(metric.confmat), classes, count)

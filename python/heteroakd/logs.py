@@ -20,7 +20,7 @@ from heteroakd.checkpoint import write_text
 from heteroakd.evaluate import Evaluation
 
 METRICS_FILE = "metrics.jsonl"
-TERMS = ("loss", "task", "kd", "hakd", "proj")
+TERMS = ("loss", "task", "kd", "cwd", "hakd", "proj")
 SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -135,6 +135,31 @@ class RunLog:
             with _naming(self._events):
                 for name, value in values.items():
                     self._board.add_scalar(f"{group}/{name}", value, step)
+
+
+class NoLog(RunLog):
+    """The log of a process that writes nothing; it is made and used like the other."""
+
+    def __init__(self, folder: Path, **options: object) -> None:
+        pass
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def advance(self) -> None:
+        """Nothing."""
+
+    def train(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def evaluation(self, step: int, evaluation: Evaluation, seconds: float) -> None:
+        """Nothing."""
+
+    def picture(self, name: str, step: int, image: Tensor) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
 
 
 @contextmanager

@@ -9,13 +9,15 @@ from statistics import fmean, median
 import torch
 from torch import Tensor
 
+from heteroakd.distributed import sum_over_processes, world_size
 from heteroakd.logs import TERMS
 
 UNTIMED_STEPS = 3  # allocators and caches warm up
 
 
 class Meter:
-    """Loss terms and seconds per step, averaged between two calls of `means`; waits for the device only there."""
+    """Loss terms and seconds per step, averaged between two calls of `means`; `batch_size` counts the images of all
+    processes."""
 
     def __init__(self, device: torch.device, batch_size: int) -> None:
         self._device = device
@@ -51,8 +53,10 @@ class Meter:
         self._seconds.append(time.perf_counter() - self._started)
 
     def means(self) -> dict[str, float]:
-        """Terms, seconds_per_step, seconds_waiting_for_data and images_per_second since the last call."""
-        means = dict(zip(TERMS, (self._sums / self._steps).tolist(), strict=True))
+        """Terms, seconds_per_step, seconds_waiting_for_data and images_per_second since the last call; the terms are
+        those of all processes, which must call this together."""
+        terms = sum_over_processes(self._sums) / (self._steps * world_size())
+        means = dict(zip(TERMS, terms.tolist(), strict=True))
         seconds, waits = fmean(self._seconds[-self._steps :]), fmean(self._waits[-self._steps :])
         means["seconds_per_step"] = seconds
         means["seconds_waiting_for_data"] = waits

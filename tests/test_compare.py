@@ -1,0 +1,145 @@
+"""Methods x seeds: statistics by hand, continuing, the tables, and what is not claimed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from heteroakd import compare
+from heteroakd.checkpoint import CheckpointError
+from heteroakd.cli import main
+from heteroakd.commands import run_distill
+from heteroakd.compare import markdown, run_compare
+from heteroakd.config import CompareRun, DistillRun, ModelConfig, RuntimeConfig, ScheduleConfig, TeacherConfig
+from heteroakd.data import DataConfig
+from heteroakd.interruption import StoppedError
+from heteroakd.statistics import Difference, mean_and_spread, paired_difference
+
+
+def test_statistics_by_hand() -> None:
+    difference = paired_difference({0: 0.5, 1: 0.6, 2: 0.9, 7: 0.1}, {2: 0.6, 0: 0.4, 1: 0.4})
+    assert difference.mean == pytest.approx(0.2) and difference.seeds == 3
+    assert difference.standard_error == pytest.approx(0.1 / math.sqrt(3))
+    assert difference.verdict == "better"
+    assert mean_and_spread({0: 0.5, 1: 0.7}) == pytest.approx((0.6, math.sqrt(0.02)))
+    assert mean_and_spread({0: 0.5}) == (0.5, None) and mean_and_spread({}) == (None, None)
+    assert paired_difference({0: 0.5}, {1: 0.4}) == (None, None, 0)
+
+
+def test_nothing_is_claimed_below_two_standard_errors() -> None:
+    verdicts = [Difference(mean, 0.01, 3).verdict for mean in (0.0199, 0.02, -0.0199, -0.02, 0.0)]
+    assert verdicts == ["no claim", "better", "no claim", "worse", "no claim"]
+    assert Difference(0.5, None, 1).verdict == "no claim"
+
+
+def test_table_has_a_column_for_every_method_before() -> None:
+    config = CompareRun(methods=["none", "kd", "heteroakd"], seeds=[0, 1])
+    values = {"none": (0.4, 0.5), "kd": (0.3, 0.62), "heteroakd": (0.41, 0.52)}
+    lines = markdown(config, {m: {s: {"miou": v[s]} for s in (0, 1)} for m, v in values.items()}).splitlines()  # type: ignore[misc]
+    assert lines[2] == "| method | seeds | mIoU, % | spread | minus none | minus kd |"
+    assert lines[4] == "| none | 2 | 45.00 | 7.07 |  |  |"
+    assert lines[5] == "| kd | 2 | 46.00 | 22.63 | +1.00 ± 11.00 |  |"
+    assert lines[6] == "| heteroakd | 2 | 46.50 | 7.78 | +1.50 ± 0.50 **better** | +0.50 ± 10.50 |"
+
+
+def configuration(folder: Path) -> CompareRun:
+    return CompareRun(
+        data=DataConfig(crop_size=(32, 32), image_size=(32, 32), train_images=4, val_images=1),
+        student=ModelConfig(architecture="fpn", encoder="tu-mobilenetv3_small_050"),
+        teacher=TeacherConfig(checkpoint=str(folder / "teacher" / "last.pt")),
+        methods=["none", "cwd"],
+        seeds=[3, 4],
+        schedule=ScheduleConfig(steps=2, batch_size=2),
+        runtime=RuntimeConfig("cpu", threads=1, pictures=0, progress="none", tensorboard=False, save_every=1),
+        output=str(folder / "runs-{method}"),
+    )
+
+
+def test_comparison_continues_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config, started, in_its_own_process = configuration(tmp_path), [], compare._train
+    run_distill(DistillRun(**{**_shared(config), "method": "none", "output": str(tmp_path / "teacher")}))
+
+    def train(run: DistillRun, processes: int) -> None:
+        started.append(Path(run.output).name)
+        if len(started) == 3:
+            raise StoppedError("stopped", signal.SIGTERM)
+        if len(started) == 4:
+            in_its_own_process(run, processes)
+        else:
+            run_distill(run, resume_or_start=True)
+
+    monkeypatch.setattr(compare, "_train", train)
+    with pytest.raises(StoppedError):
+        run_compare(config)
+    partial = json.loads((tmp_path / "runs-compare" / "comparison.json").read_text())
+    assert [list(method["runs"]) for method in partial["methods"].values()] == [["3"], ["3"]]
+    table = run_compare(config)
+    assert started == ["none-seed3", "cwd-seed3", "none-seed4", "none-seed4", "cwd-seed4"]
+    assert run_compare(config) == table and len(started) == 5  # nothing is left to run
+    assert "4 runs, 4 of them finished before" in capfd.readouterr().out
+    results = json.loads(table.with_suffix(".json").read_text())
+    runs = {name: method["runs"] for name, method in results["methods"].items()}
+    (pair,) = results["paired_differences"]
+    differences = [runs["cwd"][seed]["miou"] - runs["none"][seed]["miou"] for seed in ("3", "4")]
+    assert pair["seeds"] == 2 and pair["mean"] == pytest.approx(sum(differences) / 2)
+    assert "| cwd | 2 |" in table.read_text()
+    with pytest.raises(CheckpointError, match=r"schedule\.steps \(2 there, 3 now\)"):
+        run_compare(CompareRun(**{**vars(config), "schedule": ScheduleConfig(steps=3, batch_size=2)}))
+
+
+def _shared(config: CompareRun) -> dict[str, object]:
+    return {name: getattr(config, name) for name in ("data", "student", "schedule", "runtime")}
+
+
+def test_failing_run_ends_the_comparison_with_its_message(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--teacher.checkpoint", str(tmp_path / "none.pt"), "--methods", "[kd]", "--output", str(tmp_path / "x")]
+    assert main(["compare", *options]) == 1
+    errors = capfd.readouterr().err
+    assert "none.pt: no such checkpoint" in errors and "ended with status 1; its message is above" in errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--methods", "[kd, kd]"], "methods must name at least one, and each once, got ['kd', 'kd']"),
+        (["--seeds", "[]"], "seeds must name at least one, and each once, got []"),
+        (["--processes", "0"], "processes must be at least 1, got 0"),
+    ],
+)
+def test_wrong_options_are_named(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_signal_is_passed_on_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Child:
+        returncode = None
+        terminated = 0
+
+        def __init__(self, command: list[str], **options: object) -> None:
+            assert options == {"start_new_session": True}
+            os.kill(os.getpid(), signal.SIGINT)
+
+        def poll(self) -> int | None:
+            return 143 if self.terminated else None
+
+        def wait(self, timeout: float | None = None) -> None:
+            pass
+
+        def terminate(self) -> None:
+            Child.terminated += 1
+
+    monkeypatch.setattr(compare.subprocess, "Popen", Child)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's is ignored
+    try:
+        with pytest.raises(StoppedError, match="the same command continues there"):
+            compare._train(DistillRun(output=str(tmp_path / "run")), 1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert Child.terminated == 1

@@ -1,0 +1,263 @@
+"""Several processes on gloo: the gradients of one, no sample counted twice, and a killed worker that comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from heteroakd import distributed
+from heteroakd.batches import BatchSampler
+from heteroakd.checkpoint import load_checkpoint
+from heteroakd.cli import main
+from heteroakd.config import LossConfig, Method, OptimizerConfig, RuntimeConfig, ScheduleConfig
+from heteroakd.distiller import Teacher, build_distiller
+from heteroakd.evaluate import evaluate
+from heteroakd.logs import read_metrics
+from heteroakd.models import TappedNetwork
+from heteroakd.optimization import TrainingStep, build_optimizer
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parent.parent
+SIZE = (16, 24)
+CLASSES = ("road", "sky", "car")
+LOSSES: dict[str, tuple[Method, LossConfig]] = {
+    "none": ("none", LossConfig(class_weight=[1.0, 2.0, 5.0], label_smoothing=0.1)),
+    "kd": ("kd", LossConfig(kd_weight=2.0)),
+    "cwd": ("cwd", LossConfig(cwd_weight=30.0)),
+    "label": ("heteroakd", LossConfig(projector="conv", hakd_weight=3.0)),
+    "feature": ("heteroakd", LossConfig(projector="conv", resolution="feature", hakd_weight=3.0)),
+    "spatial": ("heteroakd", LossConfig(projector="conv", kem="spatial", hakd_weight=3.0)),
+}
+
+
+class Plain(nn.Module):
+    """A network without batch norm, whose gradient over a batch is the sum over its images."""
+
+    def __init__(self, num_classes: int, width: int = 8) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, width, 5, stride=4, padding=2), nn.GELU())
+        self.head = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(images))
+        return logits
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """Four images, of which the first two have a fifth of the labelled pixels that the others have."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 3, *SIZE, generator=generator)
+    labels = torch.randint(0, 3, (4, *SIZE), generator=generator)
+    ignored = torch.rand(4, *SIZE, generator=generator) < torch.tensor([0.8, 0.9, 0.1, 0.3])[:, None, None]
+    labels[ignored] = 255
+    return images, labels
+
+
+def gradients(normalize: str = "global", micro_batches: int = 1) -> dict[str, Tensor]:
+    """One step of this process's part of the batch by every loss: gradients and mean loss over the processes."""
+    part = 4 // distributed.world_size()
+    own = slice(distributed.rank() * part, (distributed.rank() + 1) * part)
+    images, labels = batch()
+    found, sgd = {}, OptimizerConfig(name="sgd", lr=0.1)
+    for name, (method, config) in LOSSES.items():
+        torch.manual_seed(0)
+        teacher, student = Teacher(TappedNetwork(Plain(3, 12), "encoder")), TappedNetwork(Plain(3), "encoder")
+        student.network.encoder.output_stride = 4
+        teacher.network.network.encoder.output_stride = 4
+        distiller = build_distiller(student, teacher, method, config, 3, SIZE)
+        schedule = ScheduleConfig(1, 4, micro_batches=micro_batches, normalize=normalize)  # type: ignore[arg-type]
+        step = TrainingStep(distiller, teacher, build_optimizer(distiller, sgd), sgd, schedule, RuntimeConfig())
+        terms = step(0, images[own], labels[own])
+        parameters = list(distiller.parameters())
+        found[name] = torch.cat([parameter.grad.flatten() for parameter in parameters])
+        found[f"{name} loss"] = distributed.sum_over_processes(terms.loss.detach()) / distributed.world_size()
+        found[f"{name} updated"] = torch.cat([parameter.detach().flatten() for parameter in parameters])
+    return found
+
+
+def confusion() -> Tensor:
+    """Five images: one more for the first of two processes."""
+    torch.manual_seed(0)
+    network = TappedNetwork(Plain(3), "encoder")
+    network.network.encoder.output_stride = 4
+    images, labels = batch()
+    samples = [*zip(images, labels, strict=True), (images[0], labels[3])]
+    return evaluate(network, samples, CLASSES).confusion  # type: ignore[arg-type]
+
+
+def agreements() -> list[object]:
+    """What the processes tell each other."""
+
+    def fail() -> None:
+        raise ValueError(f"from {distributed.rank()}")
+
+    try:
+        distributed.on_main(fail)
+        error = "none"
+    except ValueError as raised:
+        error = str(raised)
+    number = distributed.rank()
+    with distributed.main_first():
+        pass
+    return [
+        distributed.gather(number),
+        distributed.largest_over_processes(number * 7),
+        distributed.on_main(lambda: f"main {distributed.rank()}"),
+        error,
+    ]
+
+
+PROGRAM = """
+import sys
+import torch
+from test_distributed import agreements, confusion, gradients
+from heteroakd import distributed
+with distributed.process_group(torch.device("cpu")):
+    results = {"global": gradients(), "local": gradients("local"), "parts": gradients("global", 2)}
+    results |= {"confusion": confusion(), "told": agreements()}
+    torch.save(results, f"{sys.argv[1]}.{distributed.rank()}")
+"""
+
+
+def torchrun(*arguments: str, folder: Path, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """Two processes on this machine."""
+    path = [str(Path(__file__).parent), str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *("--max-restarts", str(restarts), *arguments),
+        ],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
+        cwd=folder, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "program.py").write_text(PROGRAM)
+    finished = torchrun("program.py", "result", folder=folder)
+    assert finished.returncode == 0, finished.stderr
+    return [torch.load(folder / f"result.{rank}", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_of_two_processes_are_those_of_one_with_the_joint_batch(
+    two_processes: list[dict[str, object]], name: str
+) -> None:
+    joint = gradients()
+    for result in two_processes:
+        ours, local, parts = result["global"], result["local"], result["parts"]
+        assert (ours[name] - joint[name]).norm() <= 1e-6 * joint[name].norm()
+        assert (parts[name] - joint[name]).norm() <= 1e-6 * joint[name].norm()  # two micro-batches on each
+        torch.testing.assert_close(ours[f"{name} loss"], joint[f"{name} loss"])
+        # Averages of averages are something else, where the processes have unequal numbers of labelled pixels.
+        assert (local[name] - joint[name]).norm() > 0.01 * joint[name].norm()
+    assert torch.equal(two_processes[0]["global"][f"{name} updated"], two_processes[1]["global"][f"{name} updated"])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_of_micro_batches_are_those_of_the_joint_batch(name: str) -> None:
+    joint = gradients()
+    for parts in (2, 4):
+        ours, local = gradients("global", parts), gradients("local", parts)
+        assert (ours[name] - joint[name]).norm() <= 1e-6 * joint[name].norm()
+        torch.testing.assert_close(ours[f"{name} loss"], joint[f"{name} loss"])
+        assert (local[name] - joint[name]).norm() > 0.01 * joint[name].norm()
+
+
+def test_evaluation_counts_every_sample_once(two_processes: list[dict[str, object]]) -> None:
+    alone = confusion()
+    for result in two_processes:
+        assert result["confusion"].dtype == torch.int64 and torch.equal(result["confusion"], alone)
+
+
+def test_processes_agree(two_processes: list[dict[str, object]]) -> None:
+    for result in two_processes:
+        assert result["told"] == [[0, 1], 7, "main 0", "from 0"]
+    assert agreements() == [[0], 0, "main 0", "from 0"]
+
+
+def test_batches_of_several_processes_are_the_parts_of_one() -> None:
+    whole = list(BatchSampler(5, 6, steps=4, seed=3, first_step=1))
+    parts = [list(BatchSampler(5, 6, steps=4, seed=3, first_step=1, rank=rank, world_size=3)) for rank in range(3)]
+    assert [sum(step, []) for step in zip(*parts, strict=True)] == whole
+    with pytest.raises(ValueError, match=r"schedule\.batch_size .* multiple of their number 4, got 6"):
+        BatchSampler(5, 6, 4, 0, rank=0, world_size=4)
+
+
+CONFIG = """
+data: {crop_size: [32, 32], image_size: [32, 32], train_images: 5, val_images: 3}
+model: {architecture: "fragile:build", tap: encoder, weights: null, options: {}}
+schedule: {steps: 6, batch_size: 4}
+runtime: {device: cpu, threads: 1, tensorboard: false, progress: none, pictures: 1, save_every: 2, log_every: 1}
+"""
+FRAGILE = """
+import os, signal
+from test_distributed import Plain
+class Fragile(Plain):
+    steps = 0
+    def forward(self, images):
+        self.steps += self.training
+        first_try = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
+        if self.steps == 5 and first_try and os.environ["RANK"] == "1" and "FRAGILE" in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(images)
+def build(num_classes):
+    return Fragile(num_classes)
+"""
+
+
+def test_torchrun_restarts_a_killed_worker_from_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fragile.py").write_text(FRAGILE)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    command = ["teacher", "--config", "config.yaml", "--resume_or_start", "--output"]
+    whole = torchrun("-m", "heteroakd", *command, "whole", folder=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    assert whole.stdout.count("written: ") == 1  # one process prints
+    monkeypatch.setenv("FRAGILE", "1")
+    killed = torchrun("-m", "heteroakd", *command, "killed", folder=tmp_path, restarts=3)
+    assert killed.returncode == 0, killed.stdout + killed.stderr
+    assert "resuming from killed/last.pt, step 4" in killed.stdout
+    a, b = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "killed"))
+    assert a.step == b.step == 6 and len(a.random_states) == 2
+    assert all(torch.equal(value, b.network[name]) for name, value in a.network.items())
+    first, second = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
+    losses = [line["loss"] for line in first if line["event"] == "train"]
+    assert losses == [line["loss"] for line in second if line["event"] == "train"] and len(losses) == 6
+    summary = json.loads((tmp_path / "killed" / "summary.json").read_text())
+    assert summary["processes"] == 2 and summary["images"] == 3
+    # One process goes the same way: the same images in every step, each pixel with the same weight.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main([*command, "alone"]) == 0
+    alone = [line["loss"] for line in read_metrics(tmp_path / "alone" / "metrics.jsonl") if line["event"] == "train"]
+    assert alone == pytest.approx(losses, rel=1e-4)
+
+
+def test_resume_or_start_replaces_what_died_before_its_first_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fragile.py").write_text(FRAGILE)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"event": "train", "step": 1}\n')
+    command = ["teacher", "--config", "config.yaml", "--output", "run"]
+    assert main(command) == 1 and "holds a run already" in capsys.readouterr().err
+    assert main([*command, "--resume_or_start", "--resume"]) == 1
+    assert "--resume, --resume_or_start and --overwrite exclude each other" in capsys.readouterr().err
+    assert main([*command, "--resume_or_start"]) == 0
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[0]["loss"] > 0
+    (tmp_path / "run" / "last.pt").write_text("no checkpoint")
+    (tmp_path / "run" / "last.1.pt").unlink(missing_ok=True)
+    assert main([*command, "--resume_or_start"]) == 1  # never in silence from the beginning
+    assert "truncated or not a checkpoint" in capsys.readouterr().err

@@ -1,0 +1,134 @@
+"""One training step: precision, moving average, ramps, memory format, compilation, and the options it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from heteroakd.config import LossConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig
+from heteroakd.distiller import Distiller, Teacher, build_distiller
+from heteroakd.models import TappedNetwork
+from heteroakd.optimization import TrainingStep, build_optimizer, distillation_factor
+from test_distributed import SIZE, Plain, batch
+from torch import Tensor
+
+
+def training(config: OptimizerConfig | None = None, **options: Any) -> TrainingStep:
+    """A student and a teacher without batch norm under the method heteroakd."""
+    torch.manual_seed(0)
+    teacher, student = Teacher(TappedNetwork(Plain(3, 12), "encoder")), TappedNetwork(Plain(3), "encoder")
+    for network in (teacher.network, student):
+        network.network.encoder.output_stride = 4
+    loss = LossConfig(projector="conv", kd_weight=2.0, hakd_weight=3.0)
+    distiller = build_distiller(student, teacher, "heteroakd", loss, 3, SIZE)
+    config = config or OptimizerConfig(name="sgd", lr=0.1)
+    schedule = ScheduleConfig(steps=10, batch_size=4, **options.pop("schedule", {}))
+    runtime = RuntimeConfig(**options)
+    return TrainingStep(distiller, teacher, build_optimizer(distiller, config), config, schedule, runtime)
+
+
+def gradient(step: TrainingStep) -> Tensor:
+    gradients = [parameter.grad for parameter in step.distiller.parameters()]
+    return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 3e-2), ("fp16", 4e-3)])
+def test_mixed_precision_is_near_and_keeps_weights_and_losses_in_float32(precision: Any, tolerance: float) -> None:
+    full, mixed = training(), training(OptimizerConfig(name="sgd", lr=0.1, precision=precision))
+    seen: list[torch.dtype] = []
+    mixed.distiller.student.register_forward_hook(lambda module, inputs, output: seen.append(output.features.dtype))
+    expected, terms = full(0, *batch()), mixed(0, *batch())
+    assert seen == [torch.bfloat16 if precision == "bf16" else torch.float16]
+    assert terms.loss.dtype == torch.float32
+    assert float(terms.loss) == pytest.approx(float(expected.loss), rel=tolerance)
+    assert all(parameter.dtype == torch.float32 for parameter in mixed.distiller.parameters())
+    scale = mixed.scaler.get_scale() if precision == "fp16" else 1.0
+    reference = gradient(full)
+    assert (gradient(mixed) - reference).norm() < tolerance * reference.norm()  # the optimiser unscaled them
+    assert mixed.scaler.is_enabled() == (precision == "fp16") and (scale > 1) == (precision == "fp16")
+
+
+def test_float16_step_that_overflows_is_left_out_and_the_scale_halved() -> None:
+    step = training(OptimizerConfig(name="sgd", lr=0.1, precision="fp16"))
+    before = [parameter.detach().clone() for parameter in step.distiller.parameters()]
+    images, labels = batch()
+    step(0, images, labels)
+    scale = step.scaler.get_scale()
+    after = [parameter.detach().clone() for parameter in step.distiller.parameters()]
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    weight = step.distiller.student.network.head.weight
+    weight.register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
+    step(1, images, labels)
+    assert step.scaler.get_scale() == scale / 2
+    assert all(torch.equal(a, b) for a, b in zip(after, step.distiller.parameters(), strict=True))
+
+
+def test_moving_average_is_what_is_evaluated() -> None:
+    step = training(OptimizerConfig(name="sgd", lr=0.1, ema_decay=0.15))
+    assert step.evaluated.student is not step.distiller.student
+    name, expected = "head.weight", None
+    for number in range(4):
+        step(number, *batch())
+        value = step.distiller.student.network.state_dict()[name]
+        decay = min(0.15, (1 + number) / (10 + number))
+        expected = value.clone() if expected is None else decay * expected + (1 - decay) * value
+    average = step.evaluated.student.network.state_dict()[name]
+    torch.testing.assert_close(average, expected)
+    assert not torch.equal(average, value)
+    assert not step.evaluated.student(batch()[0]).logits.equal(step.distiller.student(batch()[0]).logits)
+    without = training()
+    assert without.average is None and without.evaluated is without.distiller
+
+
+def test_distillation_weights_rise_linearly_and_the_others_stay() -> None:
+    schedule = ScheduleConfig(steps=10, distillation_warmup_steps=4)
+    assert [distillation_factor(step, schedule) for step in (0, 1, 3, 4, 9)] == [0.25, 0.5, 1, 1, 1]
+    assert distillation_factor(0, ScheduleConfig(steps=10)) == 1
+    step = training(schedule={"distillation_warmup_steps": 4})
+    for number, factor in enumerate((0.25, 0.5, 0.75, 1.0, 1.0)):
+        terms = step(number, *batch())
+        torch.testing.assert_close(terms.loss, terms.task + factor * (2 * terms.kd + 3 * terms.hakd) + terms.proj)
+
+
+def test_channels_last_changes_the_order_in_memory_and_nothing_else() -> None:
+    plain, last = training(), training(channels_last=True)
+    seen: list[bool] = []
+    last.distiller.student.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    torch.testing.assert_close(last(0, *batch()).loss, plain(0, *batch()).loss)
+    assert seen == [True]
+    torch.testing.assert_close(gradient(last), gradient(plain))
+
+
+def test_compiled_networks_do_what_the_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    compile_ = torch.compile
+
+    def compiling(function: Any) -> Any:
+        compiled = compile_(function, backend="aot_eager", fullgraph=True)  # the compiler's back end is torch's matter
+        return lambda images: (calls.append(function.__self__), compiled(images))[1]
+
+    plain = training()
+    monkeypatch.setattr(torch, "compile", compiling)
+    step = training(compile=True)
+    for number in range(2):
+        torch.testing.assert_close(step(number, *batch()).loss, plain(number, *batch()).loss)
+        torch.testing.assert_close(gradient(step), gradient(plain))
+    assert step.teacher is not None
+    assert calls == [step.teacher.network, step.distiller.student] * 2
+    assert set(step.distiller.state_dict()) == set(plain.distiller.state_dict())
+    step.evaluated.student(torch.zeros(1, 3, 8, 8))
+    assert len(calls) == 4  # images of other sizes are left to the network itself
+
+
+def test_options_that_make_no_sense_are_named() -> None:
+    with pytest.raises(ValueError, match=r"optimizer\.precision must be one of fp32, bf16, fp16, got 'int8'"):
+        training(OptimizerConfig(precision="int8"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"optimizer\.ema_decay must lie in \[0, 1\), got 1.0"):
+        training(OptimizerConfig(ema_decay=1.0))
+    for parts in (0, 3):
+        with pytest.raises(ValueError, match=rf"schedule\.micro_batches must .* 4 by 1 processes, got {parts}"):
+            training(schedule={"micro_batches": parts})
+    assert isinstance(training().distiller, Distiller)
