@@ -280,6 +280,23 @@ def test_compile_fullgraph(channels_last):
     assert torch.equal(compiled, plain) and all(torch.equal(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))
 
 
+def test_strided_weights_and_biases(backend):
+    """Sliced, transposed and expanded: what a user may have made of one tensor."""
+    tensors, labels = make_inputs("odd")
+    strided = [t.clone() for t in tensors]
+    strided[2] = tensors[2].mT.contiguous().mT
+    strided[3] = torch.repeat_interleave(tensors[3], 2, 1)[:, ::2]
+    strided[4] = torch.stack([tensors[4], tensors[4] + 9], 1)[:, 0]
+    strided[5] = torch.tensor(0.3).expand(5)
+    dense = [t.contiguous() for t in strided]
+    options = {"proj_weight": 1.0, "temperature": 2.0, "resolution": "feature", "backend": backend}
+    losses = [
+        functional.projected_hakd_loss(*x[:4], labels, student_bias=x[4], teacher_bias=x[5], **options)
+        for x in (strided, dense)
+    ]
+    assert relative_l2(*losses) <= 1e-6
+
+
 @pytest.mark.parametrize("projector", ["conv", "conv_bn", "conv_bn_relu"])
 @pytest.mark.parametrize("training", [False, True])
 def test_module_takes_the_one_pass_path_where_it_can(monkeypatch, projector, training):
@@ -355,18 +372,24 @@ def test_module_computes_what_its_projectors_say(kind):
 def test_checkpointing_and_functional_gradients(backend):
     tensors, labels = make_inputs("odd")
 
-    def loss(features):
-        return functional.projected_hakd_loss(features, *tensors[1:4], labels, resolution="feature", backend=backend)
-
     features = tensors[0].requires_grad_()
-    (expected,) = torch.autograd.grad(loss(features), features)
-    checkpointed = torch.utils.checkpoint.checkpoint(loss, features, use_reentrant=False)
-    assert torch.equal(torch.autograd.grad(checkpointed, features)[0], expected)
-    assert torch.equal(torch.func.grad(loss)(features.detach()), expected)
+    for reduction in ("mean", "none"):
+
+        def loss(features, reduction=reduction):
+            return functional.projected_hakd_loss(
+                features, *tensors[1:4], labels, resolution="feature", reduction=reduction, backend=backend
+            ).sum()
+
+        (expected,) = torch.autograd.grad(loss(features), features)
+        checkpointed = torch.utils.checkpoint.checkpoint(loss, features, use_reentrant=False)
+        assert torch.equal(torch.autograd.grad(checkpointed, features)[0], expected)
+        assert torch.equal(torch.func.grad(loss)(features.detach()), expected)
     logits = torch.randn(2, 5, 9, 11)
     for function in (
         lambda z: functional.hakd_loss(z, logits.flip(0), labels, backend=backend),
         lambda z: functional.segmentation_loss(z, labels, backend=backend),
+        lambda z: functional.hakd_loss(z, logits.flip(0), labels, reduction="none", backend=backend).sum(),
+        lambda z: functional.segmentation_loss(z, labels, reduction="none", backend=backend).sum(),
     ):
         z = logits.clone().requires_grad_()
         assert torch.equal(torch.func.grad(function)(logits), torch.autograd.grad(function(z), z)[0])

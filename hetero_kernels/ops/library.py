@@ -25,11 +25,12 @@ def define(
     Returns the operator, and a function of the same arguments for those who want its gradient: in eager mode it has
     the same formula without the registered one's bookkeeping, and passes the registered one by. Whoever calls it keeps
     none of the outputs that ``setup_context`` saves: the backward may overwrite them (:func:`scale_saved`). Both
-    ``setup_context`` and ``backward`` find the operator itself in ``ctx.op``.
+    ``setup_context`` and ``backward`` find the operator itself in ``ctx.op``, and that function in ``ctx.again``: a
+    backward that runs the pass again may be under a transform of torch.func.
     """
 
     def setup(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.op = op
+        ctx.op, ctx.again = op, differentiable
         setup_context(ctx, inputs, output)
 
     _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))

@@ -67,7 +67,7 @@ def _hakd_backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tens
         saved, factor = (student_gradient, teacher_gradient), cast(Tensor | None, grad_loss)
         per_pixel = ctx.options[-1] == "none"
         if per_pixel or any(n and not c for n, c in zip(needed, ctx.computed, strict=True)):
-            saved = ctx.op(*tensors, grad_loss if per_pixel else None, *ctx.options, *needed)[3:]
+            saved = ctx.again(*tensors, grad_loss if per_pixel else None, *ctx.options, *needed)[3:]
             factor = None if per_pixel else grad_loss
         gradients = [
             scale_saved(ctx, g, factor, x) if n else None for g, x, n in zip(saved, tensors[:2], needed, strict=True)
@@ -133,7 +133,7 @@ def _segmentation_backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tu
         factor: Tensor | None = grad_loss
         per_pixel = ctx.options[-1] == "none"
         if per_pixel or not ctx.computed:
-            saved = ctx.op(*tensors, grad_loss if per_pixel else None, *ctx.options, True)[3]
+            saved = ctx.again(*tensors, grad_loss if per_pixel else None, *ctx.options, True)[3]
             factor = None if per_pixel else grad_loss
         gradient = scale_saved(ctx, saved, factor, tensors[0])
     return (gradient, *([None] * 11))

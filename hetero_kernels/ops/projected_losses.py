@@ -108,7 +108,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tensor | 
         wanted = (needed[0], needed[2] or needed[4], needed[1], needed[3] or needed[5])
         per_pixel = ctx.options[-1] == "none"
         if per_pixel or any(n and not c for n, c in zip(wanted, ctx.computed, strict=True)):
-            saved = ctx.op(*tensors, grad_loss if per_pixel else None, *ctx.options, *wanted)[3:]
+            saved = ctx.again(*tensors, grad_loss if per_pixel else None, *ctx.options, *wanted)[3:]
             factor = None if per_pixel else grad_loss
         project_back = _project_back["triton" if is_triton(ctx.op) else "cpu"]
         for i in range(2):

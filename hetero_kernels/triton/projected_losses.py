@@ -202,7 +202,7 @@ class NetworkPlan:
         self, features: Tensor, weight: Tensor, bias: Tensor | None, logits_wanted: bool, weights_wanted: bool,
         logits: Tensor | None = None,
     ) -> None:  # fmt: skip
-        self.features, self.weight, self.bias = features, weight, bias
+        self.features, self.weight, self.bias = features, weight, None if bias is None else bias.contiguous()
         self.logits_wanted, self.weights_wanted = logits_wanted, weights_wanted
         batch, self.channels, height, width = features.shape
         self.classes = weight.shape[0]
