@@ -367,12 +367,15 @@ BACK_CLASSES, BACK_PIXELS, BACK_CHANNELS = 32, 64, 128
 def project_back(logit_gradient: Tensor, weight: Tensor, factor: Tensor | None, like: Tensor) -> Tensor:
     """Implementation of the operator ``project_back``, see ops/projected_losses.py."""
     channels_last = like.stride(1) == 1 and like.shape[1] > 1
-    out = torch.empty_like(like, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    # The interpreter truncates to bfloat16 where a GPU rounds: there torch rounds.
+    dtype = torch.float32 if like.device.type == "cpu" else like.dtype
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    out = torch.empty_like(like, dtype=dtype, memory_format=memory_format)
     batch, channels, height, width = like.shape
     grid = FeatureGrid(batch, height, width, BACK_PIXELS)
     blocks = triton.cdiv(channels, BACK_CHANNELS)
     if grid.programs == 0:
-        return out
+        return out.to(like.dtype)
     network = NetworkPlan(like, weight, None, False, False, logit_gradient.contiguous())
     pixel_stride = channels if channels_last else 1
     with device_guard(like):
@@ -382,4 +385,4 @@ def project_back(logit_gradient: Tensor, weight: Tensor, factor: Tensor | None, 
             pixel_stride, 1.0, CLASSES=BACK_CLASSES, PIXELS=BACK_PIXELS, CHANNELS=BACK_CHANNELS,
             FACTOR=factor is not None, PRECISION=product_precision(like), num_warps=8,
         )  # fmt: skip
-    return out
+    return out.to(like.dtype)
