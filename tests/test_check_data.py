@@ -12,7 +12,7 @@ import pytest
 import torch
 from heteroakd.check_data import run_check_data
 from heteroakd.cli import main
-from heteroakd.config import CheckDataRun
+from heteroakd.command_config import CheckDataRun
 from heteroakd.data import DataConfig, DataError, build_data
 from PIL import Image
 

@@ -15,7 +15,8 @@ import torch
 import yaml
 from heteroakd.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from heteroakd.cli import COMMANDS, build_parser, main
-from heteroakd.config import DistillRun, TeacherRun, from_dict, to_dict
+from heteroakd.command_config import DistillRun, TeacherRun
+from heteroakd.config import from_dict, to_dict
 from heteroakd.demo import run_demo
 from heteroakd.models import build_tapped, probe
 from PIL import Image
@@ -165,7 +166,7 @@ def test_demo_says_which_run_failed(tmp_path: Path, capfd: pytest.CaptureFixture
     assert "(33, 32) (data.crop_size) must be a multiple of 32" in errors
     assert "teacher" in errors and "ended with status 1" in errors
     with pytest.raises(ValueError, match="methods must name each method once"):
-        from heteroakd.config import DemoRun
+        from heteroakd.command_config import DemoRun
 
         run_demo(DemoRun(output=str(tmp_path), methods=["kd", "kd"]))
 
@@ -264,8 +265,14 @@ def test_every_option_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
         printed = " ".join(capsys.readouterr().out.split())
         for field in dataclasses.fields(config_class):
             assert f"--{field.name}" in printed, f"{name}: --{field.name}"
-    source = ast.parse((ROOT / "python" / "heteroakd" / "config.py").read_text())
-    for definition in (node for node in source.body if isinstance(node, ast.ClassDef)):
+    for module in ("config", "command_config"):
+        _check_fields_are_described(ast.parse((ROOT / "python" / "heteroakd" / f"{module}.py").read_text()))
+
+
+def _check_fields_are_described(source: ast.Module) -> None:
+    classes = [node for node in source.body if isinstance(node, ast.ClassDef)]
+    assert classes
+    for definition in classes:
         for line, following in zip(definition.body, [*definition.body[1:], None], strict=True):
             if isinstance(line, ast.AnnAssign):
                 described = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)

@@ -12,9 +12,10 @@ import pytest
 from heteroakd import compare
 from heteroakd.checkpoint import CheckpointError
 from heteroakd.cli import main
+from heteroakd.command_config import CompareRun, DistillRun
 from heteroakd.commands import run_distill
 from heteroakd.compare import markdown, run_compare
-from heteroakd.config import CompareRun, DistillRun, ModelConfig, RuntimeConfig, ScheduleConfig, TeacherConfig
+from heteroakd.config import ModelConfig, RuntimeConfig, ScheduleConfig, TeacherConfig
 from heteroakd.data import DataConfig
 from heteroakd.interruption import StoppedError
 from heteroakd.statistics import Difference, mean_and_spread, paired_difference

@@ -12,17 +12,9 @@ import pytest
 import torch
 from heteroakd.batches import BatchSampler, SeededSamples, training_batches
 from heteroakd.checkpoint import CheckpointError, load_checkpoint
+from heteroakd.command_config import DistillRun, TeacherRun
 from heteroakd.commands import run_distill, run_teacher
-from heteroakd.config import (
-    DistillRun,
-    LossConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RuntimeConfig,
-    ScheduleConfig,
-    TeacherConfig,
-    TeacherRun,
-)
+from heteroakd.config import LossConfig, ModelConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig, TeacherConfig
 from heteroakd.data import DataConfig, build_data
 from heteroakd.distiller import Distiller, LogitLoss
 from heteroakd.distributed import choose_device

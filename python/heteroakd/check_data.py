@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from heteroakd.batches import training_batches
 from heteroakd.checkpoint import write_text
-from heteroakd.config import CheckDataRun
+from heteroakd.command_config import CheckDataRun
 from heteroakd.data import IGNORE_INDEX, DataError, SegmentationData, build_data, denormalize
 from heteroakd.data.files import FileSource
 from heteroakd.data.published import PUBLISHED

@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from heteroakd.config import CheckDataRun, CompareRun, DemoRun, DistillRun, EvaluateRun, PredictRun, TeacherRun
+from heteroakd.command_config import CheckDataRun, CompareRun, DemoRun, DistillRun, EvaluateRun, PredictRun, TeacherRun
 from heteroakd.interruption import StoppedError
 
 COMMANDS: dict[str, tuple[type[Any], str]] = {

@@ -13,7 +13,8 @@ import yaml  # type: ignore[import-untyped]
 
 import hetero_kernels
 from heteroakd.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_state, older, write_text
-from heteroakd.config import DistillRun, EvaluateRun, LossConfig, ModelConfig, TeacherRun, from_dict, to_dict
+from heteroakd.command_config import DistillRun, EvaluateRun, TeacherRun
+from heteroakd.config import LossConfig, ModelConfig, from_dict, to_dict
 from heteroakd.data import DataConfig, SegmentationData, build_data
 from heteroakd.distiller import METHODS, Teacher, build_distiller
 from heteroakd.distributed import choose_device, main_first, on_main, process_group, say, world_size

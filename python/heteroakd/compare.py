@@ -12,7 +12,8 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from heteroakd.checkpoint import CheckpointError, check_same_run, load_latest, write_text
-from heteroakd.config import CompareRun, DistillRun, Method, to_dict
+from heteroakd.command_config import CompareRun, DistillRun
+from heteroakd.config import Method, to_dict
 from heteroakd.distiller import METHODS
 from heteroakd.interruption import StoppedError, StopRequest
 from heteroakd.run import LAST, SUMMARY

@@ -15,17 +15,9 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from heteroakd.checkpoint import write_text
+from heteroakd.command_config import DemoRun, DistillRun, TeacherRun
 from heteroakd.compare import RunFailedError
-from heteroakd.config import (
-    DemoRun,
-    DistillRun,
-    Method,
-    ModelConfig,
-    OptimizerConfig,
-    TeacherConfig,
-    TeacherRun,
-    to_dict,
-)
+from heteroakd.config import Method, ModelConfig, OptimizerConfig, TeacherConfig, to_dict
 from heteroakd.data import DataConfig
 from heteroakd.logs import METRICS_FILE, read_metrics
 from heteroakd.report import Curve, Picture, Table, write_report

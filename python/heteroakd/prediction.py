@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from heteroakd.checkpoint import atomic_file
+from heteroakd.command_config import PredictRun
 from heteroakd.commands import load_trained, saved_loss
-from heteroakd.config import PredictRun
 from heteroakd.data import SegmentationData, denormalize
 from heteroakd.data.samples import IMAGENET_MEAN, IMAGENET_STD
 from heteroakd.evaluate import predict

