@@ -59,7 +59,7 @@ $(VENV)/torch:
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
-	HETERO_KERNELS_CUDA_ARCHS=$(CUDA_ARCHS) $(BIN)/pip install -q -e ".[train,bench,test]"
+	HETERO_KERNELS_CUDA_ARCHS=$(CUDA_ARCHS) $(BIN)/pip install -q -e ".[train,export,bench,test]"
 	touch $@
 
 clean:

@@ -10,7 +10,16 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from heteroakd.command_config import CheckDataRun, CompareRun, DemoRun, DistillRun, EvaluateRun, PredictRun, TeacherRun
+from heteroakd.command_config import (
+    CheckDataRun,
+    CompareRun,
+    DemoRun,
+    DistillRun,
+    EvaluateRun,
+    ExportRun,
+    PredictRun,
+    TeacherRun,
+)
 from heteroakd.interruption import StoppedError
 
 COMMANDS: dict[str, tuple[type[Any], str]] = {
@@ -19,6 +28,7 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "compare": (CompareRun, "methods x seeds on one schedule, and a table of means and paired differences"),
     "evaluate": (EvaluateRun, "IoU per class and mIoU of a checkpoint"),
     "predict": (PredictRun, "overlay PNGs of a checkpoint's predictions"),
+    "export": (ExportRun, "the network of a checkpoint alone, as a torch.export program or an ONNX model"),
     "check-data": (CheckDataRun, "count and show a data set, and name what is broken in it"),
     "demo": (DemoRun, "teacher, three students and a report on built-in data, in minutes on two CPU cores"),
 }
@@ -102,6 +112,10 @@ def _run(name: str, config: Any, flags: dict[str, bool]) -> None:
         from heteroakd.check_data import run_check_data
 
         run_check_data(config)
+    elif name == "export":
+        from heteroakd.export import run_export
+
+        run_export(config)
     elif name == "predict":
         from heteroakd.prediction import run_predict
 

@@ -166,6 +166,32 @@ class PredictRun:
 
 
 @dataclass
+class ExportRun:
+    """Write a checkpoint's network alone, for use without this package, and check it against PyTorch on an image."""
+
+    checkpoint: str
+    """Checkpoint of a teacher or a student."""
+    output: str = "student.pt2"
+    """File to write: .pt2 (torch.export) or .onnx."""
+    upsample: bool = True
+    """Logits at the image's size; false: at the network's own stride."""
+    dynamic: Literal["auto", "sizes", "batch", "none"] = "auto"
+    """What may vary: sizes (batch, height and width, multiples of the network's stride), the batch alone, or nothing;
+    auto: the most that the network allows."""
+    image: str | None = None
+    """Image file of the check; null: the first val image of the data set that the checkpoint was trained on."""
+    image_size: tuple[int, int] | None = None
+    """Height and width to which that image is resized, and the size of the network where it cannot vary; null: its own,
+    padded to the network's stride."""
+    tolerance: float = 1e-4
+    """Largest difference from PyTorch's logits, as a share of the largest of them."""
+    root: str | None = None
+    """Folder of the data set where it is not the one that the checkpoint's configuration names."""
+    threads: int | None = None
+    """CPU threads of torch; null: torch's choice."""
+
+
+@dataclass
 class CheckDataRun:
     """Read every pair of a data set once: count them, name what is broken, and show samples."""
 
