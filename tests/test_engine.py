@@ -18,10 +18,12 @@ from heteroakd.config import LossConfig, ModelConfig, OptimizerConfig, RuntimeCo
 from heteroakd.data import DataConfig, build_data
 from heteroakd.distiller import Distiller, LogitLoss
 from heteroakd.distributed import choose_device
+from heteroakd.evaluate import Evaluation
 from heteroakd.keeper import DivergedError
 from heteroakd.logs import read_metrics
 from heteroakd.models import build_tapped
 from heteroakd.optimization import build_optimizer, learning_rate_factor
+from heteroakd.visualize import load_maps
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -276,6 +278,22 @@ def test_summary_metrics_and_best_checkpoint(tmp_path: Path, teacher_checkpoint:
         )
     assert summary["seconds_per_step"] > 0 and summary["loss_backend"] in ("cpu", "reference")
     assert summary["peak_memory_bytes"] >= summary["memory_before_training_bytes"] > 0
+    knowledge = [line for line in lines if line["event"] == "knowledge"]
+    assert [line["step"] for line in knowledge] == [2, 4, 6]
+    maps = load_maps(tmp_path / "maps" / "step_000006_val_00.npz")
+    assert float(maps.reliability.nanmean()) == pytest.approx(knowledge[-1]["reliability"], rel=1e-5)
+    assert float(maps.weight.nanmean()) == pytest.approx(knowledge[-1]["weight"], rel=1e-5)
+    assert (
+        maps.weight.shape == (32, 64)
+        and 0 <= maps.reliability.nan_to_num(0.5).min() <= maps.reliability.nan_to_num().max() <= 1
+    )
+    rows = [line.split(",") for line in (tmp_path / "confusion.csv").read_text().splitlines()]
+    confusion = torch.tensor([[int(cell) for cell in row[1:]] for row in rows[1:]])
+    assert rows[0][1:] == [row[0] for row in rows[1:]] == list(summary["iou"])
+    assert Evaluation(confusion, tuple(summary["iou"]), 2).to_dict() == {
+        key: summary[key] for key in evaluations[-1] if key in summary
+    }
+    assert summary["loss_inputs"]["student"]["logits"][0] == len(confusion) and summary["loss_inputs"]["images"] == 2
     best = load_checkpoint(tmp_path / "best.pt")
     assert best.metrics["miou"] == max(line["miou"] for line in evaluations)
     assert list(tmp_path.glob("events.out.tfevents.*"))

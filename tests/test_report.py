@@ -7,7 +7,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from heteroakd.report import Curve, Picture, Table, write_report
+import torch
+from heteroakd.diagrams import svg
+from heteroakd.report import Bars, Curve, Matrix, Picture, Section, Table, write_report
 from PIL import Image
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -123,14 +125,51 @@ def test_report_follows_light_and_dark(tmp_path: Path):
     text = write_sample(tmp_path / "report.html")
     assert "prefers-color-scheme: dark" in text and "color-scheme: light dark" in text
     assert "currentColor" in text and "#123456" not in text
-    for svg in re.findall(r"<svg.*?</svg>", text, re.S):
-        assert "#ffffff" not in svg  # nothing paints a white ground under the diagram
+    for drawn in re.findall(r"<svg.*?</svg>", text, re.S):
+        assert "#ffffff" not in drawn  # nothing paints a white ground under the diagram
 
 
 def test_report_is_reproducible_and_replaces_the_old_one(tmp_path: Path):
     first = write_sample(tmp_path / "report.html")
     assert write_sample(tmp_path / "report.html") == first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["picture.png", "report.html"]
+
+
+def test_sections_hold_diagrams_tables_and_pictures_in_their_order(tmp_path: Path):
+    bars = Bars("IoU", "%", ("road", "<sky>"), {"none": (10.0, None), "kd": (20.0, 30.0)})
+    matrix = Matrix("Confusion", ("a", "b", "c"), [[3, 1, 0], [0, 0, 0], [0, 2, 2]])
+    table = Table("Numbers", ("class", "kd"), [("road", 1)])
+    sections = [
+        Section("One & two", "First.\n\nSecond.", [bars, matrix], [table], [Picture("P", png())]),
+        Section("Last"),
+    ]
+    write_report(tmp_path / "r.html", title="t", introduction="", sections=sections)
+    text = (tmp_path / "r.html").read_text()
+    page = Page(text)
+    words = [word for word in page.text if word]
+    order = [
+        words.index(word) for word in ("One & two", "First.", "Second.", "IoU", "Confusion", "Numbers", "P", "Last")
+    ]
+    assert order == sorted(order)
+    assert page.tags.count("svg") == 2 and page.tags.count("h3") == 1
+    assert all(reference.startswith(("#", "data:")) for reference in page.references)
+    assert "#123456" not in text
+    shown = re.findall(r"<!-- (.*?) -->", text)  # matplotlib names the text of every label
+    assert "&lt;sky&gt;" in shown and {"75", "25", "50"} <= set(shown)  # the row of 0 counts stays empty
+
+
+def test_diagrams_of_the_wrong_length_are_named():
+    with pytest.raises(ValueError, match="bars 'IoU': series 'kd' has 1 values, expected 2"):
+        svg(Bars("IoU", "%", ("a", "b"), {"kd": (1.0,)}))
+    with pytest.raises(ValueError, match=r"matrix 'M': counts must be \[2, 2\], got \[1, 2\]"):
+        svg(Matrix("M", ("a", "b"), [[1, 2]]))
+
+
+def test_diagrams_of_many_classes_stay_readable():
+    names = [f"class {number}" for number in range(150)]
+    counts = torch.eye(150, dtype=torch.int64).tolist()
+    assert len(svg(Matrix("M", names, counts))) < 200_000
+    assert "class 149" in svg(Bars("IoU", "%", names, {"a": [1.0] * 150}))
 
 
 def test_report_makes_folders(tmp_path: Path):

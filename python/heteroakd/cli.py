@@ -18,6 +18,7 @@ from heteroakd.command_config import (
     EvaluateRun,
     ExportRun,
     PredictRun,
+    ReportRun,
     TeacherRun,
 )
 from heteroakd.interruption import StoppedError
@@ -29,6 +30,7 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "evaluate": (EvaluateRun, "IoU per class and mIoU of a checkpoint"),
     "predict": (PredictRun, "overlay PNGs of a checkpoint's predictions"),
     "export": (ExportRun, "the network of a checkpoint alone, as a torch.export program or an ONNX model"),
+    "report": (ReportRun, "runs and comparisons as one HTML file"),
     "check-data": (CheckDataRun, "count and show a data set, and name what is broken in it"),
     "demo": (DemoRun, "teacher, three students and a report on built-in data, in minutes on two CPU cores"),
 }
@@ -116,6 +118,10 @@ def _run(name: str, config: Any, flags: dict[str, bool]) -> None:
         from heteroakd.export import run_export
 
         run_export(config)
+    elif name == "report":
+        from heteroakd.run_report import run_report
+
+        run_report(config)
     elif name == "predict":
         from heteroakd.prediction import run_predict
 

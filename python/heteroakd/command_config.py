@@ -192,6 +192,18 @@ class ExportRun:
 
 
 @dataclass
+class ReportRun:
+    """Show runs, finished or not, and comparisons as one HTML file that refers to nothing outside."""
+
+    runs: list[str]
+    """Folders of `heteroakd teacher`, `distill` or `compare`."""
+    output: str | None = None
+    """The file; null: report.html in the first of the folders."""
+    measure: bool = True
+    """Measure, on this machine, what the loss costs by the run's backend and by the reference, seconds for each."""
+
+
+@dataclass
 class CheckDataRun:
     """Read every pair of a data set once: count them, name what is broken, and show samples."""
 

@@ -22,9 +22,7 @@ from heteroakd.engine import train
 from heteroakd.evaluate import Evaluation, evaluate
 from heteroakd.logs import METRICS_FILE
 from heteroakd.models import TappedNetwork, build_tapped, probe
-from heteroakd.run import BEST, LAST, PICTURES, SUMMARY, Run
-
-CONFIG = "config.yaml"
+from heteroakd.run import BEST, CONFIG, CONFUSION, LAST, MAPS, PICTURES, SUMMARY, Run
 
 
 class _Start(NamedTuple):
@@ -170,8 +168,12 @@ def run_evaluate(config: EvaluateRun) -> Evaluation:
         )
         say(evaluation.table())
         if config.output is not None:
-            on_main(partial(write_text, Path(config.output), json.dumps(evaluation.to_dict(), indent=2) + "\n"))
+            on_main(partial(write_text, Path(config.output), _json(evaluation)))
     return evaluation
+
+
+def _json(evaluation: Evaluation) -> str:
+    return json.dumps({**evaluation.to_dict(), "confusion": evaluation.confusion.tolist()}, indent=2) + "\n"
 
 
 def load_trained(
@@ -267,6 +269,10 @@ def clear_output(folder: Path) -> None:
         METRICS_FILE,
         "events.out.tfevents.*",
         f"{PICTURES}/step_*.png",
+        f"{MAPS}/step_*.npz",
+        CONFUSION,
+        "loss_cost.json",
+        "report.html",
     )
     for path in [path for pattern in patterns for path in folder.glob(pattern)]:
         path.unlink()

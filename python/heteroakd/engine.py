@@ -17,9 +17,10 @@ from heteroakd.inference import check_options
 from heteroakd.interruption import StoppedError, StopRequest
 from heteroakd.keeper import Keeper
 from heteroakd.logs import NoLog, RunLog, peak_memory
+from heteroakd.loss_cost import describe_machine, loss_inputs
 from heteroakd.meter import Meter
 from heteroakd.optimization import TrainingStep, build_optimizer, synchronize_batch_norm
-from heteroakd.run import BEST, LAST, PICTURES, SUMMARY, Run
+from heteroakd.run import BEST, CONFUSION, LAST, SUMMARY, Run
 from heteroakd.visualize import write_pictures
 
 
@@ -106,6 +107,7 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
         "resumed_at": first_step,
         "loss_backend": run.loss_backend,
         "device": str(device),
+        "machine": describe_machine(device),
         "processes": world_size(),
         "precision": run.optimizer.precision,
         "threads": torch.get_num_threads(),
@@ -116,8 +118,10 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
         "peak_memory_bytes": peak,
         "memory_before_training_bytes": memory_before,
         "parameters": sum(parameter.numel() for parameter in distiller.student.parameters()),
+        "loss_inputs": loss_inputs(run),
         **evaluation.to_dict(),
     }
+    on_main(partial(write_text, run.output / CONFUSION, evaluation.confusion_csv()))
     on_main(partial(write_text, run.output / SUMMARY, json.dumps(summary, indent=2) + "\n"))
     return evaluation
 
@@ -145,7 +149,7 @@ def _evaluate(run: Run, distiller: Distiller, step: int, log: RunLog) -> Evaluat
             run.data,
             count=run.runtime.pictures,
             step=step,
-            folder=run.output / PICTURES,
+            folder=run.output,
             log=log,
             options=run.evaluation,
             align_corners=run.align_corners,

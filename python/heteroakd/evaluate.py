@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +68,14 @@ class Evaluation:
             "absent": self.absent,
             "images": self.images,
         }
+
+    def confusion_csv(self) -> str:
+        """The confusion matrix as a table: a row per labelled class, a column per predicted class."""
+        buffer = io.StringIO()
+        rows = csv.writer(buffer, lineterminator="\n")
+        rows.writerow(["labelled \\ predicted", *self.classes])
+        rows.writerows([name, *row] for name, row in zip(self.classes, self.confusion.tolist(), strict=True))
+        return buffer.getvalue()
 
     def table(self) -> str:
         """Text for a terminal: one line per class, then the mean and what it leaves out."""

@@ -27,7 +27,7 @@ SECONDS_BETWEEN_LINES = 5.0
 class RunLog:
     """Metrics of one run, to `folder`/metrics.jsonl, TensorBoard and the terminal; a context manager.
 
-    Each line of the file is an object with `event` ("train" or "evaluation"), `step` (steps taken) and numbers.
+    Each line of the file is an object with `event` (train, evaluation or knowledge), `step` (steps taken) and numbers.
 
     Args:
         folder: output folder of the run.
@@ -90,7 +90,8 @@ class RunLog:
         shown = {name: f"{value:.3f}" for name, value in used.items()}
         if self._miou is not None:
             shown["mIoU"] = f"{self._miou:.3f}"
-        self._bar.set_postfix(shown, refresh=False)
+        speed = {"images/s": f"{values['images_per_second']:.1f}"}
+        self._bar.set_postfix(shown | speed, refresh=False)
         now = time.monotonic()
         if self._lines and (now - self._last_line >= SECONDS_BETWEEN_LINES or step == self._steps):
             self._last_line = now
@@ -109,6 +110,12 @@ class RunLog:
         self._scalars("val_iou", step, {name: iou for name, iou in values["iou"].items() if iou is not None})
         if self._lines:
             self.say(f"step {step}/{self._steps}  mIoU {evaluation.miou:.4f}  ({seconds:.1f} s)")
+
+    def knowledge(self, step: int, reliability: float, weight: float) -> None:
+        """Means of KMM's reliability and KEM's weight over the labelled pixels of the val pictures."""
+        values = {"reliability": reliability, "weight": weight}
+        self._write({"event": "knowledge", "step": step, **values})
+        self._scalars("knowledge", step, values)
 
     def picture(self, name: str, step: int, image: Tensor) -> None:
         """A uint8 [3, H, W] picture for TensorBoard."""
@@ -153,6 +160,9 @@ class NoLog(RunLog):
         """Nothing."""
 
     def evaluation(self, step: int, evaluation: Evaluation, seconds: float) -> None:
+        """Nothing."""
+
+    def knowledge(self, step: int, reliability: float, weight: float) -> None:
         """Nothing."""
 
     def picture(self, name: str, step: int, image: Tensor) -> None:

@@ -2,22 +2,17 @@
 
 import base64
 import html
-import io
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-from matplotlib.figure import Figure
-
 from heteroakd.checkpoint import atomic_file
+from heteroakd.diagrams import Bars, Curve, Diagram, Matrix, svg
 
-# After Okabe and Ito: distinguishable by colour-blind readers; mid tones that hold on white and on
-# near-black.
-_COLOURS = ("#2b8ccf", "#d55e00", "#009e73", "#cc79a7", "#56c5e9", "#e69f00", "#8c7ae6", "#999999")
-_LINES = ("-", "--", "-.", ":")
+__all__ = ["Bars", "Curve", "Matrix", "Picture", "Section", "Table", "write_report"]
+
+
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _STYLE = """
@@ -40,6 +35,7 @@ h1 {
   border-bottom: 3px solid var(--accent);
 }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 .7rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .5rem; }
 p { max-width: 46rem; margin: 0 0 .8rem; }
 .note { color: var(--faint); font-size: .9rem; margin-top: .5rem; }
 .wide { overflow-x: auto; }
@@ -48,7 +44,8 @@ th, td { padding: .42rem .9rem; text-align: right; white-space: nowrap; border-b
 th { color: var(--faint); font-weight: 600; font-size: .88rem; border-bottom: 2px solid var(--line); }
 th:first-child, td:first-child { text-align: left; }
 tbody tr:hover { background: var(--card); }
-.curves { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)) }
+.curves { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
+  align-items: start; }
 figure {
   margin: 0; padding: 1rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
 }
@@ -73,17 +70,6 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A diagram of one or more series of points."""
-
-    title: str
-    x_label: str
-    y_label: str
-    series: Mapping[str, Sequence[tuple[float, float]]]
-    """Points (x, y) by name; points that are not finite leave a gap."""
-
-
-@dataclass(frozen=True)
 class Picture:
     """A picture with its caption."""
 
@@ -92,13 +78,26 @@ class Picture:
     """The PNG itself, or the path of its file."""
 
 
+@dataclass(frozen=True)
+class Section:
+    """A heading with diagrams, tables and pictures below it, in this order."""
+
+    title: str
+    text: str = ""
+    """Plain text below the heading; empty lines separate paragraphs."""
+    diagrams: Sequence[Diagram] = ()
+    tables: Sequence[Table] = ()
+    """Their titles stand above them, smaller than the section's."""
+    pictures: Sequence[Picture] = ()
+
+
 def _cell(value: object) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
 
 
-def _table(table: Table) -> str:
+def _table(table: Table, heading: str = "h2") -> str:
     for number, row in enumerate(table.rows):
         if len(row) != len(table.columns):
             raise ValueError(
@@ -109,52 +108,14 @@ def _table(table: Table) -> str:
     body = "\n".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in table.rows)
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     return (
-        f"<section><h2>{html.escape(table.title)}</h2>\n"
+        f"<section><{heading}>{html.escape(table.title)}</{heading}>\n"
         f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table></div>{note}</section>"
     )
 
 
-def _svg(curve: Curve) -> str:
-    """The diagram as an SVG element whose text and axes take the page's colour."""
-    ink = "#123456"  # a stand-in that is replaced by currentColor below; no series has this colour
-    figure = Figure(figsize=(6.0, 3.7), layout="constrained")
-    axes = figure.subplots()
-    for number, (name, points) in enumerate(curve.series.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
-        style = _LINES[number // len(_COLOURS) % len(_LINES)]
-        finite = [(x, y) if math.isfinite(x) and math.isfinite(y) else (math.nan, math.nan) for x, y in points]
-        marker = "o" if len(points) <= 30 else ""
-        axes.plot(
-            [x for x, _ in finite], [y for _, y in finite], style, color=colour, label=name, linewidth=1.8,
-            marker=marker, markersize=3.5,
-        )  # fmt: skip
-    axes.set_xlabel(curve.x_label, color=ink)
-    axes.set_ylabel(curve.y_label, color=ink)
-    axes.tick_params(colors=ink)
-    axes.grid(color=ink, alpha=0.15)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(ink)
-    if curve.series:
-        axes.legend(frameon=False, labelcolor=ink)
-    buffer = io.StringIO()
-    # No metadata: its date would make equal reports differ, and its addresses are references to the outside.
-    metadata = {"Creator": None, "Date": None, "Format": None, "Type": None}
-    # The salt makes the names of clip paths and markers, random otherwise, a function of the diagram.
-    with matplotlib.rc_context({"svg.hashsalt": curve.title}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    text = buffer.getvalue()
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text[text.index("<svg") :])  # an HTML page needs no name spaces
-    return text.replace(ink, "currentColor")
-
-
-def _curve(curve: Curve) -> str:
-    title = html.escape(curve.title)
-    svg = _svg(curve).replace("<svg", f'<svg role="img" aria-label="{html.escape(curve.title, quote=True)}"', 1)
-    return f"<figure><figcaption>{title}</figcaption>{svg}</figure>"
+def _diagram(diagram: Diagram) -> str:
+    return f"<figure><figcaption>{html.escape(diagram.title)}</figcaption>{svg(diagram)}</figure>"
 
 
 def _picture(picture: Picture) -> str:
@@ -171,34 +132,47 @@ def _picture(picture: Picture) -> str:
     )
 
 
+def _paragraphs(text: str) -> list[str]:
+    paragraphs = [paragraph.strip() for paragraph in text.split("\n\n")]
+    return [f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs if paragraph]
+
+
+def _section(section: Section) -> str:
+    parts = [f"<section><h2>{html.escape(section.title)}</h2>", *_paragraphs(section.text)]
+    if section.diagrams:
+        drawn = "\n".join(map(_diagram, section.diagrams))
+        parts.append(f'<div class="curves">{drawn}</div>')
+    parts += [_table(table, "h3") for table in section.tables]
+    if section.pictures:
+        shown = "\n".join(map(_picture, section.pictures))
+        parts.append(f'<div class="pictures">{shown}</div>')
+    return "\n".join(parts) + "</section>"
+
+
 def write_report(
     path: str | Path,
     *,
     title: str,
     introduction: str,
     tables: Sequence[Table] = (),
-    curves: Sequence[Curve] = (),
+    curves: Sequence[Diagram] = (),
     pictures: Sequence[Picture] = (),
+    sections: Sequence[Section] = (),
 ) -> None:
-    """Write a self-contained HTML file: title, introduction, tables, curves, pictures, in this order.
+    """Write a self-contained HTML file: title, introduction, tables, curves, pictures, sections, in this order.
 
     `introduction` is plain text; empty lines separate its paragraphs. The page follows the reader's light or
     dark scheme. The file appears complete or not at all; folders are made as needed. Raises ValueError for a
-    table with a row of the wrong length and for a picture that is no PNG, OSError for a file that cannot be
+    table or diagram of the wrong length and for a picture that is no PNG, OSError for a file that cannot be
     read or written.
     """
-    paragraphs = [paragraph.strip() for paragraph in introduction.split("\n\n") if paragraph.strip()]
-    parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        *(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs),
-    ]
+    parts = [f"<h1>{html.escape(title)}</h1>", *_paragraphs(introduction)]
     parts += [_table(table) for table in tables]
     if curves:
-        drawn = "\n".join(_curve(curve) for curve in curves)
-        parts.append(f'<section><h2>Curves</h2>\n<div class="curves">{drawn}</div></section>')
+        parts.append(_section(Section("Curves", diagrams=curves)))
     if pictures:
-        shown = "\n".join(_picture(picture) for picture in pictures)
-        parts.append(f'<section class="pictures"><h2>Pictures</h2>\n{shown}</section>')
+        parts.append(_section(Section("Pictures", pictures=pictures)))
+    parts += [_section(section) for section in sections]
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

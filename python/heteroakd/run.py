@@ -11,6 +11,7 @@ from heteroakd.data import SegmentationData
 from heteroakd.distiller import Distiller, Teacher
 
 LAST, BEST, SUMMARY, PICTURES = "last.pt", "best.pt", "summary.json", "pictures"
+MAPS, CONFUSION, CONFIG = "maps", "confusion.csv", "config.yaml"
 
 
 @dataclass

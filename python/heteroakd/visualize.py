@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hetero_kernels import HeteroAKDLoss, functional
 from heteroakd import pictures
+from heteroakd.checkpoint import atomic_file
 from heteroakd.config import EvaluationConfig
 from heteroakd.data import IGNORE_INDEX, SegmentationData, denormalize
 from heteroakd.distiller import Distiller, Teacher
 from heteroakd.inference import infer_padded, predict
 from heteroakd.logs import RunLog
 from heteroakd.models import TappedNetwork
+from heteroakd.run import MAPS, PICTURES
 
 PANEL_COLUMNS = 3
+MAP_WIDTH = 320  # pixels of the maps that are kept
 
 
 class KnowledgeMaps(NamedTuple):
@@ -67,8 +72,8 @@ def sample_pictures(
     *,
     options: EvaluationConfig,
     align_corners: bool,
-) -> list[tuple[str, Tensor]]:
-    """Captioned uint8 [3, H, W] pictures of one sample; teacher and maps where the run has them.
+) -> tuple[list[tuple[str, Tensor]], KnowledgeMaps | None]:
+    """Captioned uint8 [3, H, W] pictures of one sample, and its maps; teacher and maps where the run has them.
 
     The distiller is put into eval mode and back.
     """
@@ -81,6 +86,7 @@ def sample_pictures(
         captioned.append(("teacher", pictures.overlay(shown, prediction, palette)))
     prediction = predict(distiller.student, image, options, align_corners=align_corners).cpu()
     captioned.append(("prediction" if teacher is None else "student", pictures.overlay(shown, prediction, palette)))
+    maps = None
     if teacher is not None and isinstance(distiller.loss, HeteroAKDLoss):
         maps = knowledge_maps(distiller.student, teacher.network, distiller.loss, image, label)
         # Weights are small for many classes, and tiny for "spatial": show them relative to their largest, and say it.
@@ -88,7 +94,7 @@ def sample_pictures(
         captioned.append(("KMM reliability S, 0 to 1", pictures.heatmap(maps.reliability)))
         captioned.append((f"KEM weight W, 0 to {largest:.2g}", pictures.heatmap(maps.weight, maximum=largest)))
     distiller.train(training)
-    return captioned
+    return captioned, maps
 
 
 def write_pictures(
@@ -103,20 +109,44 @@ def write_pictures(
     options: EvaluationConfig,
     align_corners: bool,
 ) -> None:
-    """One panel PNG per sample, `folder`/step_SSSSSS_val_II.png, for `count` val images spread over the set."""
+    """One panel PNG per sample, `folder`/pictures/step_SSSSSS_val_II.png, for `count` val images spread over the set;
+    where there are KMM's and KEM's maps, these in maps/step_SSSSSS_val_II.npz, and their means in the log."""
     available = len(data.val)
+    every_map: list[KnowledgeMaps] = []
     for number in range(min(count, available)):
         index = number * available // min(count, available)
         image, label = data.val[index]
-        captioned = sample_pictures(
+        captioned, maps = sample_pictures(
             distiller, teacher, image, label, data.palette, options=options, align_corners=align_corners
         )
         pictures.panel(
             captioned,
-            folder / f"step_{step:06d}_val_{index:02d}.png",
+            folder / PICTURES / f"step_{step:06d}_val_{index:02d}.png",
             columns=PANEL_COLUMNS,
             classes=data.classes,
             palette=data.palette,
         )
         for caption, picture in captioned:
             log.picture(f"val_{index:02d}/{caption.partition(',')[0]}", step, picture)
+        if maps is not None:
+            every_map.append(maps)
+            save_maps(folder / MAPS / f"step_{step:06d}_val_{index:02d}.npz", maps)
+    if every_map:
+        values = [torch.cat([values.flatten() for values in same]) for same in zip(*every_map, strict=True)]
+        log.knowledge(step, *(float(together.nanmean()) for together in values))
+
+
+def save_maps(path: Path, maps: KnowledgeMaps) -> None:
+    """Both maps, thinned out to a width of MAP_WIDTH at most, float32 arrays by their names in one .npz."""
+    step = -(-maps.reliability.shape[1] // MAP_WIDTH)
+    with atomic_file(path) as file:
+        np.savez_compressed(file, **{name: values[::step, ::step].numpy() for name, values in maps._asdict().items()})
+
+
+def load_maps(path: Path) -> KnowledgeMaps:
+    """What `save_maps` wrote. Raises ValueError, naming the file, where it is something else."""
+    try:
+        with np.load(path) as arrays:
+            return KnowledgeMaps(*(torch.from_numpy(arrays[name]) for name in KnowledgeMaps._fields))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a file of maps: {error}") from error

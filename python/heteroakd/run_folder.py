@@ -1,0 +1,142 @@
+"""What a run, or a comparison of runs, left in its folder, read for a report."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from heteroakd.compare import RESULTS
+from heteroakd.logs import METRICS_FILE, read_metrics
+from heteroakd.run import CONFIG, CONFUSION, MAPS, PICTURES, SUMMARY
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run that is finished or was cut off."""
+
+    path: Path
+    config: dict[str, Any]
+    """Its config.yaml."""
+    metrics: list[dict[str, Any]]
+    """Lines of metrics.jsonl."""
+    summary: dict[str, Any] | None
+    """Its summary.json; None where the run has not ended."""
+    confusion: list[list[int]] | None
+    """[K, K] of the evaluation after the last step."""
+
+    @property
+    def method(self) -> str:
+        """Method of a student; "teacher" where there is none."""
+        return str(self.config.get("method") or "teacher")
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """The last line of an evaluation."""
+        return next((line for line in reversed(self.metrics) if line["event"] == "evaluation"), None)
+
+    def panels(self) -> list[Path]:
+        """Panels of the last step that has some."""
+        return _last_step(self.path / PICTURES, "png")
+
+    def maps(self) -> dict[int, dict[int, Path]]:
+        """Files of maps by val image and step."""
+        found: dict[int, dict[int, Path]] = {}
+        for path in sorted((self.path / MAPS).glob("step_*_val_*.npz")):
+            _, step, _, image = path.stem.split("_")
+            found.setdefault(int(image), {})[int(step)] = path
+        return found
+
+
+def _last_step(folder: Path, suffix: str) -> list[Path]:
+    paths = sorted(folder.glob(f"step_*_val_*.{suffix}"))
+    return [path for path in paths if path.stem.split("_")[1] == paths[-1].stem.split("_")[1]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that are shown as one: of one method over seeds, or a run alone."""
+
+    name: str
+    runs: list[RunFolder]
+
+    def series(self, event: str, key: str) -> list[tuple[float, float]]:
+        """A number of the metrics over the steps, the mean of the runs that have it at a step."""
+        values: dict[int, list[float]] = {}
+        for run in self.runs:
+            for line in run.metrics:
+                if line["event"] == event and line.get(key) is not None:
+                    values.setdefault(line["step"], []).append(line[key])
+        return [(step, fmean(found)) for step, found in sorted(values.items())]
+
+    def iou(self) -> dict[str, float | None]:
+        """IoU by class after the last evaluation, the mean of the runs that have the class."""
+        evaluations = [run.evaluation["iou"] for run in self.runs if run.evaluation is not None]
+        names = evaluations[0] if evaluations else {}
+        values = {name: [found[name] for found in evaluations if found.get(name) is not None] for name in names}
+        return {name: fmean(found) if found else None for name, found in values.items()}
+
+    def confusion(self) -> list[list[int]] | None:
+        """The runs' confusion matrices added up; None where no run has one."""
+        matrices = [run.confusion for run in self.runs if run.confusion is not None]
+        if not matrices:
+            return None
+        return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
+
+
+def read_groups(folders: list[str]) -> tuple[list[Group], list[dict[str, Any]]]:
+    """The runs in folders of runs and of comparisons, and the comparisons' results.
+
+    Raises ValueError, naming it, for a folder that holds neither, and for files in it that cannot be read.
+    """
+    groups: list[Group] = []
+    comparisons = []
+    if not folders:
+        raise ValueError("runs must name at least one folder, got none")
+    for path in map(Path, folders):
+        if not (path / RESULTS).is_file():
+            groups.append(
+                Group(path.name if path.name not in {group.name for group in groups} else str(path), [read(path)])
+            )
+            continue
+        comparison = _json(path / RESULTS)
+        comparisons.append(comparison)
+        for method, values in comparison["methods"].items():
+            runs = [read(path / f"{method}-seed{seed}") for seed in values["runs"]]
+            name = method if len(folders) == 1 else f"{path.name}, {method}"
+            groups += [Group(name, runs)] if runs else []
+    return groups, comparisons
+
+
+def read(folder: Path) -> RunFolder:
+    """One run. Raises ValueError, naming it, where the folder holds none or a file in it cannot be read."""
+    if not (folder / METRICS_FILE).is_file() or not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder}: no run ({CONFIG}, {METRICS_FILE}) and no comparison ({RESULTS}) in it")
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{folder / CONFIG}: no YAML: {str(error).splitlines()[0]}") from error
+    summary = _json(folder / SUMMARY) if (folder / SUMMARY).is_file() else None
+    confusion = _confusion(folder / CONFUSION) if (folder / CONFUSION).is_file() else None
+    return RunFolder(folder, config, read_metrics(folder / METRICS_FILE), summary, confusion)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: no JSON object: {error}") from error
+
+
+def _confusion(path: Path) -> list[list[int]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    try:
+        return [[int(cell) for cell in row[1:]] for row in rows[1:]]
+    except ValueError as error:
+        raise ValueError(f"{path}: no table of counts: {error}") from error

@@ -1,0 +1,189 @@
+"""`heteroakd report`: what stands in it of finished runs, cut-off ones and comparisons, and what the loss costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from heteroakd import run_report
+from heteroakd.cli import main
+from heteroakd.command_config import DistillRun, ReportRun
+from heteroakd.config import Method, ScheduleConfig, to_dict
+from heteroakd.data import DataConfig
+from heteroakd.loss_cost import LossCost, loss_step, measure, measure_apart
+from heteroakd.run_folder import read, read_groups
+from heteroakd.visualize import KnowledgeMaps, save_maps
+from PIL import Image
+from test_report import Page
+
+CLASSES = ("road", "sky", "car")
+INPUTS = {
+    "student": {"features": [8, 4, 4], "logits": [3, 16, 16]},
+    "teacher": {"features": [16, 2, 2], "logits": [3, 8, 8]},
+    "images": 2,
+    "crop_size": [64, 64],
+}
+
+
+def run_folder(
+    folder: Path, method: Method = "heteroakd", seed: int = 0, *, finished: bool = True, **summary: Any
+) -> Path:
+    """A run of 4 steps as `heteroakd distill` leaves it; its numbers depend on the seed."""
+    config = DistillRun(
+        data=DataConfig(crop_size=(64, 64)), method=method, schedule=ScheduleConfig(steps=4, batch_size=2, seed=seed)
+    )
+    (folder / "pictures").mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
+    lines: list[dict[str, Any]] = []
+    evaluation: dict[str, Any] = {}
+    for step in (2, 4) if finished else (2,):
+        terms = {"loss": 3.0 - step / 4, "task": 2.0 - step / 4 + seed, "kd": 0.5, "cwd": 0.0, "hakd": 0.1, "proj": 0.7}
+        lines.append({"event": "train", "step": step, **terms})
+        iou = {"road": 0.5 + step / 10 + seed / 100, "sky": None, "car": 0.125}
+        evaluation = {
+            "miou": 0.3 + step / 100 + seed / 10,
+            "pixel_accuracy": 0.75,
+            "iou": iou,
+            "absent": ["sky"],
+            "images": 2,
+        }
+        lines.append({"event": "evaluation", "step": step, "seconds": 1.0, **evaluation})
+        Image.new("RGB", (20, 10), (step, 0, 0)).save(folder / "pictures" / f"step_{step:06d}_val_01.png")
+        if method == "heteroakd":
+            lines.append({"event": "knowledge", "step": step, "reliability": 1 - step / 8, "weight": 0.1 * step})
+            maps = KnowledgeMaps(torch.full((10, 20), 1 - step / 8), torch.full((10, 20), 0.1 * step))
+            save_maps(folder / "maps" / f"step_{step:06d}_val_01.npz", maps)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if finished:
+        numbers = {
+            "steps": 4, "seconds_per_step": 0.5, "images_per_second": 3.5, "peak_memory_bytes": 2**30, "device": "cpu",
+            "machine": "M", "threads": 1, "precision": "fp32", "loss_backend": "cpu", "loss_inputs": INPUTS,
+            **evaluation,
+        }  # fmt: skip
+        (folder / "summary.json").write_text(json.dumps(numbers | summary))
+        table = f"labelled,road,sky,car\nroad,{7 + seed},0,3\nsky,0,0,0\ncar,1,0,1\n"
+        (folder / "confusion.csv").write_text(table)
+    return folder
+
+
+def test_report_of_a_finished_and_a_cut_off_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = run_folder(tmp_path / "a" / "heteroakd")
+    second = run_folder(tmp_path / "b" / "none", "none", finished=False)
+    assert main(["report", "--runs", f"[{first}, {second}]", "--measure", "false"]) == 0
+    assert f"written: {first}/report.html" in capsys.readouterr().out
+    text = (first / "report.html").read_text()
+    page = Page(text)
+    words = [word for word in page.text if word]
+    assert {"Curves", "How trust moves from the teacher to the student", "IoU per class", "Confusion matrices"} <= set(
+        words
+    )
+    assert "What the loss costs" not in words
+    assert {"34.00", "2 of 4", "90.00", "12.50", "–"} <= set(words)
+    # cross-entropy, mIoU, terms of both, S, W, bars, one confusion matrix; a row of maps and each run's last panel
+    assert page.tags.count("svg") == 8 and page.tags.count("img") == 3
+    assert all(reference.startswith(("#", "data:")) for reference in page.references)
+    assert "<script" not in text and "http" not in text.replace("http-equiv", "")
+    assert [word for word in words if word.startswith("none, val image")] == ["none, val image 1, step 2"]
+
+
+def test_report_of_a_comparison_averages_over_seeds(tmp_path: Path) -> None:
+    folder = tmp_path / "compare"
+    for method in ("none", "heteroakd"):
+        for seed in (0, 1):
+            run_folder(folder / f"{method}-seed{seed}", method, seed)  # type: ignore[arg-type]
+    methods = {
+        method: {"mean_miou": 0.39, "standard_deviation": 0.07, "runs": {"0": {}, "1": {}}}
+        for method in ("none", "heteroakd")
+    }
+    pair = {
+        "method": "heteroakd",
+        "minus": "none",
+        "mean": 0.0123,
+        "standard_error": 0.002,
+        "seeds": 2,
+        "verdict": "better",
+    }
+    results = {"config": {}, "methods": methods, "paired_differences": [pair]}
+    (folder / "comparison.json").write_text(json.dumps(results))
+    groups, comparisons = read_groups([str(folder)])
+    assert [group.name for group in groups] == ["none", "heteroakd"] and comparisons == [results]
+    assert groups[0].series("train", "task") == [(2, 2.0), (4, 1.5)]  # seeds 0 and 1 differ by 1
+    assert groups[0].iou() == {"road": pytest.approx(0.905), "sky": None, "car": 0.125}
+    assert groups[1].confusion() == [[15, 0, 6], [0, 0, 0], [2, 0, 2]]
+    path = run_report.run_report(ReportRun(runs=[str(folder)], output=str(tmp_path / "r.html"), measure=False))
+    words = [word for word in Page(path.read_text()).text if word]
+    assert {"heteroakd minus none", "+1.23", "0.20", "better", "none-seed0", "heteroakd-seed1"} <= set(words)
+
+
+def test_costs_are_measured_and_shared_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(folder: Path, backend: str) -> LossCost | str:
+        if folder.name == "other":
+            return "MemoryError" if backend == "reference" else LossCost("cpu", 0.1, 2**20, "M")
+        return LossCost(backend, {"cpu": 0.1, "reference": 0.6}[backend], 2**20, "M")
+
+    monkeypatch.setattr(run_report, "measure_apart", measured)
+    here, other = run_folder(tmp_path / "here"), run_folder(tmp_path / "other", machine="another")
+    run_report.run_report(ReportRun(runs=[str(here), str(other)]))
+    words = [word for word in Page((here / "report.html").read_text()).text if word]
+    start = words.index("peak of the run") + 1
+    assert words[start : start + 6] == ["here", "cpu", "100.00", "20.0 %", "1.0 MiB", "1024.0 MiB"]
+    assert words[start + 6 : start + 12] == ["here", "reference", "600.00", "60.0 %", "1.0 MiB", "–"]
+    assert words[start + 12 : start + 18] == ["other", "cpu", "100.00", "–", "1.0 MiB", "1024.0 MiB"]
+    assert "other, reference: MemoryError" in words
+    assert json.loads((here / "loss_cost.json").read_text())["reference"]["seconds"] == 0.6
+
+
+@pytest.mark.parametrize("method", ["none", "kd", "cwd", "heteroakd"])
+def test_the_measured_step_is_the_runs_loss(tmp_path: Path, method: Method) -> None:
+    inputs = {**INPUTS, "teacher": None if method == "none" else INPUTS["teacher"]}
+    prepare, count = loss_step(
+        run_folder(tmp_path / "run", method, loss_inputs=inputs), "reference", torch.device("cpu")
+    )
+    assert count == 2
+    called: list[torch.Tensor] = []
+    step = prepare(count)
+    with pytest.MonkeyPatch.context() as context:
+        backward = torch.Tensor.backward
+        context.setattr(torch.Tensor, "backward", lambda loss: (called.append(loss), backward(loss)))
+        step()
+    (loss,) = called
+    assert loss.ndim == 0 and loss.isfinite() and loss.grad_fn is not None
+
+
+def test_measuring_in_a_process_of_its_own(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    cost = measure_apart(run, "reference")
+    assert isinstance(cost, LossCost)
+    assert cost.seconds > 0 and cost.peak_bytes > 2 * 3 * 64 * 64 * 4  # a map at label size at least
+    assert "float64" not in cost.machine and cost.machine
+    broken = run_folder(tmp_path / "broken", device="warp")
+    with pytest.raises(ValueError, match="device 'warp' cannot be used here"):
+        measure(broken, "reference")
+    assert measure_apart(tmp_path / "nowhere", "cpu").startswith("FileNotFoundError")  # type: ignore[union-attr]
+
+
+def test_folders_without_a_run_and_broken_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_folder(tmp_path / "run")
+    assert main(["report", "--runs", f"[{tmp_path}]"]) == 1
+    assert f"{tmp_path}: no run (config.yaml, metrics.jsonl) and no comparison" in capsys.readouterr().err
+    assert main(["report", "--runs", "[]"]) == 1
+    assert "runs must name at least one folder, got none" in capsys.readouterr().err
+    (run / "maps" / "step_000004_val_01.npz").write_text("no maps")
+    assert main(["report", "--runs", f"[{run}]", "--measure", "false"]) == 1
+    assert "step_000004_val_01.npz: not a file of maps" in capsys.readouterr().err
+    (run / "confusion.csv").write_text("a,b\nc,d\n")
+    with pytest.raises(ValueError, match=r"confusion\.csv: no table of counts"):
+        read(run)
+    (run / "summary.json").write_text("[")
+    with pytest.raises(ValueError, match=r"summary\.json: no JSON object"):
+        read(run)
+    (run / "config.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match=r"config\.yaml: no YAML"):
+        read(run)
+    assert not (run / "report.html").exists()
