@@ -156,7 +156,7 @@ def test_demo_compares_the_methods_and_writes_a_report(tmp_path: Path, capfd: py
         shown = f"{100 * result['miou']:.1f} %"
         assert shown in printed and shown in report, name
     assert "noise" in printed and "one seed (0)" in report and "3 steps" in report
-    assert report.count("<img") == 6 and report.count("<svg") == 3
+    assert report.count("<img") == 6 + 2 and report.count("<svg") == 3 + 2  # the last: maps, and their means
     assert 'src="http' not in report and "href=" not in report.replace('xlink:href="#', "")
 
 

@@ -22,6 +22,8 @@ from heteroakd.data import DataConfig
 from heteroakd.logs import METRICS_FILE, read_metrics
 from heteroakd.report import Curve, Picture, Table, write_report
 from heteroakd.run import LAST, PICTURES, SUMMARY
+from heteroakd.run_folder import Group, read
+from heteroakd.run_report import trust
 
 REPORT, RESULTS = "report.html", "results.json"
 CURVE_POINTS = 60  # lines of metrics per run
@@ -54,6 +56,7 @@ def run_demo(config: DemoRun) -> Path:
     summaries = {name: _summary(folder / name) for name in ("teacher", *config.methods)}
     minutes = (time.monotonic() - started) / 60
     table = comparison(config, summaries)
+    runs = ",".join(str(folder / name) for name in summaries)
     notes = caveats(config, summaries, minutes)
     write_report(
         folder / REPORT,
@@ -62,10 +65,12 @@ def run_demo(config: DemoRun) -> Path:
         tables=[table, class_table(summaries)],
         curves=curves(config, folder),
         pictures=pictures(config, folder),
+        sections=trust([Group(method, [read(folder / method)]) for method in config.methods]),
     )
     write_text(folder / RESULTS, json.dumps(summaries, indent=2) + "\n")
     print(
-        f"\n{_as_text(table)}\n\n{notes}\n\nReport: {folder / REPORT}  ({minutes:.1f} minutes in all)",
+        f"\n{_as_text(table)}\n\n{notes}\n\nReport: {folder / REPORT}  ({minutes:.1f} minutes in all)\n"
+        f"What the losses cost, and more: heteroakd report --runs '[{runs}]'",
         flush=True,
     )
     return folder / REPORT

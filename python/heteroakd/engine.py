@@ -140,6 +140,7 @@ def _evaluate(run: Run, distiller: Distiller, step: int, log: RunLog) -> Evaluat
         run.evaluation,
         align_corners=run.align_corners,
         workers=run.runtime.workers,
+        progress=run.runtime.progress in ("auto", "bar"),
     )
     log.evaluation(step, evaluation, time.perf_counter() - started)
     if is_main():

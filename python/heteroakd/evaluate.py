@@ -126,7 +126,9 @@ def evaluate(
         generator=torch.Generator(),  # else the loader draws from torch's own, and shifts the training's dropout
     )
     disable = None if progress and is_main() else True
-    for index, (image, label) in zip(own, tqdm(loader, "evaluating", unit="image", disable=disable), strict=True):
+    for index, (image, label) in zip(
+        own, tqdm(loader, "evaluating", unit="image", leave=False, disable=disable), strict=True
+    ):
         wrong = (label != IGNORE_INDEX) & ((label < 0) | (label >= len(classes)))
         if wrong.any():  # torchmetrics would count some of them as other classes
             raise ValueError(

@@ -38,7 +38,7 @@ def run_report(config: ReportRun) -> Path:
     """
     groups, comparisons = read_groups(config.runs)
     path = Path(config.runs[0]) / REPORT if config.output is None else Path(config.output)
-    sections = [_curves(groups), *_trust(groups), *_classes(groups)]
+    sections = [_curves(groups), *trust(groups), *_classes(groups)]
     if config.measure:
         sections += _costs(groups)
     sections += _panels(groups)
@@ -159,7 +159,8 @@ def _curves(groups: Sequence[Group]) -> Section:
     return Section("Curves", diagrams=curves)
 
 
-def _trust(groups: Sequence[Group]) -> list[Section]:
+def trust(groups: Sequence[Group]) -> list[Section]:
+    """Curves and maps of KMM and KEM over the evaluations, where a run has some: one section, or none."""
     series = {
         key: {group.name: group.series("knowledge", key) for group in groups} for key in ("reliability", "weight")
     }
