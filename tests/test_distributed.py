@@ -14,9 +14,10 @@ from heteroakd import distributed
 from heteroakd.batches import BatchSampler
 from heteroakd.checkpoint import load_checkpoint
 from heteroakd.cli import main
-from heteroakd.config import LossConfig, Method, OptimizerConfig, RuntimeConfig, ScheduleConfig
+from heteroakd.config import EvaluationConfig, LossConfig, Method, OptimizerConfig, RuntimeConfig, ScheduleConfig
 from heteroakd.distiller import Teacher, build_distiller
 from heteroakd.evaluate import evaluate
+from heteroakd.inference import WHOLE
 from heteroakd.logs import read_metrics
 from heteroakd.models import TappedNetwork
 from heteroakd.optimization import TrainingStep, build_optimizer
@@ -87,7 +88,9 @@ def confusion() -> Tensor:
     network.network.encoder.output_stride = 4
     images, labels = batch()
     samples = [*zip(images, labels, strict=True), (images[0], labels[3])]
-    return evaluate(network, samples, CLASSES).confusion  # type: ignore[arg-type]
+    options = EvaluationConfig(window=(8, 16), scales=[1.0, 1.5], flip=True)
+    alone, several = (evaluate(network, samples, CLASSES, chosen).confusion for chosen in (WHOLE, options))  # type: ignore[arg-type]
+    return torch.stack([alone, several])
 
 
 def agreements() -> list[object]:

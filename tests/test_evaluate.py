@@ -1,4 +1,4 @@
-"""Evaluation: padding, ignored pixels, absent classes, agreement with torchmetrics."""
+"""Evaluation: padding, windows, scales and mirroring, ignored pixels, absent classes, agreement with torchmetrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
-from heteroakd.evaluate import Evaluation, evaluate, infer_padded, predict
+from heteroakd.config import EvaluationConfig
+from heteroakd.evaluate import Evaluation, evaluate
+from heteroakd.inference import class_scores, infer_padded, predict, whole_logits, window_starts
 from heteroakd.models import TappedNetwork
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -92,6 +94,133 @@ def test_agrees_with_torchmetrics_on_images_of_different_sizes() -> None:
     torch.testing.assert_close(evaluation.iou.float(), per_class.compute())
     assert evaluation.images == 3
     assert int(evaluation.confusion.sum()) == sum(int((label != 255).sum()) for _, label in samples.samples)
+
+
+def test_torchmetrics_averages_leave_absent_classes_out_as_ours_does() -> None:
+    """`none` says 0 where ours says NaN, so that the mean of its values is no macro average; `macro` itself agrees."""
+    samples = random_samples((24, 40), (17, 23))
+    for image, label in samples.samples:
+        image[2] = -10  # never predicted, and, with the next line, never labelled
+        label[label == 2] = 1
+    evaluation = evaluate(network(), samples, CLASSES)
+    none, macro = (MulticlassJaccardIndex(4, average=average, ignore_index=255) for average in ("none", "macro"))
+    for image, label in samples.samples:
+        none.update(predict(network(), image)[None], label[None])
+        macro.update(predict(network(), image)[None], label[None])
+    assert evaluation.absent == ["car"]
+    assert evaluation.miou == pytest.approx(float(macro.compute()), abs=1e-6)
+    torch.testing.assert_close(evaluation.iou.nan_to_num(0.0), none.compute().double(), rtol=0, atol=1e-6)
+    assert evaluation.miou > float(none.compute().mean()) + 0.01
+
+
+class Blurred(nn.Module):
+    """Logits that depend on a neighbourhood beyond a window's border."""
+
+    def __init__(self, mirrored: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Conv2d(3, 4, 9, stride=4, padding=4)
+        if mirrored:  # 4 pixels to a column of the result: only an even kernel can sit in their middle
+            self.encoder = nn.Conv2d(3, 4, (9, 8), stride=4, padding=(4, 2))
+            with torch.no_grad():
+                self.encoder.weight += self.encoder.weight.flip(-1).clone()
+        self.encoder.output_stride = 4
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.encoder(images)
+        return logits
+
+
+def test_windows_cover_a_side_and_end_with_it() -> None:
+    assert window_starts(100, 40, 30) == [0, 30, 60]
+    assert window_starts(101, 40, 30) == [0, 30, 60, 61]
+    assert window_starts(40, 40, 30) == window_starts(7, 40, 30) == [0]
+    assert window_starts(41, 40, 40) == [0, 1]
+
+
+@pytest.mark.parametrize("size", [(48, 64), (37, 50), (10, 70)])
+def test_overlapping_windows_are_averaged_as_by_hand(size: tuple[int, int]) -> None:
+    """As MMSegmentation's loop: count windows per side, clamp them to the border, add logits and 1s, divide."""
+    tapped = TappedNetwork(Blurred(), "encoder").eval()
+    image = torch.randn(3, *size)
+    (height, width), (step_y, step_x) = (24, 28), (11, 20)
+    total, count = torch.zeros(4, *size, dtype=torch.float64), torch.zeros(size)
+    for row in range(max(size[0] - height + step_y - 1, 0) // step_y + 1):
+        for column in range(max(size[1] - width + step_x - 1, 0) // step_x + 1):
+            bottom, right = min(row * step_y + height, size[0]), min(column * step_x + width, size[1])
+            top, left = max(bottom - height, 0), max(right - width, 0)
+            part = image[:, top:bottom, left:right]
+            padded = nn.functional.pad(part, (0, -part.shape[2] % 4, 0, -part.shape[1] % 4))[None]
+            logits = nn.functional.interpolate(tapped.network(padded), size=padded.shape[-2:], mode="bilinear")
+            total[:, top:bottom, left:right] += logits[0, :, : bottom - top, : right - left].detach()
+            count[top:bottom, left:right] += 1
+    options = EvaluationConfig(window=(height, width), window_stride=(step_y, step_x))
+    assert count.min() == 1 and count.max() >= 3
+    torch.testing.assert_close(class_scores(tapped, image, options), (total / count).float(), rtol=0, atol=1e-5)
+
+
+def test_one_window_and_the_scale_1_are_the_whole_image() -> None:
+    tapped, image = TappedNetwork(Blurred(), "encoder").eval(), torch.randn(3, 37, 50)
+    whole = class_scores(tapped, image)
+    assert torch.equal(whole, whole_logits(tapped, image))
+    for options in (
+        EvaluationConfig(window=(37, 50)),
+        EvaluationConfig(window=(512, 50)),
+        EvaluationConfig(scales=[1.0]),
+    ):
+        assert torch.equal(class_scores(tapped, image, options), whole)
+    parts = class_scores(tapped, image, EvaluationConfig(window=(16, 24)))
+    assert not torch.allclose(parts, whole, atol=1e-3)
+
+
+def test_mirroring_changes_nothing_of_a_symmetric_network_and_something_of_another() -> None:
+    image, mirrored = torch.randn(3, 16, 24), EvaluationConfig(flip=True)
+    symmetric, other = (TappedNetwork(Blurred(symmetric), "encoder").eval() for symmetric in (True, False))
+    scores = class_scores(symmetric, image, mirrored)
+    torch.testing.assert_close(scores, class_scores(symmetric, image).softmax(0))
+    ours, theirs = class_scores(other, image, mirrored), class_scores(other, image).softmax(0)
+    assert not torch.allclose(ours, theirs, atol=1e-2)
+    again = class_scores(other, image.flip(-1), mirrored).flip(-1)  # the average itself is symmetric
+    torch.testing.assert_close(again, ours)
+
+
+def test_scales_windows_and_mirroring_together_are_the_mean_of_their_softmax() -> None:
+    tapped, image = TappedNetwork(Blurred(), "encoder").eval(), torch.randn(3, 30, 44)
+    expected = torch.zeros(4, 30, 44)
+    for scale in (0.5, 1.0, 1.75):
+        size = (round(30 * scale), round(44 * scale))
+        resized = nn.functional.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]
+        for view in (resized, resized.flip(-1)):
+            logits = class_scores(tapped, view, EvaluationConfig(window=(20, 24), window_stride=(16, 16)))
+            logits = logits if view is resized else logits.flip(-1)
+            expected += nn.functional.interpolate(logits[None], size=(30, 44), mode="bilinear")[0].softmax(0) / 6
+    options = EvaluationConfig(window=(20, 24), window_stride=(16, 16), scales=[0.5, 1.0, 1.75], flip=True)
+    scores = class_scores(tapped, image, options)
+    torch.testing.assert_close(scores, expected)
+    torch.testing.assert_close(scores.sum(0), torch.ones(30, 44))
+    sample = Samples((image, torch.zeros(30, 44, dtype=torch.int64)))
+    confusion = evaluate(tapped, sample, CLASSES, options).confusion
+    assert confusion.dtype == torch.int64
+    assert torch.equal(confusion[0], scores.argmax(0).flatten().bincount(minlength=4))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (EvaluationConfig(scales=[]), r"evaluation.scales must hold at least one factor above 0, got \[\]"),
+        (EvaluationConfig(scales=[1.0, -0.5]), "evaluation.scales must"),
+        (EvaluationConfig(window=(0, 8)), "evaluation.window must be"),
+        (
+            EvaluationConfig(window=(8, 8), window_stride=(8, 9)),
+            r"window_stride .* from 1 to .*\(8, 8\).* got \(8, 9\)",
+        ),
+        (EvaluationConfig(window=(8, 8), window_stride=(0, 8)), "window_stride"),
+        (EvaluationConfig(window_stride=(8, 8)), "evaluation.window, which is null"),
+    ],
+)
+def test_wrong_options_are_named(options: EvaluationConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(network(), random_samples((8, 8)), CLASSES, options)
 
 
 def test_ignored_pixels_do_not_count() -> None:

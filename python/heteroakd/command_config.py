@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from heteroakd.config import (
+    EvaluationConfig,
     LossConfig,
     Method,
     ModelConfig,
@@ -16,6 +17,8 @@ from heteroakd.config import (
     RuntimeConfig,
     ScheduleConfig,
     TeacherConfig,
+    from_dict,
+    to_dict,
 )
 from heteroakd.data import DataConfig
 
@@ -36,6 +39,8 @@ class TeacherRun:
     """Optimiser."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Schedule."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """How the network is applied to the val images."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Run time options."""
     output: str = "runs/street-teacher"
@@ -62,10 +67,20 @@ class DistillRun:
     """Optimiser."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Schedule."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """How the network is applied to the val images."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Run time options."""
     output: str = "runs/street-{method}"
     """Folder for checkpoints, metrics and pictures; {method} stands for the method."""
+
+
+def completed(kind: Literal["teacher", "student"], saved: dict[str, Any], source: str) -> dict[str, Any]:
+    """The configuration in a run's checkpoint with the options that came later, at their defaults.
+
+    Raises ValueError, naming `source`, where it is no configuration of such a run.
+    """
+    return to_dict(from_dict(TeacherRun if kind == "teacher" else DistillRun, saved, source))
 
 
 @dataclass
@@ -88,6 +103,8 @@ class CompareRun:
     """Optimiser."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Schedule."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """How the network is applied to the val images."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Run time options of every run."""
     processes: int = 1
@@ -108,6 +125,8 @@ class EvaluateRun:
     """Folder of the data set where it is not the one that the checkpoint's configuration names."""
     data: DataConfig | None = None
     """Data set; null: the one that the checkpoint was trained on."""
+    evaluation: EvaluationConfig | None = None
+    """How the network is applied to the images; null: as the evaluations of its own training did."""
     limit: int | None = None
     """Evaluate the first images only."""
     workers: int = 0
@@ -132,10 +151,14 @@ class PredictRun:
     """Image files or folders of images; none: the val set that the checkpoint was trained with."""
     root: str | None = None
     """Folder of the data set where it is not the one that the checkpoint's configuration names."""
+    evaluation: EvaluationConfig | None = None
+    """How the network is applied to the images; null: as the evaluations of its own training did."""
     limit: int | None = None
     """Predict the first images only."""
     alpha: float = 0.55
     """Opacity of the predicted classes, 0 to 1."""
+    labels: bool = False
+    """Write NAME_labels.png, too: every pixel's predicted class as its index, with the classes' colours as palette."""
     device: str = "auto"
     """auto (cuda where there is one, else cpu) or a torch device."""
     threads: int | None = None

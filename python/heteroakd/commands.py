@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 import hetero_kernels
 from heteroakd.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_state, older, write_text
 from heteroakd.command_config import DistillRun, EvaluateRun, TeacherRun
-from heteroakd.config import LossConfig, ModelConfig, from_dict, to_dict
+from heteroakd.config import EvaluationConfig, LossConfig, ModelConfig, from_dict, to_dict
 from heteroakd.data import DataConfig, SegmentationData, build_data
 from heteroakd.distiller import METHODS, Teacher, build_distiller
 from heteroakd.distributed import choose_device, main_first, on_main, process_group, say, world_size
@@ -67,6 +67,7 @@ def _run_teacher(config: TeacherRun, device: torch.device, start: _Start) -> Eva
             config=to_dict(config),
             model=to_dict(config.model),
             loss_backend=backend,
+            evaluation=config.evaluation,
             align_corners=config.loss.logits_align_corners,
         ),
         start,
@@ -122,6 +123,7 @@ def _run_distill(config: DistillRun, device: torch.device, start: _Start) -> Eva
             config=to_dict(config),
             model=to_dict(config.student),
             loss_backend=backend,
+            evaluation=config.evaluation,
             align_corners=config.loss.logits_align_corners,
         ),
         start,
@@ -160,9 +162,11 @@ def run_evaluate(config: EvaluateRun) -> Evaluation:
             network,
             data.val,
             data.classes,
+            config.evaluation or saved_evaluation(checkpoint),
             align_corners=saved_loss(checkpoint).logits_align_corners,
             limit=config.limit,
             workers=config.workers,
+            progress=True,
         )
         say(evaluation.table())
         if config.output is not None:
@@ -198,6 +202,11 @@ def restore_network(path: str, checkpoint: Checkpoint, *, tap: str | None = None
 def saved_loss(checkpoint: Checkpoint) -> LossConfig:
     """The loss options that the checkpoint was trained with."""
     return from_dict(LossConfig, checkpoint.config["loss"], "checkpoint")
+
+
+def saved_evaluation(checkpoint: Checkpoint) -> EvaluationConfig:
+    """The evaluation options of the run that wrote the checkpoint."""
+    return from_dict(EvaluationConfig, checkpoint.config.get("evaluation", {}), "checkpoint")
 
 
 def check_classes(path: str, checkpoint: Checkpoint, data: SegmentationData) -> None:

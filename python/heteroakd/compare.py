@@ -12,7 +12,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from heteroakd.checkpoint import CheckpointError, check_same_run, load_latest, write_text
-from heteroakd.command_config import CompareRun, DistillRun
+from heteroakd.command_config import CompareRun, DistillRun, completed
 from heteroakd.config import Method, to_dict
 from heteroakd.distiller import METHODS
 from heteroakd.interruption import StoppedError, StopRequest
@@ -77,7 +77,8 @@ def finished(run: DistillRun) -> dict[str, Any] | None:
         path, checkpoint = load_latest(last, lambda error: None)
     except CheckpointError:
         return None  # not there, or damaged: the run itself says what it does about that
-    check_same_run(path, checkpoint.config, to_dict(run), may_differ={"runtime", "output"})
+    saved = completed(checkpoint.kind, checkpoint.config, str(path))
+    check_same_run(path, saved, to_dict(run), may_differ={"runtime", "output"})
     summary_file = Path(run.output) / SUMMARY
     if checkpoint.step < run.schedule.steps or not summary_file.is_file():
         return None

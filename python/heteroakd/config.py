@@ -140,6 +140,22 @@ class ScheduleConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """How a network is applied to an image. The default is what CIRKD and most tables report: the whole image at its
+    own scale."""
+
+    window: tuple[int, int] | None = None
+    """Height and width of the windows that slide over the image, for networks that do badly on images larger than their
+    training crops; overlapping logits are averaged. null: the whole image at once."""
+    window_stride: tuple[int, int] | None = None
+    """Vertical and horizontal distance of the windows, at most their size; null: two thirds of it."""
+    scales: list[float] = field(default_factory=lambda: [1.0])
+    """Factors on the image's size; the softmax of all of them is averaged."""
+    flip: bool = False
+    """Mirror the image, too, at every scale, and average the softmax of both."""
+
+
+@dataclass
 class RuntimeConfig:
     """Where a run happens and what it writes; of this, only device, threads, channels_last and
     compile change results, by rounding."""

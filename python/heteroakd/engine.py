@@ -13,6 +13,7 @@ from heteroakd.checkpoint import remove_leftovers, write_text
 from heteroakd.distiller import Distiller
 from heteroakd.distributed import is_main, largest_over_processes, on_main, rank, share_buffers, world_size
 from heteroakd.evaluate import Evaluation, evaluate
+from heteroakd.inference import check_options
 from heteroakd.interruption import StoppedError, StopRequest
 from heteroakd.keeper import Keeper
 from heteroakd.logs import NoLog, RunLog, peak_memory
@@ -38,6 +39,7 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
         raise ValueError(f"schedule.steps must be at least 1, got {schedule.steps}")
     if runtime.keep < 1:
         raise ValueError(f"runtime.keep must be at least 1, got {runtime.keep}")
+    check_options(run.evaluation)
     device = next(distiller.parameters()).device
     synchronize_batch_norm(distiller)
     optimizer = build_optimizer(distiller, run.optimizer)
@@ -131,6 +133,7 @@ def _evaluate(run: Run, distiller: Distiller, step: int, log: RunLog) -> Evaluat
         distiller.student,
         run.data.val,
         run.data.classes,
+        run.evaluation,
         align_corners=run.align_corners,
         workers=run.runtime.workers,
     )
@@ -144,6 +147,7 @@ def _evaluate(run: Run, distiller: Distiller, step: int, log: RunLog) -> Evaluat
             step=step,
             folder=run.output / PICTURES,
             log=log,
+            options=run.evaluation,
             align_corners=run.align_corners,
         )
     return evaluation

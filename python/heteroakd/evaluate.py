@@ -1,4 +1,4 @@
-"""Evaluation: whole images, single scale, argmax on fp32 logits at label size, IoU from one int64 confusion matrix."""
+"""Evaluation: argmax of fp32 scores at label size, IoU from one int64 confusion matrix over all images."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchmetrics.classification import MulticlassConfusionMatrix
+from tqdm import tqdm
 
+from heteroakd.config import EvaluationConfig
 from heteroakd.data import IGNORE_INDEX
-from heteroakd.distributed import rank, sum_over_processes, world_size
+from heteroakd.distributed import is_main, rank, sum_over_processes, world_size
+from heteroakd.inference import WHOLE, check_options, predict
 from heteroakd.interruption import leave_signals_to_the_parent
-from heteroakd.models import TappedNetwork, TappedOutput
+from heteroakd.models import TappedNetwork
 
 
 @dataclass
@@ -82,43 +84,25 @@ def _none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-@torch.no_grad()
-def infer_padded(network: TappedNetwork, image: Tensor) -> tuple[TappedOutput, tuple[int, int]]:
-    """Run one image float [3, H, W] through a network, padded at its right and bottom to the network's stride.
-
-    The padding is 0, the mean colour. Returns features and logits of the padded image, on the network's device, and
-    the padded size: crop to (H, W) after interpolating to it.
-    """
-    height, width = image.shape[-2:]
-    stride = network.stride
-    padded = F.pad(image, (0, -width % stride, 0, -height % stride))
-    device = next(network.parameters()).device
-    output: TappedOutput = network(padded[None].to(device))
-    return output, (padded.shape[-2], padded.shape[-1])
-
-
-def predict(network: TappedNetwork, image: Tensor, *, align_corners: bool = False) -> Tensor:
-    """Predicted classes int64 [H, W] of an image float [3, H, W]; the network should be in eval mode."""
-    output, padded_size = infer_padded(network, image)
-    logits = F.interpolate(output.logits.float(), size=padded_size, mode="bilinear", align_corners=align_corners)
-    return logits[0, :, : image.shape[-2], : image.shape[-1]].argmax(0)
-
-
 def evaluate(
     network: TappedNetwork,
     dataset: Dataset[tuple[Tensor, Tensor]],
     classes: tuple[str, ...],
+    options: EvaluationConfig = WHOLE,
     *,
     align_corners: bool = False,
     limit: int | None = None,
     workers: int = 0,
+    progress: bool = False,
 ) -> Evaluation:
     """Count predictions against labels over the first `limit` samples of a data set (all by default), which `workers`
     processes read (0: this one). Over several processes each counts its share of them, every sample once, and all
-    get the sum.
+    get the sum. `progress` shows a bar where there is a terminal.
 
-    The network is put into eval mode and back. Raises ValueError for labels outside [0, K) that are not 255.
+    The network is put into eval mode and back. Raises ValueError for labels outside [0, K) that are not 255, and as
+    `check_options`.
     """
+    check_options(options)
     count = len(dataset) if limit is None else min(limit, len(dataset))  # type: ignore[arg-type]
     metric = MulticlassConfusionMatrix(num_classes=len(classes), ignore_index=IGNORE_INDEX, validate_args=False)
     training = network.training
@@ -131,12 +115,14 @@ def evaluate(
         worker_init_fn=leave_signals_to_the_parent,
         generator=torch.Generator(),  # else the loader draws from torch's own, and shifts the training's dropout
     )
-    for index, (image, label) in zip(own, loader, strict=True):
+    disable = None if progress and is_main() else True
+    for index, (image, label) in zip(own, tqdm(loader, "evaluating", unit="image", disable=disable), strict=True):
         wrong = (label != IGNORE_INDEX) & ((label < 0) | (label >= len(classes)))
         if wrong.any():  # torchmetrics would count some of them as other classes
             raise ValueError(
                 f"label {index} holds {int(label[wrong][0])}, expected 0 to {len(classes) - 1} or {IGNORE_INDEX}"
             )
-        metric.update(predict(network, image, align_corners=align_corners).cpu()[None], label[None])
+        prediction = predict(network, image, options, align_corners=align_corners)
+        metric.update(prediction.cpu()[None], label[None])
     network.train(training)
     return Evaluation(sum_over_processes(metric.confmat), classes, count)

@@ -16,6 +16,7 @@ from heteroakd.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
+from heteroakd.command_config import completed
 from heteroakd.distiller import Distiller
 from heteroakd.distributed import gather, on_main, rank
 from heteroakd.logs import TERMS
@@ -91,7 +92,8 @@ class Keeper:
         last = self.run.output / LAST
         path, checkpoint = load_latest(last, lambda error: print(f"passed over: {error}", flush=True))
         print(f"resuming from {path}, step {checkpoint.step}", flush=True)
-        check_same_run(path, checkpoint.config, self.run.config, may_differ={"runtime", "output"})
+        saved = completed(checkpoint.kind, checkpoint.config, str(path))
+        check_same_run(path, saved, self.run.config, may_differ={"runtime", "output"})
         if path != last:
             os.replace(path, last)  # else the next checkpoint would keep the damaged one, and drop this
 

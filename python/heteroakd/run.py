@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from heteroakd.config import OptimizerConfig, RuntimeConfig, ScheduleConfig
+from heteroakd.config import EvaluationConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig
 from heteroakd.data import SegmentationData
 from heteroakd.distiller import Distiller, Teacher
 
@@ -39,5 +39,7 @@ class Run:
     """The network's ModelConfig, for checkpoints."""
     loss_backend: str
     """Name of the backend that computes the losses."""
+    evaluation: EvaluationConfig
+    """How the network is applied to the val images."""
     align_corners: bool = False
     """How evaluation interpolates the logits."""

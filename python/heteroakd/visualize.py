@@ -11,9 +11,10 @@ from torch import Tensor
 
 from hetero_kernels import HeteroAKDLoss, functional
 from heteroakd import pictures
+from heteroakd.config import EvaluationConfig
 from heteroakd.data import IGNORE_INDEX, SegmentationData, denormalize
 from heteroakd.distiller import Distiller, Teacher
-from heteroakd.evaluate import infer_padded, predict
+from heteroakd.inference import infer_padded, predict
 from heteroakd.logs import RunLog
 from heteroakd.models import TappedNetwork
 
@@ -64,6 +65,7 @@ def sample_pictures(
     label: Tensor,
     palette: Tensor,
     *,
+    options: EvaluationConfig,
     align_corners: bool,
 ) -> list[tuple[str, Tensor]]:
     """Captioned uint8 [3, H, W] pictures of one sample; teacher and maps where the run has them.
@@ -75,9 +77,9 @@ def sample_pictures(
     shown = denormalize(image)
     captioned = [("input", shown), ("label", pictures.colorize(label, palette))]
     if teacher is not None:
-        prediction = predict(teacher.network, image, align_corners=align_corners).cpu()
+        prediction = predict(teacher.network, image, options, align_corners=align_corners).cpu()
         captioned.append(("teacher", pictures.overlay(shown, prediction, palette)))
-    prediction = predict(distiller.student, image, align_corners=align_corners).cpu()
+    prediction = predict(distiller.student, image, options, align_corners=align_corners).cpu()
     captioned.append(("prediction" if teacher is None else "student", pictures.overlay(shown, prediction, palette)))
     if teacher is not None and isinstance(distiller.loss, HeteroAKDLoss):
         maps = knowledge_maps(distiller.student, teacher.network, distiller.loss, image, label)
@@ -98,6 +100,7 @@ def write_pictures(
     step: int,
     folder: Path,
     log: RunLog,
+    options: EvaluationConfig,
     align_corners: bool,
 ) -> None:
     """One panel PNG per sample, `folder`/step_SSSSSS_val_II.png, for `count` val images spread over the set."""
@@ -105,7 +108,9 @@ def write_pictures(
     for number in range(min(count, available)):
         index = number * available // min(count, available)
         image, label = data.val[index]
-        captioned = sample_pictures(distiller, teacher, image, label, data.palette, align_corners=align_corners)
+        captioned = sample_pictures(
+            distiller, teacher, image, label, data.palette, options=options, align_corners=align_corners
+        )
         pictures.panel(
             captioned,
             folder / f"step_{step:06d}_val_{index:02d}.png",

@@ -1,0 +1,148 @@
+"""`heteroakd predict`: pictures of every kind, broken ones among them, overlays, labels and evaluation options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from heteroakd.checkpoint import load_checkpoint
+from heteroakd.cli import main
+from heteroakd.commands import load_trained
+from heteroakd.config import EvaluationConfig
+from heteroakd.inference import predict
+from heteroakd.prediction import read_image, write_labels
+from PIL import Image
+
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("prediction")
+    options = "{crop_size: [32, 64], image_size: [32, 64], train_images: 2, val_images: 2}"
+    arguments = ["teacher", "--data", options, "--output", str(folder / "teacher"), "--optimizer.lr", "0.01"]
+    arguments += ["--model", "{architecture: fpn, encoder: tu-mobilenetv3_small_050, weights: null}"]
+    arguments += ["--schedule", "{steps: 2, batch_size: 2}", "--evaluation.flip", "true"]
+    arguments += ["--runtime", "{device: cpu, threads: 1, tensorboard: false, progress: none, pictures: 0}"]
+    assert main(arguments) == 0
+    return str(folder / "teacher" / "last.pt")
+
+
+def picture(path: Path, mode: str, size: tuple[int, int] = (50, 30)) -> np.ndarray:
+    """A random picture of a mode, written; 16 bit gray as "I;16"."""
+    random = np.random.default_rng(0)
+    channels = {"RGB": 3, "RGBA": 4, "LA": 2}.get(mode)
+    shape = (size[1], size[0]) if channels is None else (size[1], size[0], channels)
+    values = random.integers(0, 256, shape).astype(np.uint8)
+    if mode == "I;16":
+        values = random.integers(0, 2**16, shape).astype(np.uint16)
+    image = Image.fromarray(values)
+    if mode == "P":
+        image = image.convert("P")
+    image.save(path)
+    return values
+
+
+def test_pixels_of_every_mode_are_read_as_rgb(tmp_path: Path) -> None:
+    for mode in ("RGB", "RGBA", "L", "I;16", "P"):
+        values = picture(tmp_path / "a.png", mode)
+        with Image.open(tmp_path / "a.png") as opened:
+            assert opened.mode == mode
+            shown = np.asarray(opened.convert("RGB"))
+        image = (read_image(tmp_path / "a.png") * STD.view(3, 1, 1) + MEAN.view(3, 1, 1)).permute(1, 2, 0).numpy()
+        assert image.shape == (30, 50, 3) and image.dtype == np.float32
+        if mode == "I;16":
+            expected = np.repeat(values[..., None] / 65535, 3, 2)
+        else:
+            expected = (values[..., :3] if mode == "RGBA" else shown) / 255
+        np.testing.assert_allclose(image, expected, atol=1e-6)
+
+
+def test_orientation_of_a_camera_is_followed(tmp_path: Path) -> None:
+    image = Image.new("RGB", (50, 30), (10, 20, 30))
+    marks = Image.Exif()
+    marks[274] = 6  # turn by 90 degrees
+    image.save(tmp_path / "a.jpg", exif=marks)
+    assert read_image(tmp_path / "a.jpg").shape == (3, 50, 30)
+
+
+def test_broken_pictures_are_named_and_the_others_predicted(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name, mode, size in (
+        ("a", "RGB", (33, 47)),
+        ("c", "L", (1, 1)),
+        ("d", "RGBA", (65, 20)),
+        ("e", "I;16", (9, 9)),
+    ):
+        picture(folder / f"{name}.png", mode, size)
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:400])
+    (folder / "f.jpg").write_text("no picture")
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(folder / "g.tiff")
+    (folder / "._a.png").write_bytes(b"what macOS leaves")
+    arguments = ["predict", "--checkpoint", checkpoint, "--images", f"[{folder}]", "--output", str(output)]
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert "4 overlays in" in printed.out
+    assert f"3 of 7 images cannot be read; the first: {folder}/b.png: not a readable image" in printed.err
+    sizes = {}
+    for path in output.iterdir():
+        with Image.open(path) as opened:
+            sizes[path.name] = opened.size
+    assert sizes == {"a.png": (33, 47), "c.png": (1, 1), "d.png": (65, 20), "e.png": (9, 9)}
+
+
+def test_labels_are_the_predicted_indices_in_the_classes_colours(checkpoint: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a", "a_labels"):
+        picture(tmp_path / "in" / f"{name}.png", "RGB", (70, 45))
+    output = tmp_path / "out"
+    options = ["--labels", "true", "--evaluation", "{window: [32, 32], scales: [0.5, 1.0], flip: true}"]
+    arguments = ["predict", "--checkpoint", checkpoint, "--images", f"[{tmp_path / 'in'}]", "--output", str(output)]
+    assert main([*arguments, *options]) == 0
+    written = {path.name for path in output.iterdir()}
+    assert written == {"a.png", "a_labels.png", "a_labels_2.png", "a_labels_2_labels.png"}
+    _, network, data = load_trained(checkpoint, None, None, "cpu", 1)
+    image = read_image(tmp_path / "in" / "a.png")
+    expected = predict(network, image, EvaluationConfig(window=(32, 32), scales=[0.5, 1.0], flip=True))
+    with Image.open(output / "a_labels.png") as labels:
+        assert labels.mode == "P"
+        np.testing.assert_array_equal(np.asarray(labels), expected.numpy())
+        colours = np.asarray(labels.convert("RGB"))
+    np.testing.assert_array_equal(colours, data.palette[expected].numpy())
+
+
+def test_labels_of_256_classes(tmp_path: Path) -> None:
+    palette = torch.randint(0, 256, (256, 3), dtype=torch.uint8)
+    labels = torch.arange(256).view(16, 16)
+    write_labels(tmp_path / "new" / "labels.png", labels, palette)
+    with Image.open(tmp_path / "new" / "labels.png") as written:
+        np.testing.assert_array_equal(np.asarray(written), labels.numpy())
+        np.testing.assert_array_equal(np.asarray(written.convert("RGB")), palette[labels].numpy())
+
+
+def test_evaluation_options_come_from_the_run_unless_given(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load_checkpoint(checkpoint).config["evaluation"]["flip"] is True
+    tables = []
+    for options in (
+        [],
+        ["--evaluation.flip", "true"],
+        ["--evaluation.flip", "false", "--evaluation.window", "[32, 32]"],
+    ):
+        capsys.readouterr()
+        assert main(["evaluate", "--checkpoint", checkpoint, *options]) == 0
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1] != tables[2]
+    assert f"{100 * load_checkpoint(checkpoint).metrics['miou']:.2f} %" in tables[0]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_wrong_options_are_one_message(checkpoint: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--checkpoint", checkpoint, "--evaluation", "{scales: []}"]) == 1
+    assert capsys.readouterr().err.startswith(f"heteroakd {command}: error: evaluation.scales must hold")
