@@ -51,9 +51,17 @@ def _run_teacher(config: TeacherRun, device: torch.device, start: _Start) -> Eva
     data = build_data(config.data)
     torch.manual_seed(config.schedule.seed)
     with main_first():
-        network, loaded = build_tapped(config.model, len(data.classes))
+        network, loaded = build_tapped(config.model, len(data.classes), auxiliary=True)
     say(f"teacher: {loaded}\n  {describe(network, config.data.crop_size)}")
-    distiller = build_distiller(network, None, "none", config.loss, len(data.classes), config.data.crop_size)
+    distiller = build_distiller(
+        network,
+        None,
+        "none",
+        config.loss,
+        len(data.classes),
+        config.data.crop_size,
+        auxiliary_weight=config.model.auxiliary_weight,
+    )
     return _train(
         Run(
             kind="teacher",
@@ -106,9 +114,17 @@ def _run_distill(config: DistillRun, device: torch.device, start: _Start) -> Eva
     start = on_main(partial(check_output, output, start))
     torch.manual_seed(config.schedule.seed)  # here, so that the teacher leaves the student's initialisation alone
     with main_first():
-        student, loaded = build_tapped(config.student, num_classes)
+        student, loaded = build_tapped(config.student, num_classes, auxiliary=True)
     say(f"student: {loaded}\n  {describe(student, crop_size)}")
-    distiller = build_distiller(student.to(device), teacher, config.method, config.loss, num_classes, crop_size)
+    distiller = build_distiller(
+        student.to(device),
+        teacher,
+        config.method,
+        config.loss,
+        num_classes,
+        crop_size,
+        auxiliary_weight=config.student.auxiliary_weight,
+    )
     return _train(
         Run(
             kind="student",
@@ -187,8 +203,8 @@ def load_trained(
     return checkpoint, network, data
 
 
-def restore_network(path: str, checkpoint: Checkpoint, *, tap: str | None = None) -> TappedNetwork:
-    """The network that a checkpoint holds, with its own tap unless another is given; nothing is downloaded."""
+def restore_network(path: str, checkpoint: Checkpoint, *, tap: list[str] | str | None = None) -> TappedNetwork:
+    """The network that a checkpoint holds, with its own taps unless others are given; nothing is downloaded."""
     model = from_dict(ModelConfig, checkpoint.model, path)
     network, _ = build_tapped(model, len(checkpoint.classes), tap=tap, load_weights=False)
     load_state(network.network.load_state_dict, checkpoint.network, path)
@@ -219,13 +235,14 @@ def select_backend(config: LossConfig, device: torch.device) -> str:
 
 
 def describe(network: TappedNetwork, image_size: tuple[int, int]) -> str:
-    """A line with the network's size and the shapes of tap and logits for a crop; raises as `models.probe`."""
+    """A line with the network's size and the shapes of taps and logits for a crop; raises as `taps.probe`."""
     output = probe(network, image_size)
     parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-    return (
-        f"{parameters:.2f} M parameters, crop {tuple(image_size)} -> tap {network.tap} "
-        f"{tuple(output.features.shape[1:])}, logits {tuple(output.logits.shape[1:])}"
-    )
+    shapes = [f"tap {path} {tuple(taken.shape[1:])}" for path, taken in zip(network.taps, output.maps, strict=True)]
+    if output.auxiliary is not None:
+        shapes.append(f"auxiliary head on {network.auxiliary_tap} {tuple(output.auxiliary.shape[1:])}")
+    shapes.append(f"logits {tuple(output.logits.shape[1:])}")
+    return f"{parameters:.2f} M parameters, crop {tuple(image_size)} -> {', '.join(shapes)}"
 
 
 def check_output(folder: Path, start: _Start) -> _Start:
