@@ -57,7 +57,8 @@ class Distillation:
         """The loss alone, projectors included, on features and logits of this pair: gradients of the student's maps and
         of the projectors."""
         with torch.no_grad():
-            features, logits = (x.clone() for x in self.distiller.student(self.images))
+            output = self.distiller.student(self.images)
+            features, logits = output.features.clone(), output.logits.clone()
         taught = self.teacher(self.images)
         features.requires_grad_()
         logits.requires_grad_()

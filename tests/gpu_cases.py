@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from cases import TOLERANCE, backward, leaves, make_labels, make_logits, relative_l2
 
-from hetero_kernels import reference
+from hetero_kernels import functional, reference
 
 # (B, K, student grid, teacher grid, labels)
 SHAPES = {
@@ -83,3 +87,16 @@ def compare_with_reference(ours, run, name, case, dtype=torch.float32, slack=1.0
         if key in ("loss", "hakd") and expected.dim() == 0:
             allowed = max(allowed, slack * TOLERANCE[dtype] * cancellation(name, case, options))
         assert relative_l2(fused[key], expected) <= allowed, (key, relative_l2(fused[key], expected), allowed)
+
+
+class Losses(NamedTuple):
+    """A backend's public functions."""
+
+    hakd_loss: Callable
+    segmentation_loss: Callable
+
+    def compare(self, run, name, case, dtype=torch.float32, slack=1.0, **options):
+        compare_with_reference(getattr(self, name), run, name, case, dtype, slack, **options)
+
+
+TRITON = Losses(*(functools.partial(f, backend="triton") for f in (functional.hakd_loss, functional.segmentation_loss)))

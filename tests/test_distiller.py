@@ -187,7 +187,7 @@ def test_wrong_arguments_are_named() -> None:
 
 def test_a_teacher_of_other_strides_is_fine() -> None:
     images, labels = batch()
-    coarse = TappedOutput(torch.randn(2, 7, 1, 1), torch.randn(2, NUM_CLASSES, 2, 2))
+    coarse = TappedOutput((torch.randn(2, 7, 1, 1),), torch.randn(2, NUM_CLASSES, 2, 2))
     teacher = Teacher(network(CNN))
     module = distiller("kd", teacher)
     assert torch.isfinite(module(images, labels, coarse).loss)

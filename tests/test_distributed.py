@@ -33,6 +33,7 @@ LOSSES: dict[str, tuple[Method, LossConfig]] = {
     "label": ("heteroakd", LossConfig(projector="conv", hakd_weight=3.0)),
     "feature": ("heteroakd", LossConfig(projector="conv", resolution="feature", hakd_weight=3.0)),
     "spatial": ("heteroakd", LossConfig(projector="conv", kem="spatial", hakd_weight=3.0)),
+    "taps": ("heteroakd", LossConfig(projector="conv", resolution="feature", hakd_weight=3.0)),
 }
 
 
@@ -67,10 +68,14 @@ def gradients(normalize: str = "global", micro_batches: int = 1) -> dict[str, Te
     found, sgd = {}, OptimizerConfig(name="sgd", lr=0.1)
     for name, (method, config) in LOSSES.items():
         torch.manual_seed(0)
-        teacher, student = Teacher(TappedNetwork(Plain(3, 12), "encoder")), TappedNetwork(Plain(3), "encoder")
+        taps = ["encoder.0", "encoder"] if name == "taps" else "encoder"
+        teacher, student = Teacher(TappedNetwork(Plain(3, 12), taps)), TappedNetwork(Plain(3), taps, "encoder.0")
         student.network.encoder.output_stride = 4
         teacher.network.network.encoder.output_stride = 4
-        distiller = build_distiller(student, teacher, method, config, 3, SIZE)
+        auxiliary_weight = 0.4 if name == "taps" else 0.0
+        distiller = build_distiller(student, teacher, method, config, 3, SIZE, auxiliary_weight=auxiliary_weight)
+        if distiller.auxiliary is not None:
+            distiller.auxiliary.eval()  # its batch norm and dropout would make it differ
         schedule = ScheduleConfig(1, 4, micro_batches=micro_batches, normalize=normalize)  # type: ignore[arg-type]
         step = TrainingStep(distiller, teacher, build_optimizer(distiller, sgd), sgd, schedule, RuntimeConfig())
         terms = step(0, images[own], labels[own])

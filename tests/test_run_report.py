@@ -22,8 +22,8 @@ from test_report import Page
 
 CLASSES = ("road", "sky", "car")
 INPUTS = {
-    "student": {"features": [8, 4, 4], "logits": [3, 16, 16]},
-    "teacher": {"features": [16, 2, 2], "logits": [3, 8, 8]},
+    "student": {"maps": [[8, 4, 4]], "logits": [3, 16, 16], "auxiliary": [4, 8, 8]},
+    "teacher": {"maps": [[16, 2, 2]], "logits": [3, 8, 8], "auxiliary": None},
     "images": 2,
     "crop_size": [64, 64],
 }

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from .hakd_math import evaluate, finish, gradient_block, mix
 from .pixel_math import PADDING, best_class, exp_nonpositive, numerators, others
-from .reduction import inverse_divisor, store_maps, store_sums
+from .reduction import store_maps, store_sums, term_scale
 from .segmentation_math import (
     cross_entropy_block,
     distillation_block,
@@ -142,8 +142,8 @@ def hakd_many_kernel(
     s_site, t_site = site_of(student, pixels, y, grid, ALIGN), site_of(teacher, pixels, y, grid, ALIGN)
     label, valid, wrong = load_labels(labels, pixels, y, classes, SAMPLED)
     factor = pixel_factor(upstream, pixels, y, UPSTREAM)
-    hakd_scale = hakd_term.weight * hakd_term.share * inverse_divisor(hakd_term.divisor, hakd_term.parts, HAKD_PARTS)
-    proj_scale = proj_term.weight * proj_term.share * inverse_divisor(proj_term.divisor, proj_term.parts, PROJ_PARTS)
+    hakd_scale = term_scale(hakd_term, HAKD_PARTS)
+    proj_scale = term_scale(proj_term, PROJ_PARTS)
     hakd_factor, proj_factor = factor * hakd_scale, factor * (proj_scale / classes)
     cold = 1.0 / temperature
 
@@ -249,8 +249,8 @@ def segmentation_many_kernel(
     s_site, t_site = site_of(student, pixels, y, grid, ALIGN), site_of(teacher, pixels, y, grid, ALIGN)
     label, valid, wrong = load_labels(labels, pixels, y, classes, False)
     factor = pixel_factor(upstream, pixels, y, UPSTREAM)
-    task_scale = task_term.weight * task_term.share * inverse_divisor(task_term.divisor, task_term.parts, TASK_PARTS)
-    kd_scale = kd_term.weight * kd_term.share * inverse_divisor(kd_term.divisor, kd_term.parts, KD_PARTS)
+    task_scale = term_scale(task_term, TASK_PARTS)
+    kd_scale = term_scale(kd_term, KD_PARTS)
     cold, share = 1.0 / temperature, smoothing / classes
 
     best, m_s = best_of_all(student, classes, pixels, y, s_site, CLASSES, STUDENT_DIRECT)

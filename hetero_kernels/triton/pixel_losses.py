@@ -25,7 +25,7 @@ from .launch import (
 )
 from .many_classes import hakd_many_kernel, segmentation_many_kernel
 from .pixel_math import LOG2E, add_scaled, total
-from .reduction import inverse_divisor, store_maps, store_sums
+from .reduction import store_maps, store_sums, term_scale
 from .segmentation_math import cross_entropy_row, distillation_row
 from .spatial import spatial_scores
 from .tile import (
@@ -156,8 +156,8 @@ def hakd_kernel(
     if KEM == "spatial":
         sums = spatial_sums + pixels.image * 2 * classes
         spatial = (load_per_class(sums, c, classes), load_per_class(sums + classes, c, classes))
-    hakd_scale = hakd_term.weight * hakd_term.share * inverse_divisor(hakd_term.divisor, hakd_term.parts, HAKD_PARTS)
-    proj_scale = proj_term.weight * proj_term.share * inverse_divisor(proj_term.divisor, proj_term.parts, PROJ_PARTS)
+    hakd_scale = term_scale(hakd_term, HAKD_PARTS)
+    proj_scale = term_scale(proj_term, PROJ_PARTS)
     proj_scale /= classes
 
     if KEM == "spatial":
@@ -214,8 +214,8 @@ def segmentation_kernel(
         for i in tl.static_range(len(c)):
             weight = weight + (tl.where(c[i] < classes, 1.0, 0.0),)
         weight_sum = tl.cast(classes, tl.float32)
-    task_scale = task_term.weight * task_term.share * inverse_divisor(task_term.divisor, task_term.parts, TASK_PARTS)
-    kd_scale = kd_term.weight * kd_term.share * inverse_divisor(kd_term.divisor, kd_term.parts, KD_PARTS)
+    task_scale = term_scale(task_term, TASK_PARTS)
+    kd_scale = term_scale(kd_term, KD_PARTS)
 
     task_sum, kd_sum = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
     valid_sum = tl.zeros([TILE], tl.int32)

@@ -40,7 +40,7 @@ from .launch import (
 )
 from .pixel_losses import bounded_band, scaled_band
 from .pixel_math import LOG2E
-from .reduction import inverse_count, inverse_divisor, rescale, store_loss, store_maps, store_sums
+from .reduction import inverse_count, rescale, store_loss, store_maps, store_sums, term_scale
 from .tile import Grid, class_numbers, load_labels, masked, pixel_factor
 from .tuning import FeatureTiling, feature_tilings_of, multiprocessors, tuned
 
@@ -67,8 +67,8 @@ def projected_hakd_kernel(
     z_s, z_t = load_tile(student, pixels, n, k, classes, grid), load_tile(teacher, pixels, n, k, classes, grid)
     label, valid, wrong = load_labels(labels, pixels, y, classes, SAMPLED)
     factor = pixel_factor(upstream, pixels, y, UPSTREAM)
-    hakd_scale = hakd_term.weight * hakd_term.share * inverse_divisor(hakd_term.divisor, hakd_term.parts, HAKD_PARTS)
-    proj_scale = proj_term.weight * proj_term.share * inverse_divisor(proj_term.divisor, proj_term.parts, PROJ_PARTS)
+    hakd_scale = term_scale(hakd_term, HAKD_PARTS)
+    proj_scale = term_scale(proj_term, PROJ_PARTS)
     hakd_factor, proj_factor = factor * hakd_scale, factor * (proj_scale / classes)
     if bounded_band((z_s, z_s), k, classes, limit) & bounded_band((z_t, z_t), k, classes, limit):
         unit = LOG2E / temperature

@@ -58,6 +58,12 @@ def inverse_divisor(divisor, parts, PARTS: tl.constexpr):
 
 
 @triton.jit
+def term_scale(term, PARTS: tl.constexpr):
+    """What a term's value at a pixel is multiplied by: its weight, its share, 1 / its divisor."""
+    return term.weight * term.share * inverse_divisor(term.divisor, term.parts, PARTS)
+
+
+@triton.jit
 def divisors_kernel(
     labels, grid, class_weight, partial, rows, classes,
     BLOCK: tl.constexpr, SAMPLED: tl.constexpr, HAS_WEIGHT: tl.constexpr,

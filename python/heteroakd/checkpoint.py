@@ -48,6 +48,8 @@ class Checkpoint:
     """miou of the evaluation at this step (NaN where there was none) and best_miou of the run so far."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """state_dict of the gradient scaler; empty where the precision needs none."""
+    auxiliary: dict[str, Tensor] = field(default_factory=dict)
+    """state_dict of the auxiliary head, where the run has one."""
     updated: dict[str, Tensor] = field(default_factory=dict)
     """state_dict of the network that the optimiser updates, where `network` is its moving average; else empty."""
 

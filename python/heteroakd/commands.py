@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 import hetero_kernels
 from heteroakd.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_state, older, write_text
 from heteroakd.command_config import DistillRun, EvaluateRun, TeacherRun
-from heteroakd.config import EvaluationConfig, LossConfig, ModelConfig, from_dict, to_dict
+from heteroakd.config import EvaluationConfig, LossConfig, ModelConfig, TeacherConfig, from_dict, to_dict
 from heteroakd.data import DataConfig, SegmentationData, build_data
 from heteroakd.distiller import METHODS, Teacher, build_distiller
 from heteroakd.distributed import choose_device, main_first, on_main, process_group, say, world_size
@@ -23,6 +23,7 @@ from heteroakd.evaluate import Evaluation, evaluate
 from heteroakd.logs import METRICS_FILE
 from heteroakd.models import TappedNetwork, build_tapped, probe
 from heteroakd.run import BEST, CONFIG, CONFUSION, LAST, MAPS, PICTURES, SUMMARY, Run
+from heteroakd.weights import SUFFIXES, is_weights_file
 
 
 class _Start(NamedTuple):
@@ -49,9 +50,17 @@ def _run_teacher(config: TeacherRun, device: torch.device, start: _Start) -> Eva
     data = build_data(config.data)
     torch.manual_seed(config.schedule.seed)
     with main_first():
-        network, loaded = build_tapped(config.model, len(data.classes))
+        network, loaded = build_tapped(config.model, len(data.classes), auxiliary=True)
     say(f"teacher: {loaded}\n  {describe(network, config.data.crop_size)}")
-    distiller = build_distiller(network, None, "none", config.loss, len(data.classes), config.data.crop_size)
+    distiller = build_distiller(
+        network,
+        None,
+        "none",
+        config.loss,
+        len(data.classes),
+        config.data.crop_size,
+        auxiliary_weight=config.model.auxiliary_weight,
+    )
     return _train(
         Run(
             kind="teacher",
@@ -93,21 +102,24 @@ def _run_distill(config: DistillRun, device: torch.device, start: _Start) -> Eva
     num_classes, crop_size = len(data.classes), config.data.crop_size
     teacher = None
     if config.method != "none":
-        checkpoint = load_checkpoint(config.teacher.checkpoint)
-        check_classes(config.teacher.checkpoint, checkpoint, data)
-        teacher_network = restore_network(config.teacher.checkpoint, checkpoint, tap=config.teacher.tap)
-        say(
-            f"teacher: {config.teacher.checkpoint}, step {checkpoint.step}, mIoU {checkpoint.metrics['miou']:.4f}\n"
-            f"  {describe(teacher_network, crop_size)}"
-        )
+        teacher_network, source = load_teacher(config.teacher, data)
+        say(f"teacher: {source}\n  {describe(teacher_network, crop_size)}")
         teacher = Teacher(teacher_network.to(device))
     output = Path(config.output)
     start = on_main(partial(check_output, output, start))
     torch.manual_seed(config.schedule.seed)  # here, so that the teacher leaves the student's initialisation alone
     with main_first():
-        student, loaded = build_tapped(config.student, num_classes)
+        student, loaded = build_tapped(config.student, num_classes, auxiliary=True)
     say(f"student: {loaded}\n  {describe(student, crop_size)}")
-    distiller = build_distiller(student.to(device), teacher, config.method, config.loss, num_classes, crop_size)
+    distiller = build_distiller(
+        student.to(device),
+        teacher,
+        config.method,
+        config.loss,
+        num_classes,
+        crop_size,
+        auxiliary_weight=config.student.auxiliary_weight,
+    )
     return _train(
         Run(
             kind="student",
@@ -126,6 +138,26 @@ def _run_distill(config: DistillRun, device: torch.device, start: _Start) -> Eva
         ),
         start,
     )
+
+
+def load_teacher(config: TeacherConfig, data: SegmentationData) -> tuple[TappedNetwork, str]:
+    """The network to distil from, and where it comes from.
+
+    Raises CheckpointError where a checkpoint's classes are not those of the data set, WeightsError where a file of
+    weights does not cover the network, ValueError for a network without trained weights.
+    """
+    if config.model is None:
+        checkpoint = load_checkpoint(config.checkpoint)
+        check_classes(config.checkpoint, checkpoint, data)
+        network = restore_network(config.checkpoint, checkpoint, tap=config.tap)
+        return network, f"{config.checkpoint}, step {checkpoint.step}, mIoU {checkpoint.metrics['miou']:.4f}"
+    if ":" not in config.model.architecture and not is_weights_file(config.model.weights):
+        raise ValueError(
+            f"teacher.model.weights must be a file {', '.join(SUFFIXES)} with the trained network, "
+            f"got {config.model.weights!r}"
+        )
+    network, loaded = build_tapped(config.model, len(data.classes), tap=config.tap, whole=True)
+    return network, f"{loaded}\n  its classes are taken to be the data set's: {', '.join(data.classes)}"
 
 
 def _train(run: Run, start: _Start) -> Evaluation:
@@ -193,8 +225,8 @@ def load_trained(
     return checkpoint, network, data
 
 
-def restore_network(path: str, checkpoint: Checkpoint, *, tap: str | None = None) -> TappedNetwork:
-    """The network that a checkpoint holds, with its own tap unless another is given; nothing is downloaded."""
+def restore_network(path: str, checkpoint: Checkpoint, *, tap: list[str] | str | None = None) -> TappedNetwork:
+    """The network that a checkpoint holds, with its own taps unless others are given; nothing is downloaded."""
     model = from_dict(ModelConfig, checkpoint.model, path)
     network, _ = build_tapped(model, len(checkpoint.classes), tap=tap, load_weights=False)
     load_state(network.network.load_state_dict, checkpoint.network, path)
@@ -230,13 +262,14 @@ def select_backend(config: LossConfig, device: torch.device) -> str:
 
 
 def describe(network: TappedNetwork, image_size: tuple[int, int]) -> str:
-    """A line with the network's size and the shapes of tap and logits for a crop; raises as `models.probe`."""
+    """A line with the network's size and the shapes of taps and logits for a crop; raises as `taps.probe`."""
     output = probe(network, image_size)
     parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-    return (
-        f"{parameters:.2f} M parameters, crop {tuple(image_size)} -> tap {network.tap} "
-        f"{tuple(output.features.shape[1:])}, logits {tuple(output.logits.shape[1:])}"
-    )
+    shapes = [f"tap {path} {tuple(taken.shape[1:])}" for path, taken in zip(network.taps, output.maps, strict=True)]
+    if output.auxiliary is not None:
+        shapes.append(f"auxiliary head on {network.auxiliary_tap} {tuple(output.auxiliary.shape[1:])}")
+    shapes.append(f"logits {tuple(output.logits.shape[1:])}")
+    return f"{parameters:.2f} M parameters, crop {tuple(image_size)} -> {', '.join(shapes)}"
 
 
 def check_output(folder: Path, start: _Start) -> _Start:

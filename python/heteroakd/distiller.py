@@ -2,91 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetero_kernels import HeteroAKDLoss, HeteroAKDOutput, functional
+from hetero_kernels import HeteroAKDLoss, HeteroAKDOutput
 from heteroakd.config import LossConfig, Method
 from heteroakd.data import IGNORE_INDEX
-from heteroakd.models import TappedNetwork, TappedOutput, probe
+from heteroakd.losses import AuxiliaryHead, Divisors, LogitLoss, MeanOverTaps, Terms, channel_wise_loss, pair_names
+from heteroakd.taps import TappedNetwork, TappedOutput, probe
+
+__all__ = [
+    "METHODS",
+    "Distiller",
+    "Divisors",
+    "LogitLoss",
+    "Teacher",
+    "Terms",
+    "build_distiller",
+    "channel_wise_loss",
+]
 
 METHODS: tuple[Method, ...] = ("none", "kd", "cwd", "heteroakd", "heteroakd_no_kmm", "heteroakd_no_kem")
-Divisors = dict[str, Tensor]
-"""0-dim tensors by term ("task", "kd", "cwd", "hakd", "proj")."""
-
-
-class Terms(NamedTuple):
-    """0-dim tensors: the loss, which alone carries gradient, and its terms before their weights; 0 for absent ones."""
-
-    loss: Tensor
-    task: Tensor
-    kd: Tensor
-    cwd: Tensor
-    hakd: Tensor
-    proj: Tensor
-
-
-def channel_wise_loss(
-    student: Tensor, teacher: Tensor, temperature: float, align_corners: bool, images: Tensor | None = None
-) -> Tensor:
-    """Channel-wise distillation (Shu et al., ICCV 2021) of logits [B, K, h, w], the teacher's brought to the student's
-    grid: T^2 KL of the classes' softmaxes over all positions, a mean over images and classes. `images` replaces B."""
-    batch, num_classes = student.shape[:2]
-    teacher = teacher.to(student.dtype)
-    if teacher.shape[2:] != student.shape[2:]:
-        teacher = F.interpolate(teacher, size=student.shape[2:], mode="bilinear", align_corners=align_corners)
-    ours, theirs = (F.log_softmax(logits.float().flatten(2) / temperature, 2) for logits in (student, teacher))
-    divergence = F.kl_div(ours, theirs, reduction="sum", log_target=True)
-    return temperature**2 * divergence / (num_classes * (batch if images is None else images))
-
-
-class LogitLoss(nn.Module):
-    """Losses on output logits: cross-entropy with the labels (method none) and KD (method kd) as in spec section 7, or
-    channel-wise distillation (method cwd)."""
-
-    class_weight: Tensor | None
-
-    def __init__(self, config: LossConfig, *, kd_weight: float, cwd_weight: float = 0.0) -> None:
-        super().__init__()
-        self.config = config
-        self.kd_weight = kd_weight
-        self.cwd_weight = cwd_weight
-        weight = None if config.class_weight is None else torch.tensor(config.class_weight)
-        self.register_buffer("class_weight", weight, persistent=False)
-
-    def forward(
-        self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, *, normalizer: Divisors | None = None
-    ) -> Terms:
-        """Logits [B, K, h, w] and [B, K, h', w'], labels int [B, H, W]; of the terms, hakd and proj are 0."""
-        config = self.config
-        terms = cast(
-            functional.SegmentationTerms,
-            functional.segmentation_loss(
-                logits,
-                labels,
-                teacher_logits if self.kd_weight else None,
-                task_weight=config.task_weight,
-                kd_weight=self.kd_weight,
-                temperature=config.kd_temperature,
-                class_weight=self.class_weight,
-                label_smoothing=config.label_smoothing,
-                align_corners=config.logits_align_corners,
-                ignore_index=IGNORE_INDEX,
-                normalizer=None if normalizer is None else {term: normalizer[term] for term in ("task", "kd")},
-                return_terms=True,
-                backend=config.backend,
-            ),
-        )
-        zero = torch.zeros_like(terms.task)
-        if not self.cwd_weight or teacher_logits is None:
-            return Terms(terms.loss, terms.task, terms.kd, zero, zero, zero)
-        images = None if normalizer is None else normalizer["cwd"]
-        cwd = channel_wise_loss(logits, teacher_logits, config.cwd_temperature, config.logits_align_corners, images)
-        return Terms(terms.loss + self.cwd_weight * cwd, terms.task, terms.kd, cwd.detach(), zero, zero)
 
 
 class Distiller(nn.Module):
@@ -97,22 +37,39 @@ class Distiller(nn.Module):
 
     Args:
         student: network to train.
-        loss: a `LogitLoss` or a `HeteroAKDLoss`, which brings its two projectors.
-        feature_size: (h, w) of the student's features of a training crop; `divisors` needs it for a HeteroAKD term at
-            feature resolution.
+        loss: a `LogitLoss`, a `HeteroAKDLoss`, which brings its two projectors, or a `MeanOverTaps` of several.
+        feature_sizes: (h, w) of the student's feature map at every tap for a training crop, which the divisors of
+            `resolution="feature"` need.
+        auxiliary: head on the feature map at the student's `auxiliary_tap`; no part of the student itself.
     """
 
     def __init__(
-        self, student: TappedNetwork, loss: LogitLoss | HeteroAKDLoss, feature_size: tuple[int, int] | None = None
+        self,
+        student: TappedNetwork,
+        loss: LogitLoss | HeteroAKDLoss | MeanOverTaps,
+        feature_sizes: Sequence[tuple[int, int]] = (),
+        auxiliary: AuxiliaryHead | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.loss = loss
-        self.feature_size = feature_size
-        self._weights = {
-            name: getattr(loss, name) for name in ("kd_weight", "cwd_weight", "hakd_weight") if hasattr(loss, name)
-        }
+        self.feature_sizes = tuple(feature_sizes)
+        self.auxiliary = auxiliary
+        names = ("kd_weight", "cwd_weight", "hakd_weight")
+        self._weights = [
+            (module, name, float(getattr(module, name)))
+            for module in loss.modules()
+            for name in names
+            if hasattr(module, name)
+        ]
         self._compiled: Callable[[Tensor], TappedOutput] | None = None
+
+    @property
+    def pairs(self) -> list[HeteroAKDLoss]:
+        """The HeteroAKD loss of every pair of taps; none for the other methods."""
+        if isinstance(self.loss, MeanOverTaps):
+            return cast(list[HeteroAKDLoss], list(self.loss.pairs))
+        return [self.loss] if isinstance(self.loss, HeteroAKDLoss) else []
 
     def compile_student(self) -> None:
         """Run the student through torch.compile here; `student` itself stays as it is, for images of other sizes."""
@@ -120,8 +77,8 @@ class Distiller(nn.Module):
 
     def scale_distillation(self, factor: float) -> None:
         """Multiply the weights of the distillation terms, as they were at first, by a factor."""
-        for name, weight in self._weights.items():
-            setattr(self.loss, name, weight * factor)
+        for module, name, weight in self._weights:
+            setattr(module, name, weight * factor)
 
     def forward(
         self,
@@ -136,38 +93,54 @@ class Distiller(nn.Module):
 
         Raises ValueError where the loss needs a teacher's outputs and none are given.
         """
-        features, logits = (self._compiled or self.student)(images)
+        output: TappedOutput = (self._compiled or self.student)(images)
+        terms = self._distil(output, labels, teacher, normalizer)
+        if self.auxiliary is None:
+            return terms
+        if output.auxiliary is None:
+            raise ValueError("an auxiliary head needs a student with an auxiliary_tap, got None")
+        auxiliary = self.auxiliary(output.auxiliary, labels, normalizer=normalizer)
+        return terms._replace(loss=terms.loss + auxiliary.loss, auxiliary=auxiliary.task)
+
+    def _distil(
+        self, output: TappedOutput, labels: Tensor, teacher: TappedOutput | None, normalizer: Divisors | None
+    ) -> Terms:
         if isinstance(self.loss, LogitLoss):
             if teacher is None and (self.loss.kd_weight or self.loss.cwd_weight):
                 raise ValueError("this loss distils and needs the teacher's outputs, got None")
             teacher_logits = None if teacher is None else teacher.logits
-            return cast(Terms, self.loss(logits, labels, teacher_logits, normalizer=normalizer))
+            return cast(Terms, self.loss(output.logits, labels, teacher_logits, normalizer=normalizer))
         if teacher is None:
             raise ValueError("HeteroAKDLoss needs the teacher's outputs, got None")
-        output: HeteroAKDOutput = self.loss(
-            features, teacher.features, labels, logits, teacher.logits, normalizer=normalizer
-        )
-        return Terms(output.loss, output.task, output.kd, torch.zeros_like(output.kd), output.hakd, output.proj)
+        logits = (output.logits, teacher.logits)
+        if isinstance(self.loss, MeanOverTaps):
+            return cast(Terms, self.loss(output.maps, teacher.maps, labels, *logits, normalizer=normalizer))
+        one: HeteroAKDOutput = self.loss(output.features, teacher.features, labels, *logits, normalizer=normalizer)
+        zero = torch.zeros_like(one.kd)
+        return Terms(one.loss, one.task, one.kd, zero, one.hakd, one.proj, zero)
 
     def divisors(self, labels: Tensor) -> Divisors:
         """What the loss divides each term's sum by for labels [B, H, W]: 0-dim float64 tensors, without a device
         synchronisation. Added up over several batches they are, as `normalizer`, those of the joint batch."""
         valid = labels != IGNORE_INDEX
         count = valid.sum().double()
+        loss = self.loss.logit_loss if isinstance(self.loss, MeanOverTaps) else self.loss
         task = count
-        if self.loss.class_weight is not None:
-            task = self.loss.class_weight.double()[torch.where(valid, labels, 0)].mul(valid).sum()
+        if loss.class_weight is not None:
+            task = loss.class_weight.double()[torch.where(valid, labels, 0)].mul(valid).sum()
         divisors = {"task": task, "kd": count}
-        if isinstance(self.loss, LogitLoss):
+        if isinstance(loss, LogitLoss):
             divisors["cwd"] = torch.full_like(count, labels.shape[0])
-        if isinstance(self.loss, HeteroAKDLoss):
-            divisors["hakd"] = divisors["proj"] = count
-            if self.loss.resolution == "feature":
-                sampled = F.interpolate(labels[:, None].float(), size=self.feature_size, mode="nearest")
-                divisors["hakd"] = divisors["proj"] = (sampled != IGNORE_INDEX).sum().double()
-            if self.loss.kem == "spatial":  # every image and class counts the same, however many pixels it has
-                convolution = cast(nn.Conv2d, self.loss.student_projector[0])
-                divisors["hakd"] = torch.full_like(count, labels.shape[0] * convolution.out_channels)
+        for number, pair in enumerate(self.pairs):
+            hakd = proj = count
+            if pair.resolution == "feature":
+                sampled = F.interpolate(labels[:, None].float(), size=self.feature_sizes[number], mode="nearest")
+                hakd = proj = (sampled != IGNORE_INDEX).sum().double()
+            if pair.kem == "spatial":  # every image and class counts the same, however many pixels it has
+                convolution = cast(nn.Conv2d, pair.student_projector[0])
+                hakd = torch.full_like(count, labels.shape[0] * convolution.out_channels)
+            names = pair_names(number, len(self.pairs))
+            divisors[names["hakd"]], divisors[names["proj"]] = hakd, proj
         return divisors
 
 
@@ -198,10 +171,15 @@ def build_distiller(
     config: LossConfig,
     num_classes: int,
     image_size: tuple[int, int],
+    *,
+    auxiliary_weight: float = 0.0,
 ) -> Distiller:
     """Student and loss of a method; channel counts for the projectors come from one image of `image_size` (H, W).
 
-    Raises ValueError for an unknown method, a missing teacher, and class weights that are not K.
+    With an `auxiliary_weight` the student must have an `auxiliary_tap`, on which a head is trained too.
+
+    Raises ValueError for an unknown method, a missing teacher, class weights that are not K, and other numbers of taps
+    in student and teacher.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
@@ -209,14 +187,40 @@ def build_distiller(
         raise ValueError(f"loss.class_weight must hold {num_classes} values, got {len(config.class_weight)}")
     if method != "none" and teacher is None:
         raise ValueError(f"method {method!r} needs a teacher, got None")
+    if auxiliary_weight < 0:
+        raise ValueError(f"auxiliary_weight must not be negative, got {auxiliary_weight}")
+    ours = probe(student, image_size)
+    sizes = [(features.shape[2], features.shape[3]) for features in ours.maps]
+    auxiliary = None
+    if auxiliary_weight:  # before the projectors, so that all methods start with the same one
+        if ours.auxiliary is None:
+            raise ValueError("auxiliary_weight needs a network with an auxiliary_tap, got None")
+        auxiliary = AuxiliaryHead(ours.auxiliary.shape[1], num_classes, auxiliary_weight, config)
     if not method.startswith("heteroakd") or teacher is None:
         kd_weight = config.kd_weight if method == "kd" else 0.0
         cwd_weight = config.cwd_weight if method == "cwd" else 0.0
-        return Distiller(student, LogitLoss(config, kd_weight=kd_weight, cwd_weight=cwd_weight))
-    features = probe(student, image_size).features
-    loss = HeteroAKDLoss(
-        features.shape[1],
-        probe(teacher.network, image_size).features.shape[1],
+        return Distiller(student, LogitLoss(config, kd_weight=kd_weight, cwd_weight=cwd_weight), sizes, auxiliary)
+    theirs = probe(teacher.network, image_size)
+    if len(ours.maps) != len(theirs.maps):
+        raise ValueError(
+            f"student.tap names {len(ours.maps)} modules ({', '.join(student.taps)}), teacher.tap "
+            f"{len(theirs.maps)} ({', '.join(teacher.network.taps)}): they are paired in their order, so that there "
+            "must be as many"
+        )
+    pairs = [
+        _heteroakd_loss(ours.shape[1], theirs.shape[1], method, config, num_classes)
+        for ours, theirs in zip(ours.maps, theirs.maps, strict=True)
+    ]
+    loss = pairs[0] if len(pairs) == 1 else MeanOverTaps(LogitLoss(config, kd_weight=config.kd_weight), pairs)
+    return Distiller(student, loss, sizes, auxiliary)
+
+
+def _heteroakd_loss(
+    student_channels: int, teacher_channels: int, method: Method, config: LossConfig, num_classes: int
+) -> HeteroAKDLoss:
+    return HeteroAKDLoss(
+        student_channels,
+        teacher_channels,
         num_classes,
         projector=config.projector,
         temperature=config.temperature,
@@ -236,4 +240,3 @@ def build_distiller(
         label_smoothing=config.label_smoothing,
         backend=config.backend,
     )
-    return Distiller(student, loss, (features.shape[2], features.shape[3]))

@@ -25,6 +25,7 @@ from heteroakd.data.samples import IMAGENET_MEAN, IMAGENET_STD
 from heteroakd.models import TappedNetwork, build_network
 from heteroakd.prediction import read_image
 from heteroakd.pretrained import MissingPackageError
+from heteroakd.taps import output_logits
 
 METADATA = "heteroakd.json"
 """Name of the extra file of a .pt2 that holds the metadata."""
@@ -52,7 +53,7 @@ class PlainNetwork(nn.Module):
     """What is exported: a network without its tap.
 
     Args:
-        network: maps images [B, 3, H, W] to logits [B, K, h, w].
+        network: maps images [B, 3, H, W] to logits [B, K, h, w], see `taps.output_logits`.
         upsample: interpolate the logits to H x W, as the evaluation does.
         align_corners: of that interpolation.
     """
@@ -65,7 +66,7 @@ class PlainNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images float32 [B, 3, H, W] -> logits float32 [B, K, H, W], or at their native stride."""
-        logits: Tensor = self.network(images)
+        logits = output_logits(self.network(images))
         if self.upsample:
             logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=self.align_corners)
         return logits

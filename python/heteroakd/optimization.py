@@ -20,7 +20,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def build_optimizer(distiller: Distiller, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Optimiser over parameter groups: encoder, head and projectors, each with and without weight decay.
+    """Optimiser over parameter groups: encoder, head (and auxiliary head), projectors, each with and without decay.
 
     Every group carries its own peak learning rate as `peak_lr`. Raises ValueError for an unknown name.
     """
@@ -32,6 +32,8 @@ def build_optimizer(distiller: Distiller, config: OptimizerConfig) -> torch.opti
     parameters: dict[tuple[str, bool], list[nn.Parameter]] = {}
     named = [(_part(name), parameter) for name, parameter in distiller.student.network.named_parameters()]
     named += [("projector", parameter) for parameter in distiller.loss.parameters()]
+    if distiller.auxiliary is not None:
+        named += [("head", parameter) for parameter in distiller.auxiliary.parameters()]
     for part, parameter in named:
         if parameter.requires_grad:
             decayed = config.decay_norms or parameter.ndim > 1

@@ -87,8 +87,8 @@ def sample_pictures(
     prediction = predict(distiller.student, image, options, align_corners=align_corners).cpu()
     captioned.append(("prediction" if teacher is None else "student", pictures.overlay(shown, prediction, palette)))
     maps = None
-    if teacher is not None and isinstance(distiller.loss, HeteroAKDLoss):
-        maps = knowledge_maps(distiller.student, teacher.network, distiller.loss, image, label)
+    if teacher is not None and distiller.pairs:  # of several taps the last one's
+        maps = knowledge_maps(distiller.student, teacher.network, distiller.pairs[-1], image, label)
         # Weights are small for many classes, and tiny for "spatial": show them relative to their largest, and say it.
         largest = max(float(maps.weight.nan_to_num().max()), 1e-12)
         captioned.append(("KMM reliability S, 0 to 1", pictures.heatmap(maps.reliability)))

@@ -3,124 +3,18 @@
 An interpreted program takes 10 ms and more, so grids are small; the tile of 128 columns is crossed where it matters.
 """
 
-import functools
-
 import pytest
 import torch
-from cases import OPTIONS, leaves, make_labels, make_logits, pairwise, relative_l2
-from gpu_cases import SEGMENTATION_OPTIONS, SHAPES, compare_with_reference, make_case, run_hakd, run_segmentation
+from gpu_cases import TRITON, make_case
+from gpu_pixel_losses import PixelLossTests
 
-from hetero_kernels import functional, reference
+from hetero_kernels import functional
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy on what is masked later
 
 
-def compare(run, name, case, dtype=torch.float32, **options):
-    ours = functools.partial(getattr(functional, name), backend="triton")
-    compare_with_reference(ours, run, name, case, dtype, **options)
-
-
-@pytest.mark.parametrize("options", list(pairwise(OPTIONS)), ids=lambda o: "-".join(map(str, o.values())))
-@pytest.mark.parametrize("shape", ["stride 4", "mixed strides"])
-def test_hakd_options(shape, options):
-    for kind in ("randn", "trained"):
-        compare(run_hakd, "hakd_loss", make_case(shape, kind), **options)
-
-
-@pytest.mark.parametrize("options", list(pairwise(SEGMENTATION_OPTIONS)), ids=lambda o: "-".join(map(str, o.values())))
-@pytest.mark.parametrize("shape", ["stride 4", "mixed strides"])
-def test_segmentation_options(shape, options):
-    for kind in ("randn", "trained"):
-        compare(run_segmentation, "segmentation_loss", make_case(shape, kind), **options)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("resolution", ["label", "feature"])
-def test_hakd_shapes(shape, resolution):
-    compare(run_hakd, "hakd_loss", make_case(shape, "randn"), temperature=2.0, resolution=resolution)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_segmentation_shapes(shape):
-    compare(run_segmentation, "segmentation_loss", make_case(shape, "randn"), weighted=True, temperature=2.0)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", ["stride 4", "mixed strides", "same grid"])
-def test_half_precision(shape, dtype):
-    compare(run_hakd, "hakd_loss", make_case(shape, "trained"), dtype, temperature=2.0)
-    compare(run_segmentation, "segmentation_loss", make_case(shape, "trained"), dtype)
-
-
-@pytest.mark.parametrize("block", [4, 64], ids=["mixed", "sure everywhere"])
-@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
-def test_gradient_accuracy_is_absolute(temperature, block):
-    """The bound of the project on confident logits, with no allowance for eager's errors. Blocks of 64 pixels: one
-    class everywhere, and nothing but small differences of numbers near 1."""
-    torch.manual_seed(1)
-    labels = make_labels(1, (16, 64), 19, ignored=0.0, block=block)
-    case = *(make_logits("trained", (1, 19, 4, 16), labels) for _ in range(2)), labels
-    for name, run in (("hakd_loss", run_hakd), ("segmentation_loss", run_segmentation)):
-        exact = run(getattr(reference, name), case, torch.float64, {"temperature": temperature})
-        ours = functools.partial(getattr(functional, name), backend="triton")
-        fused = run(ours, case, torch.float32, {"temperature": temperature})
-        assert relative_l2(fused["student"], exact["student"]) <= 1e-6, name
-
-
-@pytest.mark.parametrize("kind", ["huge", "mixed"])
-@pytest.mark.parametrize("kem", ["class", "spatial", "none"])
-def test_large_logits(kind, kem):
-    """The guarded mathematics, and tiles of both kinds in one call. A logit of 1e4 is itself uncertain by 5e-4 in
-    float32: eager's error is the yardstick."""
-    case = make_case("two tiles", kind)
-    options = {"temperature": 2.0, "kem": kem}
-    exact = run_hakd(reference.hakd_loss, case, torch.float64, options)
-    ours = functools.partial(functional.hakd_loss, backend="triton")
-    fused, eager = (run_hakd(f, case, torch.float32, options) for f in (ours, reference.hakd_loss))
-    for name, expected in exact.items():
-        assert fused[name].isfinite().all(), name
-        # 1e-20: where both networks agree to 1e-30, "0" and "4e-127" are the same loss.
-        error, allowed = (relative_l2(r[name].double() + 1e-20, expected + 1e-20) for r in (fused, eager))
-        assert error <= max(1e-5, 8 * allowed), (name, error, allowed)
-    if kem == "none":
-        compare(run_segmentation, "segmentation_loss", case, temperature=2.0, label_smoothing=0.1)
-
-
-@pytest.mark.parametrize("temperature", [0.05, 1.0, 4.0])
-def test_bounded_and_guarded_agree(temperature):
-    """One huge logit in a corner sends the tile there through the guarded mathematics: the rest must not notice."""
-    case = make_case("same grid", "trained")
-    results = []
-    for huge in (False, True):
-        student, teacher, labels = (t.clone() for t in case)
-        labels[:, 0] = 255  # whose row nobody counts
-        if huge:
-            student[:, :, 0] = 5000.0
-        student.requires_grad_()
-        functional.hakd_loss(student, teacher, labels, temperature=temperature, backend="triton").backward()
-        results.append(student.grad)
-    assert relative_l2(results[1], results[0]) <= 1e-6
-
-
-@pytest.mark.parametrize("temperature", [0.05, 0.02, 1e-3, 1e-6])
-def test_low_temperatures(temperature):
-    """Classes that the bounded mathematics takes out must add nothing: at a low T they would."""
-    student, teacher, labels = make_case("stride 4", "randn")
-    compare(run_hakd, "hakd_loss", (student * 1e-3, teacher * 1e-3, labels), temperature=temperature)
-    compare(run_hakd, "hakd_loss", (student, teacher, labels), temperature=temperature)
-
-
-def test_spatial_on_confident_logits():
-    for seed in (0, 1):
-        compare(run_hakd, "hakd_loss", make_case("mixed strides", "trained", seed), temperature=2.0, kem="spatial")
-
-
-def test_spatial_over_many_programs():
-    """More programs than are combined at a time, the highest scores in the last of them."""
-    torch.manual_seed(0)
-    student, teacher = torch.randn(1, 2, 70, 2), torch.randn(1, 2, 70, 2)
-    student[:, :, 66:] *= 3
-    compare(run_hakd, "hakd_loss", (student, teacher, torch.randint(0, 2, (1, 70, 2))), kem="spatial")
+class TestInterpreted(PixelLossTests):
+    losses = TRITON
 
 
 def test_launches(launches):
@@ -143,65 +37,6 @@ def test_launches(launches):
     assert launches == ["divisors_kernel", "hakd_kernel", "finish_kernel"]
 
 
-@pytest.mark.parametrize("terms", [("hakd",), ("proj",), ("hakd", "proj")])
-def test_normalizers(terms):
-    normalizer = {term: torch.tensor(17, dtype=torch.int64) for term in terms}
-    for kem in ("class", "spatial"):
-        compare(run_hakd, "hakd_loss", make_case("stride 4", "randn"), normalizer=normalizer, kem=kem)
-    normalizer = {{"hakd": "task", "proj": "kd"}[term]: torch.tensor(17.5) for term in terms}
-    compare(run_segmentation, "segmentation_loss", make_case("stride 4", "randn"), normalizer=normalizer)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("kem", ["class", "spatial"])
-def test_no_valid_pixel(reduction, kem):
-    student, teacher, labels = make_case("stride 4", "randn")
-    student, teacher = leaves(student, teacher)
-    labels = torch.full_like(labels, 255)
-    loss = functional.hakd_loss(
-        student, teacher, labels, proj_weight=1.0, reduction=reduction, kem=kem, backend="triton"
-    )
-    loss = loss + functional.segmentation_loss(student, labels, teacher, reduction=reduction, backend="triton")
-    loss.sum().backward()
-    assert not loss.any() and not student.grad.any() and not teacher.grad.any()
-
-
-def test_a_nan_behind_ignored_pixels_counts_for_nothing():
-    student, teacher, labels = make_case("stride 4", "randn")
-    labels[:, :8] = 255
-    student[:, :, 0] = float("nan")
-    case = (student, teacher, labels)
-    out = run_hakd(functools.partial(functional.hakd_loss, backend="triton"), case, torch.float32, {})
-    assert out["loss"].isfinite() and out["student"].isfinite().all() and not out["student"][:, :, 0].any()
-    labels[0, 0, 0] = 1
-    out = run_hakd(functools.partial(functional.hakd_loss, backend="triton"), case, torch.float32, {})
-    assert out["loss"].isnan()
-    for name, run in (("hakd_loss", run_hakd), ("segmentation_loss", run_segmentation)):
-        clean = make_case("stride 4", "randn")
-        clean[2][:, :8] = 255
-        compare(run, name, clean)
-
-
-@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
-@pytest.mark.parametrize("ignore_index", [-100, 2, 255])
-def test_labels(dtype, ignore_index):
-    student, teacher, labels = make_case("stride 4", "randn")
-    labels = labels.masked_fill(labels == 255, 0 if ignore_index < 0 else ignore_index).to(dtype)
-    compare(run_hakd, "hakd_loss", (student, teacher, labels), ignore_index=ignore_index, resolution="feature")
-    compare(run_segmentation, "segmentation_loss", (student, teacher, labels), ignore_index=ignore_index)
-
-
-def test_strides():
-    torch.manual_seed(0)
-    labels = make_labels(2, (12, 16), 5, block=2)
-    wide = torch.randn(2, 9, 4, 6)[:, 2:7, 1:, ::2]
-    last = torch.randn(2, 5, 3, 4).contiguous(memory_format=torch.channels_last)
-    expanded = torch.randn(1, 5, 3, 1).expand(2, 5, 3, 4)
-    for student, teacher in ((wide, last), (last, expanded), (expanded, wide)):
-        compare(run_hakd, "hakd_loss", (student, teacher, labels.mT.contiguous().mT))
-        compare(run_segmentation, "segmentation_loss", (student, teacher, labels[:, :, ::2]))
-
-
 def test_wrong_labels_raise_on_the_cpu():
     student, teacher, labels = make_case("stride 4", "randn")
     labels[1, 3, 2] = 77
@@ -211,39 +46,3 @@ def test_wrong_labels_raise_on_the_cpu():
         functional.segmentation_loss(student, labels, teacher, backend="triton")
     # At feature resolution only the labels that are sampled are looked at.
     assert functional.hakd_loss(student, teacher, labels, resolution="feature", backend="triton").isfinite()
-
-
-def test_float64_is_refused():
-    student, teacher, labels = make_case("stride 4", "randn")
-    with pytest.raises(TypeError, match="teacher_logits is float64, expected float32, bfloat16 or float16"):
-        functional.hakd_loss(student, teacher.double(), labels, backend="triton")
-
-
-def test_empty_batch():
-    student = torch.randn(0, 5, 3, 4, requires_grad=True)
-    loss = functional.hakd_loss(student, student.detach(), torch.zeros(0, 12, 16, dtype=torch.long), backend="triton")
-    loss.backward()
-    assert loss == 0 and student.grad.shape == student.shape
-    maps = functional.hakd_loss(
-        student, student.detach(), torch.zeros(0, 12, 16, dtype=torch.long), reduction="none", backend="triton"
-    )
-    assert maps.shape == (0, 12, 16)
-
-
-def test_two_backwards_agree_and_a_second_derivative_is_an_error():
-    student, teacher, labels = make_case("stride 4", "randn")
-    student.requires_grad_()
-    loss = functional.hakd_loss(student, teacher, labels, backend="triton")
-    first, second = (torch.autograd.grad(loss, student, retain_graph=True)[0] for _ in range(2))
-    assert torch.equal(first, second)
-    gradient = torch.autograd.grad(loss, student, create_graph=True)[0]
-    with pytest.raises(RuntimeError, match="second derivatives"):
-        gradient.sum().backward()
-
-
-def test_runs_are_bit_identical():
-    """Slots are added up in a fixed order: no atomics on floats."""
-    case = make_case("two tiles", "trained")
-    ours = functools.partial(functional.hakd_loss, backend="triton")
-    first, second = (run_hakd(ours, case, torch.float32, {}) for _ in range(2))
-    assert all(torch.equal(first[k], second[k]) for k in first)

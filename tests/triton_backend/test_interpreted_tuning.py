@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from cases import OPTIONS, leaves, pairwise, relative_l2
-from test_interpreted_pixel_losses import compare, make_case, run_hakd, run_segmentation
+from gpu_cases import TRITON, make_case, run_hakd, run_segmentation
 
 from hetero_kernels import functional, reference
 from hetero_kernels.triton import tuning
@@ -24,19 +24,19 @@ def looped(monkeypatch):
 
 @pytest.mark.parametrize("options", list(pairwise(OPTIONS)), ids=lambda o: "-".join(map(str, o.values())))
 def test_looped_hakd_options(looped, options):
-    compare(run_hakd, "hakd_loss", make_case("mixed strides", "trained"), **options)
+    TRITON.compare(run_hakd, "hakd_loss", make_case("mixed strides", "trained"), **options)
 
 
 @pytest.mark.parametrize("shape", ["stride 4", "two tiles", "same grid", "tall bands"])
 def test_looped_shapes(looped, shape):
-    compare(run_hakd, "hakd_loss", make_case(shape, "randn"), temperature=2.0)
-    compare(run_segmentation, "segmentation_loss", make_case(shape, "randn"), weighted=True, temperature=2.0)
+    TRITON.compare(run_hakd, "hakd_loss", make_case(shape, "randn"), temperature=2.0)
+    TRITON.compare(run_segmentation, "segmentation_loss", make_case(shape, "randn"), weighted=True, temperature=2.0)
 
 
 @pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"with_teacher": False, "reduction": "none"}])
 @pytest.mark.parametrize("kind", ["trained", "huge"])
 def test_looped_segmentation_options(looped, kind, options):
-    compare(run_segmentation, "segmentation_loss", make_case("mixed strides", kind), **options)
+    TRITON.compare(run_segmentation, "segmentation_loss", make_case("mixed strides", kind), **options)
 
 
 def test_looped_maxima_that_rise(looped):
@@ -44,8 +44,10 @@ def test_looped_maxima_that_rise(looped):
     student, teacher, labels = make_case("narrow tiles", "randn")
     rising = torch.linspace(0, 30, 40)[:, None, None]
     for kem in ("class", "none"):
-        compare(run_hakd, "hakd_loss", (student + rising, teacher + rising.flip(0), labels), kem=kem)
-        compare(run_hakd, "hakd_loss", (student + rising.flip(0), teacher + rising, labels), kem=kem, divergence="ce")
+        TRITON.compare(run_hakd, "hakd_loss", (student + rising, teacher + rising.flip(0), labels), kem=kem)
+        TRITON.compare(
+            run_hakd, "hakd_loss", (student + rising.flip(0), teacher + rising, labels), kem=kem, divergence="ce"
+        )
 
 
 def test_looped_accuracy_is_absolute(looped):
@@ -63,7 +65,7 @@ def test_looped_accuracy_is_absolute(looped):
 
 
 def test_looped_half_precision(looped):
-    compare(run_hakd, "hakd_loss", make_case("stride 4", "trained"), torch.bfloat16, temperature=2.0)
+    TRITON.compare(run_hakd, "hakd_loss", make_case("stride 4", "trained"), torch.bfloat16, temperature=2.0)
 
 
 def test_many_classes_are_looped_over(launches):
@@ -84,8 +86,8 @@ def test_alternatives(monkeypatch, shape, alternative):
     offered = tuning.tilings(student.shape[1], "nvidia")
     chosen = offered[alternative]
     monkeypatch.setattr(tuning, "tilings", lambda classes, family: (chosen,))
-    compare(run_hakd, "hakd_loss", (student, teacher, labels), temperature=2.0)
-    compare(run_segmentation, "segmentation_loss", (student, teacher, labels))
+    TRITON.compare(run_hakd, "hakd_loss", (student, teacher, labels), temperature=2.0)
+    TRITON.compare(run_segmentation, "segmentation_loss", (student, teacher, labels))
 
 
 def projected(tensors, labels):
@@ -144,5 +146,5 @@ def test_tables(family):
 
 def test_amd_entries(monkeypatch):
     monkeypatch.setattr(tuning, "family", lambda device: "amd")
-    compare(run_hakd, "hakd_loss", make_case("two tiles", "trained"), temperature=2.0)
-    compare(run_segmentation, "segmentation_loss", make_case("narrow tiles", "trained"))
+    TRITON.compare(run_hakd, "hakd_loss", make_case("two tiles", "trained"), temperature=2.0)
+    TRITON.compare(run_segmentation, "segmentation_loss", make_case("narrow tiles", "trained"))
