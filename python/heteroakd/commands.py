@@ -24,6 +24,7 @@ from heteroakd.logs import METRICS_FILE
 from heteroakd.models import TappedNetwork, build_tapped, probe
 from heteroakd.recipe import recipe
 from heteroakd.run import BEST, LAST, PICTURES, SUMMARY, Run
+from heteroakd.teacher_cache import open_cache
 from heteroakd.weights import SUFFIXES, is_weights_file
 
 CONFIG, RECIPE = "config.yaml", "recipe.txt"
@@ -107,7 +108,10 @@ def _run_distill(config: DistillRun, device: torch.device, start: _Start) -> Eva
     if config.method != "none":
         teacher_network, source = load_teacher(config.teacher, data)
         say(f"teacher: {source}\n  {describe(teacher_network, crop_size)}")
-        teacher = Teacher(teacher_network.to(device))
+        teacher_network.to(device)
+        teacher = Teacher(teacher_network)
+        if config.teacher.cache is not None:
+            teacher = open_cache(config, teacher_network, data)
     output = Path(config.output)
     start = on_main(partial(check_output, output, start))
     torch.manual_seed(config.schedule.seed)  # here, so that the teacher leaves the student's initialisation alone

@@ -37,12 +37,14 @@ def _data(run: Run) -> str:
 
 
 def _augmentation(data: dict[str, Any]) -> str:
+    height, width = data["crop_size"]
+    if not data["augment"]:
+        return f"none: the middle {height}x{width} of every image"
     smallest, largest = data["scale_range"]
     scale = f"scale {_number(smallest)}"
     if smallest < largest:
         scale += f" to {_number(largest)}"
         scale += f" in steps of {_number(data['scale_step'])}" if data["scale_step"] else ""
-    height, width = data["crop_size"]
     return f"{scale}, random crop {height}x{width}, mirrored with probability {_number(data['flip_probability'])}"
 
 
