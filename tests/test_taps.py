@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,29 @@ def test_wrong_numbers_of_taps_are_named() -> None:
         TappedNetwork(TwoStages(CLASSES), ["head", "head"])
     with pytest.raises(ValueError, match="at least one module"):
         TappedNetwork(TwoStages(CLASSES), [])
+
+
+def test_networks_of_other_classes_are_named() -> None:
+    few, right = TappedNetwork(TwoStages(2), "head"), TappedNetwork(TwoStages(CLASSES), "head")
+    with pytest.raises(ValueError, match=r"the student must return logits of 4 classes, got \(1, 2, 2, 4\)"):
+        build_distiller(few, Teacher(right), "kd", LossConfig(), CLASSES, SIZE)
+    with pytest.raises(ValueError, match=r"the teacher must return logits of 4 classes, got \(1, 2, 2, 4\)"):
+        build_distiller(right, Teacher(few), "kd", LossConfig(), CLASSES, SIZE)
+
+
+def test_taps_and_auxiliary_maps_pass_through_torch_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = LossConfig(projector="conv", hakd_weight=3.0)
+    images, labels = batch()
+    losses = []
+    for compiled in (False, True):
+        module, teacher = pair(BOTH, config, auxiliary_weight=0.4)
+        if compiled:
+            compile_without_compiler = partial(torch.compile, backend="eager", fullgraph=True)
+            monkeypatch.setattr(torch, "compile", compile_without_compiler)
+            module.compile_student()
+            teacher.compile()
+        losses.append([module(images, labels, teacher(images)).loss for _ in range(2)])
+    torch.testing.assert_close(losses[1], losses[0])
 
 
 @pytest.mark.parametrize("resolution", ["label", "feature"])

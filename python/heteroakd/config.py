@@ -58,6 +58,9 @@ class TeacherConfig:
     tap: list[str] | str | None = None
     """Path of the distilled module, or a list of paths for as many of the student; null: what the checkpoint's own
     configuration names."""
+    cache: str | None = None
+    """Folder that keeps the teacher's outputs for every training image, so that they are computed once; needs
+    data.augment false. Its size is printed beforehand; feature maps make it large."""
 
 
 @dataclass
