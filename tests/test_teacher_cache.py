@@ -60,7 +60,7 @@ def count_images(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return computed
 
 
-@pytest.mark.parametrize("options", [{"method": "heteroakd"}, {"method": "kd"}, {"precision": "bf16"}])
+@pytest.mark.parametrize("options", [{"method": "heteroakd"}, {"method": "kd", "precision": "bf16"}])
 def test_training_is_the_same_bit_for_bit(
     tmp_path: Path, teacher: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
