@@ -196,6 +196,14 @@ def test_auxiliary_head_adds_its_cross_entropy_by_hand(method: str) -> None:
             torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-5)
 
 
+def test_auxiliary_head_learns_at_the_rate_of_the_head() -> None:
+    module, _ = pair(BOTH, LossConfig(), auxiliary_weight=0.4)
+    groups = build_optimizer(module, OptimizerConfig(lr=0.1, head_lr_multiplier=5.0)).param_groups
+    rates = {id(parameter): group["peak_lr"] for group in groups for parameter in group["params"]}
+    assert set(rates) == {id(parameter) for parameter in module.parameters()}
+    assert {rates[id(parameter)] for parameter in module.auxiliary.parameters()} == {0.5}
+
+
 def test_auxiliary_head_is_no_part_of_the_network() -> None:
     module, _ = pair(BOTH[1:], LossConfig(), auxiliary_weight=0.4)
     assert set(module.student.network.state_dict()) == set(TwoStages(CLASSES).state_dict())

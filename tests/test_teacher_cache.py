@@ -37,9 +37,9 @@ def distil(folder: Path, teacher: str, cache: Path | None, **changes: Any) -> di
     run = DistillRun(
         data=DATA,
         student=ModelConfig(options={"decoder_segmentation_channels": 16}),
-        teacher=TeacherConfig(teacher, cache=None if cache is None else str(cache)),
+        teacher=TeacherConfig(teacher),
         schedule=ScheduleConfig(steps=6, batch_size=2),
-        runtime=QUIET,
+        runtime=replace(QUIET, teacher_cache=None if cache is None else str(cache)),
         output=str(folder),
     )
     run_distill(replace(run, **changes))
@@ -60,7 +60,7 @@ def count_images(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return computed
 
 
-@pytest.mark.parametrize("options", [{"method": "heteroakd"}, {"method": "kd"}, {"precision": "bf16"}])
+@pytest.mark.parametrize("options", [{"method": "heteroakd"}, {"method": "kd", "precision": "bf16"}])
 def test_training_is_the_same_bit_for_bit(
     tmp_path: Path, teacher: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -122,7 +122,7 @@ def test_augmented_runs_and_full_disks_are_refused(
     assert not (tmp_path / "cache").exists()
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1000))
-    with pytest.raises(OSError, match=r"teacher.cache: 5 images x .*0 of them there, and only 1e-06 GB free"):
+    with pytest.raises(OSError, match=r"runtime.teacher_cache: 5 images x .*0 of them there, and only 1e-06 GB free"):
         distil(tmp_path / "b", teacher, tmp_path / "cache")
 
 

@@ -111,7 +111,7 @@ def _run_distill(config: DistillRun, device: torch.device, start: _Start) -> Eva
         say(f"teacher: {source}\n  {describe(teacher_network, crop_size)}")
         teacher_network.to(device)
         teacher = Teacher(teacher_network)
-        if config.teacher.cache is not None:
+        if config.runtime.teacher_cache is not None:
             teacher = open_cache(config, teacher_network, data)
     output = Path(config.output)
     start = on_main(partial(check_output, output, start))

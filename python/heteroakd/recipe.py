@@ -8,9 +8,11 @@ from heteroakd.config import LossConfig, from_dict
 from heteroakd.distributed import world_size
 from heteroakd.run import Run
 
+INDENT = " " * 16
+
 
 def recipe(run: Run) -> str:
-    """The whole recipe, a line per subject; what is not said is as the options' help has it."""
+    """The whole recipe, a line per subject and term of the loss; what is not said is as the options' help has it."""
     lines = {
         "data": _data(run),
         "augmentation": _augmentation(run.config["data"]),
@@ -92,7 +94,7 @@ def _loss(run: Run) -> str:
         terms.append(f"{_number(config.hakd_weight)} x HeteroAKD{_in_brackets(details)}")
         terms.append(f"{_number(config.proj_weight)} x projectors ({config.projector})")
     corners = "with" if config.logits_align_corners else "without"
-    return f"{' + '.join(terms)}; logits interpolated {corners} aligned corners"
+    return f"\n{INDENT}+ ".join(terms) + f"\n{INDENT}logits interpolated {corners} aligned corners"
 
 
 def _in_brackets(details: list[str]) -> str:

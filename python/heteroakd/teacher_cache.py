@@ -73,7 +73,7 @@ class CachedTeacher(Teacher):
                 return tensors
         except Exception:  # zip, pickle and OS errors: torch documents no common kind
             pass
-        print(f"teacher.cache: {path} is damaged, computed anew", flush=True)
+        print(f"runtime.teacher_cache: {path} is damaged, computed anew", flush=True)
         return None
 
 
@@ -103,20 +103,20 @@ def network_digest(network: TappedNetwork) -> str:
 
 
 def open_cache(config: DistillRun, network: TappedNetwork, data: SegmentationData) -> CachedTeacher:
-    """The cache that `teacher.cache` asks for; prints how large it will be.
+    """The cache that `runtime.teacher_cache` asks for; prints how large it will be.
 
     Raises ValueError where the run's images are random, and OSError where the disk has too little space.
     """
     if config.data.augment:
         raise ValueError(
-            "teacher.cache keeps an output per training image, and with data.augment every crop is another: set "
-            "data.augment to false, or teacher.cache to null"
+            "runtime.teacher_cache keeps an output per training image, and with data.augment every crop is another: "
+            "set data.augment to false, or runtime.teacher_cache to null"
         )
     expected = probe(network, config.data.crop_size)
     height, width = config.data.crop_size
     name = f"{config.data.name}-{height}x{width}-{config.optimizer.precision}-{network_digest(network)}"
     maps = config.method.startswith("heteroakd")
-    folder = Path(str(config.teacher.cache)).expanduser() / (name if maps else f"{name}-logits")
+    folder = Path(str(config.runtime.teacher_cache)).expanduser() / (name if maps else f"{name}-logits")
     teacher = CachedTeacher(network, folder, expected, maps=maps)
     itemsize = PRECISIONS[config.optimizer.precision].itemsize
     each = itemsize * sum(tensor.numel() for tensor in teacher._kept(expected))
@@ -127,5 +127,5 @@ def open_cache(config: DistillRun, network: TappedNetwork, data: SegmentationDat
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if (count - there) * each > free:
-        raise OSError(f"teacher.cache: {text}, and only {free / 1e9:.3g} GB free")
+        raise OSError(f"runtime.teacher_cache: {text}, and only {free / 1e9:.3g} GB free")
     return teacher
