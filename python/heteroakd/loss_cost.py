@@ -190,7 +190,7 @@ def measure_apart(folder: Path, backend: str) -> LossCost | str:
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
         lines = finished.stderr.strip().splitlines()
-        return lines[-1] if lines else f"ended with status {finished.returncode}"
+        return lines[-1] if lines else f"ended with status {finished.returncode} (-9: perhaps too little memory)"
     return LossCost(**json.loads(finished.stdout.splitlines()[-1]))
 
 
