@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from hetero_kernels import native
 from hetero_kernels.ops import backends
@@ -35,3 +36,11 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def any_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """As ``backend``, the reference too."""
     return _select(request.param, monkeypatch)
+
+
+@pytest.fixture
+def uninitialized(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks keep what is in their memory: random values for hundreds of millions of weights take seconds."""
+    for name in ("kaiming_uniform_", "kaiming_normal_", "uniform_", "trunc_normal_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *arguments, **options: tensor)
+    monkeypatch.setattr("segmentation_models_pytorch.encoders.mix_transformer.trunc_normal_", lambda *a, **k: None)

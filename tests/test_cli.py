@@ -18,11 +18,9 @@ from heteroakd.cli import COMMANDS, build_parser, main
 from heteroakd.command_config import DistillRun, TeacherRun
 from heteroakd.config import from_dict, to_dict
 from heteroakd.demo import run_demo
-from heteroakd.models import build_tapped, probe
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 TINY = """
 data: {crop_size: [32, 64], image_size: [32, 64], train_images: 4, val_images: 2}
 optimizer: {lr: 0.001}
@@ -169,73 +167,6 @@ def test_demo_says_which_run_failed(tmp_path: Path, capfd: pytest.CaptureFixture
         from heteroakd.command_config import DemoRun
 
         run_demo(DemoRun(output=str(tmp_path), methods=["kd", "kd"]))
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_configurations_are_valid(path: Path) -> None:
-    command = "teacher" if "teacher" in path.stem else "distill"
-    parser = build_parser()
-    parsed = parser.instantiate(parser.parse_args([command, "--config", str(path)]))[command]
-    assert all(size % 32 == 0 for size in parsed.data.crop_size)
-    if command == "distill":
-        teacher = yaml.safe_load(path.with_name(path.name.replace("distill", "teacher")).read_text())
-        assert parsed.teacher.checkpoint == f"{teacher['output']}/last.pt"
-        assert parsed.data.name == teacher["data"]["name"] and "{method}" in parsed.output
-
-
-def test_shipped_configurations_name_networks_that_can_be_built() -> None:
-    built = []
-    for path in CONFIGS:
-        command = "teacher" if "teacher" in path.stem else "distill"
-        parser = build_parser()
-        parsed = parser.instantiate(parser.parse_args([command, "--config", str(path)]))[command]
-        model = parsed.model if command == "teacher" else parsed.student
-        if model not in built:
-            built.append(model)
-            network, _ = build_tapped(model, 19, load_weights=False)
-            assert probe(network, (64, 64)).logits.shape[:2] == (1, 19)
-
-
-def test_configuration_of_a_public_set_trains_on_its_download(tmp_path: Path) -> None:
-    for part in ("train", "val"):
-        for folder, name in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
-            (tmp_path / folder / part / "ulm").mkdir(parents=True)
-            picture = Image.new("RGB" if folder == "leftImg8bit" else "L", (128, 64), None if "8bit" in name else 7)
-            picture.save(tmp_path / folder / part / "ulm" / f"ulm_000000_000019_{name}.png")
-    config, small = (
-        str(ROOT / "configs" / "cityscapes_teacher.yaml"),
-        ["--schedule.steps", "2", "--schedule.batch_size"],
-    )
-    options = [
-        *small,
-        "2",
-        "--data.crop_size",
-        "[64, 64]",
-        "--data.root",
-        str(tmp_path),
-        "--output",
-        str(tmp_path / "r"),
-    ]
-    options += [
-        "--model.encoder",
-        "resnet18",
-        "--model.weights",
-        "null",
-        "--runtime.workers",
-        "1",
-        "--runtime.pictures",
-        "0",
-    ]
-    assert main(["teacher", "--config", config, *options, "--runtime.tensorboard", "false"]) == 0
-    finished = load_checkpoint(tmp_path / "r" / "last.pt")
-    assert len(finished.classes) == 19 and finished.step == 2 and finished.metrics["miou"] >= 0
-
-
-def test_shipped_configurations_exist() -> None:
-    names = ("street", "street_reverse", "camvid", "cityscapes", "voc", "ade20k")
-    assert {path.stem for path in CONFIGS} >= {
-        f"{name}_{command}" for name in names for command in ("teacher", "distill")
-    }
 
 
 def test_print_config_is_a_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

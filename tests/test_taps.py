@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,29 @@ def test_wrong_numbers_of_taps_are_named() -> None:
         TappedNetwork(TwoStages(CLASSES), [])
 
 
+def test_networks_of_other_classes_are_named() -> None:
+    few, right = TappedNetwork(TwoStages(2), "head"), TappedNetwork(TwoStages(CLASSES), "head")
+    with pytest.raises(ValueError, match=r"the student must return logits of 4 classes, got \(1, 2, 2, 4\)"):
+        build_distiller(few, Teacher(right), "kd", LossConfig(), CLASSES, SIZE)
+    with pytest.raises(ValueError, match=r"the teacher must return logits of 4 classes, got \(1, 2, 2, 4\)"):
+        build_distiller(right, Teacher(few), "kd", LossConfig(), CLASSES, SIZE)
+
+
+def test_taps_and_auxiliary_maps_pass_through_torch_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = LossConfig(projector="conv", hakd_weight=3.0)
+    images, labels = batch()
+    losses = []
+    for compiled in (False, True):
+        module, teacher = pair(BOTH, config, auxiliary_weight=0.4)
+        if compiled:
+            compile_without_compiler = partial(torch.compile, backend="eager", fullgraph=True)
+            monkeypatch.setattr(torch, "compile", compile_without_compiler)
+            module.compile_student()
+            teacher.compile()
+        losses.append([module(images, labels, teacher(images)).loss for _ in range(2)])
+    torch.testing.assert_close(losses[1], losses[0])
+
+
 @pytest.mark.parametrize("resolution", ["label", "feature"])
 def test_several_taps_average_the_terms_of_each(resolution: Any) -> None:
     config = LossConfig(projector="conv", kd_weight=0.7, hakd_weight=3.0, proj_weight=0.5, resolution=resolution)
@@ -170,6 +194,14 @@ def test_auxiliary_head_adds_its_cross_entropy_by_hand(method: str) -> None:
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
             assert a.grad is not None
             torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_auxiliary_head_learns_at_the_rate_of_the_head() -> None:
+    module, _ = pair(BOTH, LossConfig(), auxiliary_weight=0.4)
+    groups = build_optimizer(module, OptimizerConfig(lr=0.1, head_lr_multiplier=5.0)).param_groups
+    rates = {id(parameter): group["peak_lr"] for group in groups for parameter in group["params"]}
+    assert set(rates) == {id(parameter) for parameter in module.parameters()}
+    assert {rates[id(parameter)] for parameter in module.auxiliary.parameters()} == {0.5}
 
 
 def test_auxiliary_head_is_no_part_of_the_network() -> None:

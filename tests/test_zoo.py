@@ -23,14 +23,7 @@ def shapes(config: ModelConfig) -> tuple[int, int, int]:
     return output.features.shape[1], SIZE[1] // output.features.shape[3], SIZE[1] // output.logits.shape[3]
 
 
-@pytest.fixture(autouse=True)
-def without_initialisation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random values for 400 million weights take longer than all the rest."""
-    for name in ("kaiming_uniform_", "uniform_", "trunc_normal_", "kaiming_normal_"):
-        monkeypatch.setattr(nn.init, name, lambda tensor, *arguments, **options: tensor)
-    monkeypatch.setattr("segmentation_models_pytorch.encoders.mix_transformer.trunc_normal_", lambda *a, **k: None)
-
-
+@pytest.mark.usefixtures("uninitialized")
 @pytest.mark.parametrize(
     ("architecture", "encoder", "options", "expected"),
     [

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 from heteroakd.config import (
     EvaluationConfig,
@@ -44,7 +44,7 @@ class TeacherRun:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Run time options."""
     output: str = "runs/street-teacher"
-    """Folder for checkpoints, metrics and pictures."""
+    """Folder for checkpoints, metrics and pictures; {data} stands for the data set's name."""
 
 
 @dataclass
@@ -72,7 +72,8 @@ class DistillRun:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Run time options."""
     output: str = "runs/street-{method}"
-    """Folder for checkpoints, metrics and pictures; {method} stands for the method."""
+    """Folder for checkpoints, metrics and pictures; {method} stands for the method, {data} for the data set's name (in
+    teacher.checkpoint too)."""
 
 
 def completed(kind: Literal["teacher", "student"], saved: dict[str, Any], source: str) -> dict[str, Any]:
@@ -110,9 +111,25 @@ class CompareRun:
     processes: int = 1
     """Processes of every run; more than one are torchrun's on this machine."""
     output: str = "runs/street-compare"
-    """Folder for the table (comparison.md, comparison.json) and the runs, METHOD-seedN; {method} is "compare"."""
+    """Folder for the table (comparison.md, comparison.json) and the runs, METHOD-seedN; {method} is "compare", {data}
+    the data set's name."""
     method: Method | None = None
     """Ignored, so that a configuration file of `heteroakd distill` serves as it is."""
+
+
+Named = TypeVar("Named", TeacherRun, DistillRun, CompareRun)
+
+
+def fill_names(config: Named, method: str) -> Named:
+    """The configuration with {data} and {method} in its paths replaced, so that one file serves several data sets."""
+
+    def fill(path: str) -> str:
+        return path.replace("{data}", config.data.name).replace("{method}", method)
+
+    config = replace(config, output=fill(config.output))
+    if not isinstance(config, TeacherRun):
+        config = replace(config, teacher=replace(config.teacher, checkpoint=fill(config.teacher.checkpoint)))
+    return config
 
 
 @dataclass

@@ -13,7 +13,7 @@ import yaml  # type: ignore[import-untyped]
 
 import hetero_kernels
 from heteroakd.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_state, older, write_text
-from heteroakd.command_config import DistillRun, EvaluateRun, TeacherRun
+from heteroakd.command_config import DistillRun, EvaluateRun, TeacherRun, fill_names
 from heteroakd.config import EvaluationConfig, LossConfig, ModelConfig, TeacherConfig, from_dict, to_dict
 from heteroakd.data import DataConfig, SegmentationData, build_data
 from heteroakd.distiller import METHODS, Teacher, build_distiller
@@ -22,8 +22,12 @@ from heteroakd.engine import train
 from heteroakd.evaluate import Evaluation, evaluate
 from heteroakd.logs import METRICS_FILE
 from heteroakd.models import TappedNetwork, build_tapped, probe
+from heteroakd.recipe import recipe
 from heteroakd.run import BEST, CONFIG, CONFUSION, LAST, MAPS, PICTURES, SUMMARY, Run
+from heteroakd.teacher_cache import open_cache
 from heteroakd.weights import SUFFIXES, is_weights_file
+
+RECIPE = "recipe.txt"
 
 
 class _Start(NamedTuple):
@@ -38,6 +42,7 @@ def run_teacher(
     config: TeacherRun, *, resume: bool = False, overwrite: bool = False, resume_or_start: bool = False
 ) -> Evaluation:
     """`heteroakd teacher`: train a network on labels alone into `config.output`."""
+    config = fill_names(config, "teacher")
     device = choose_device(config.runtime.device, config.runtime.threads)
     with process_group(device):
         return _run_teacher(config, device, _Start(resume, overwrite, resume_or_start))
@@ -90,7 +95,7 @@ def run_distill(
     """
     if config.method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {config.method!r}")
-    config = replace(config, output=config.output.replace("{method}", config.method))
+    config = fill_names(config, config.method)
     device = choose_device(config.runtime.device, config.runtime.threads)
     with process_group(device):
         return _run_distill(config, device, _Start(resume, overwrite, resume_or_start))
@@ -104,7 +109,10 @@ def _run_distill(config: DistillRun, device: torch.device, start: _Start) -> Eva
     if config.method != "none":
         teacher_network, source = load_teacher(config.teacher, data)
         say(f"teacher: {source}\n  {describe(teacher_network, crop_size)}")
-        teacher = Teacher(teacher_network.to(device))
+        teacher_network.to(device)
+        teacher = Teacher(teacher_network)
+        if config.runtime.teacher_cache is not None:
+            teacher = open_cache(config, teacher_network, data)
     output = Path(config.output)
     start = on_main(partial(check_output, output, start))
     torch.manual_seed(config.schedule.seed)  # here, so that the teacher leaves the student's initialisation alone
@@ -169,17 +177,20 @@ def _train(run: Run, start: _Start) -> Evaluation:
         f"seed {run.schedule.seed}, {device} ({processes}{torch.get_num_threads()} threads), "
         f"loss backend {run.loss_backend}"
     )
-    on_main(partial(_prepare, run, start))
+    text = recipe(run)
+    say(text)
+    on_main(partial(_prepare, run, start, text))
     evaluation = train(run, resume=start.resume)
     say(f"{evaluation.table()}\nwritten: {run.output / LAST}")
     return evaluation
 
 
-def _prepare(run: Run, start: _Start) -> None:
+def _prepare(run: Run, start: _Start, text: str) -> None:
     if start.overwrite:  # only now: nothing is lost to a configuration that cannot run
         clear_output(run.output)
     if not start.resume:
         write_text(run.output / CONFIG, yaml.safe_dump(run.config, sort_keys=False))
+        write_text(run.output / RECIPE, text + "\n")
 
 
 def run_evaluate(config: EvaluateRun) -> Evaluation:
@@ -312,6 +323,7 @@ def clear_output(folder: Path) -> None:
         BEST,
         SUMMARY,
         CONFIG,
+        RECIPE,
         METRICS_FILE,
         "events.out.tfevents.*",
         f"{PICTURES}/step_*.png",

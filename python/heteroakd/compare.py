@@ -12,7 +12,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from heteroakd.checkpoint import CheckpointError, check_same_run, load_latest, write_text
-from heteroakd.command_config import CompareRun, DistillRun, completed
+from heteroakd.command_config import CompareRun, DistillRun, completed, fill_names
 from heteroakd.config import Method, to_dict
 from heteroakd.distiller import METHODS
 from heteroakd.interruption import StoppedError, StopRequest
@@ -41,7 +41,7 @@ def run_compare(config: CompareRun) -> Path:
         raise ValueError(f"methods must be among {', '.join(METHODS)}, got {', '.join(unknown)}")
     if config.processes < 1:
         raise ValueError(f"processes must be at least 1, got {config.processes}")
-    config = replace(config, output=config.output.replace("{method}", "compare"))
+    config = fill_names(config, "compare")
     folder = Path(config.output)
     runs = [distill_run(config, method, seed) for seed in config.seeds for method in config.methods]
     results: Results = {method: {} for method in config.methods}

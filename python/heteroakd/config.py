@@ -189,6 +189,9 @@ class RuntimeConfig:
     """Keep the networks' images and feature maps in channels_last order, which convolutions on GPUs prefer."""
     compile: bool = False
     """Compile student and teacher by torch.compile for training; evaluation, with its many sizes, runs them eagerly."""
+    teacher_cache: str | None = None
+    """Folder that keeps the teacher's outputs for every training image, so that they are computed once; needs
+    data.augment false. Its size is printed beforehand; feature maps make it large."""
     find_unused_parameters: bool = False
     """Over several processes: allow for parameters of the student that get no gradient, at the price of a search."""
     keep: int = 2

@@ -178,8 +178,8 @@ def build_distiller(
 
     With an `auxiliary_weight` the student must have an `auxiliary_tap`, on which a head is trained too.
 
-    Raises ValueError for an unknown method, a missing teacher, class weights that are not K, and other numbers of taps
-    in student and teacher.
+    Raises ValueError for an unknown method, a missing teacher, class weights that are not K, networks of another number
+    of classes, and other numbers of taps in student and teacher.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
@@ -190,17 +190,20 @@ def build_distiller(
     if auxiliary_weight < 0:
         raise ValueError(f"auxiliary_weight must not be negative, got {auxiliary_weight}")
     ours = probe(student, image_size)
+    _check_classes("student" if teacher is not None else "network", ours.logits, num_classes)
     sizes = [(features.shape[2], features.shape[3]) for features in ours.maps]
     auxiliary = None
     if auxiliary_weight:  # before the projectors, so that all methods start with the same one
         if ours.auxiliary is None:
             raise ValueError("auxiliary_weight needs a network with an auxiliary_tap, got None")
         auxiliary = AuxiliaryHead(ours.auxiliary.shape[1], num_classes, auxiliary_weight, config)
-    if not method.startswith("heteroakd") or teacher is None:
+    theirs = None if teacher is None else probe(teacher.network, image_size)
+    if theirs is not None:
+        _check_classes("teacher", theirs.logits, num_classes)
+    if not method.startswith("heteroakd") or teacher is None or theirs is None:
         kd_weight = config.kd_weight if method == "kd" else 0.0
         cwd_weight = config.cwd_weight if method == "cwd" else 0.0
         return Distiller(student, LogitLoss(config, kd_weight=kd_weight, cwd_weight=cwd_weight), sizes, auxiliary)
-    theirs = probe(teacher.network, image_size)
     if len(ours.maps) != len(theirs.maps):
         raise ValueError(
             f"student.tap names {len(ours.maps)} modules ({', '.join(student.taps)}), teacher.tap "
@@ -213,6 +216,11 @@ def build_distiller(
     ]
     loss = pairs[0] if len(pairs) == 1 else MeanOverTaps(LogitLoss(config, kd_weight=config.kd_weight), pairs)
     return Distiller(student, loss, sizes, auxiliary)
+
+
+def _check_classes(name: str, logits: Tensor, num_classes: int) -> None:
+    if logits.shape[1] != num_classes:
+        raise ValueError(f"the {name} must return logits of {num_classes} classes, got {tuple(logits.shape)}")
 
 
 def _heteroakd_loss(

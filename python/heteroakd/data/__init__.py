@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from heteroakd.data import folder, street
-from heteroakd.data.augmentation import EvalTransform, TrainTransform
+from heteroakd.data.augmentation import EvalTransform, FixedTransform, TrainTransform
 from heteroakd.data.config import DataConfig
 from heteroakd.data.files import DataError
 from heteroakd.data.published import PUBLISHED
@@ -72,7 +72,9 @@ def build_data(config: DataConfig) -> SegmentationData:
             raise ValueError(f"name must be one of {names}, got {config.name!r}")
         if config.cache:
             train = CachedSource(train)
-    augmentation = TrainTransform(config.crop_size, config.scale_range, config.scale_step, config.flip_probability)
+    augmentation: FixedTransform | TrainTransform = FixedTransform(config.crop_size)
+    if config.augment:
+        augmentation = TrainTransform(config.crop_size, config.scale_range, config.scale_step, config.flip_probability)
     return SegmentationData(
         SegmentationDataset(train, augmentation),
         SegmentationDataset(val, EvalTransform()),

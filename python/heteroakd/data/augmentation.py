@@ -85,5 +85,26 @@ class TrainTransform(_Transform):
         )
 
 
+class _MiddleCrop(v2.Transform):
+    """The middle (H, W) of image and mask, padded at the right and bottom where they are smaller."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        height, width = F.get_size(inpt)
+        fill = IGNORE_INDEX if isinstance(inpt, tv_tensors.Mask) else _MEAN_COLOUR
+        missing = [max(0, self.size[1] - width), max(0, self.size[0] - height)]
+        return F.center_crop(F.pad(inpt, [0, 0, *missing], fill=fill), list(self.size))
+
+
+class FixedTransform(_Transform):
+    """Nothing random: the middle `crop_size` (H, W) of an image at its own size, padded as `TrainTransform` does."""
+
+    def __init__(self, crop_size: tuple[int, int]) -> None:
+        super().__init__(_MiddleCrop(crop_size))
+
+
 class EvalTransform(_Transform):
     """Normalisation only: the whole image at its native size."""

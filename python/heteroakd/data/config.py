@@ -26,6 +26,9 @@ class DataConfig:
     """Spacing of the factors within `scale_range`; 0 draws them continuously."""
     flip_probability: float = 0.5
     """Probability of mirroring a training image left to right."""
+    augment: bool = True
+    """Random scale, crop and mirror. false: the middle of every training image at its own size, padded where it is
+    smaller than `crop_size`."""
     image_size: tuple[int, int] = (128, 192)
     """Height and width of the images that "street" generates, in pixels."""
     train_images: int = 480
