@@ -35,6 +35,30 @@ py::dict cuda_plan(int64_t batch, int64_t classes, Size loss, Size student, std:
   return out;
 }
 
+py::dict cuda_projected_plan(int64_t batch, int64_t classes, Size grid, int64_t student_channels, int64_t teacher_channels,
+                             int student_bytes, int teacher_bytes, int multiprocessors, int64_t shared_per_block,
+                             int64_t shared_per_multiprocessor, int threads_per_multiprocessor) {
+  const hetero::cuda::ProjectedPlan plan = hetero::cuda::make_plan(
+      hetero::cuda::ProjectedRequest{batch, classes, grid.first * grid.second, {student_channels, teacher_channels},
+                                     {student_bytes, teacher_bytes}},
+      {multiprocessors, shared_per_block, shared_per_multiprocessor, threads_per_multiprocessor});
+  py::dict out;
+  out["pixels"] = plan.pixels;
+  out["class_tiles"] = plan.class_tiles;
+  out["on_chip"] = plan.on_chip;
+  out["resident_weights"] = plan.resident;
+  out["slots"] = plan.slots;
+  out["threads"] = plan.threads;
+  out["tiles"] = plan.tiles;
+  out["blocks"] = plan.blocks;
+  out["shared_bytes"] = plan.shared_bytes;
+  out["weight_columns"] = py::make_tuple(plan.columns[0], plan.columns[1]);
+  out["weight_splits"] = plan.splits;
+  out["weight_slots"] = plan.weight_slots;
+  out["weight_shared_bytes"] = plan.weight_shared_bytes;
+  return out;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_host, m, py::mod_gil_not_used()) {
@@ -63,6 +87,16 @@ PYBIND11_MODULE(_host, m, py::mod_gil_not_used()) {
         py::arg("batch"), py::arg("classes"), py::arg("loss"), py::arg("student"), py::arg("teacher") = py::none(),
         py::arg("student_gradient") = true, py::arg("teacher_gradient") = false, py::arg("align_corners") = false,
         py::arg("multiprocessors") = card.multiprocessors, py::arg("shared_per_block") = card.shared_per_block,
+        py::arg("shared_per_multiprocessor") = card.shared_per_multiprocessor,
+        py::arg("threads_per_multiprocessor") = card.threads_per_multiprocessor);
+  m.def("cuda_projected_plan", &cuda_projected_plan,
+        "How the loss on features is launched, for a card: pixels of a tile, tiles of 8 classes that the kernel is compiled for, "
+        "whether the weights' gradient comes from the tile on chip, whether the weights lie in shared memory, slices that a warp "
+        "has on chip or under way, threads and shared bytes of a block, tiles and blocks; and of the launch that reads the "
+        "features again: blocks of channels of both networks, parts, slots, shared bytes. Raises RuntimeError where nothing fits.",
+        py::arg("batch"), py::arg("classes"), py::arg("grid"), py::arg("student_channels"), py::arg("teacher_channels"),
+        py::arg("student_bytes") = 4, py::arg("teacher_bytes") = 4, py::arg("multiprocessors") = card.multiprocessors,
+        py::arg("shared_per_block") = card.shared_per_block,
         py::arg("shared_per_multiprocessor") = card.shared_per_multiprocessor,
         py::arg("threads_per_multiprocessor") = card.threads_per_multiprocessor);
 }

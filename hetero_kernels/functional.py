@@ -149,11 +149,11 @@ def projected_hakd_loss(
 
     Where both networks share a grid and ``resolution="feature"`` (and ``kem`` is not "spatial", whose weights need all
     of an image's logits first), one pass over the features computes loss and gradients and no logits of the batch are
-    kept but their gradient (backends "cpu" and, up to 192 classes, "triton", which reads the features again for the
-    weights' gradients). Elsewhere the projections run as torch convolutions in float32 (float64) and :func:`hakd_loss`
-    does the rest. The results agree to rounding, and features that only ignored pixels
-    reach contribute exactly 0, NaN and inf included; to that end the weight gradient on a GPU or of a compiled graph
-    takes one more copy of the features.
+    kept but their gradient (backends "cpu" and, up to 192 classes, "cuda" and "triton"; the latter reads the features
+    again for the weights' gradients, and so does "cuda" beyond 32 classes or 768 channels). Elsewhere the projections
+    run as torch convolutions in float32 (float64) and :func:`hakd_loss` does the rest. The results agree to rounding,
+    and features that only ignored pixels reach contribute exactly 0, NaN and inf included; to that end the weight
+    gradient on a GPU or of a compiled graph takes one more copy of the features.
 
     Args:
         student_features: [B, Cs, hs, ws].

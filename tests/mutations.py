@@ -49,6 +49,7 @@ TRITON = Suite(
 )
 TILINGS, FEATURES = "tests/triton_backend/test_interpreted_tuning.py", "tests/test_projected_losses.py"
 CUDA = Suite("cuda", "csrc/cuda", "tests/cuda_backend/test_emulated_pixel_losses.py", {})
+CUDA_FEATURES = "tests/cuda_backend/test_emulated_projected_losses.py"
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Mutation:
     suite: Suite = TRITON
 
 
-def cuda(name: str, what: str, file: str, old: str, new: str, tests: str) -> Mutation:
-    return Mutation(name, what, file, old, new, tests, suite=CUDA)
+def cuda(name: str, what: str, file: str, old: str, new: str, tests: str, within: str = "") -> Mutation:
+    return Mutation(name, what, file, old, new, tests, within, suite=CUDA)
 
 
 MUTATIONS = (
@@ -158,22 +159,22 @@ CUDA_MUTATIONS = (
     cuda("read-column-beyond", "the column after the last one is read", "tile.cuh",
          "network_.columns.identity || first_column_ + left + 1 >= network_.columns.coarse",
          "network_.columns.identity", "shapes"),
-    cuda("dropped-mask", "ignored pixels have gradients", "walk.cuh",
+    cuda("dropped-mask", "ignored pixels have gradients", "hakd_pixel.cuh",
          "return select(valid, x, Value(0.f));", "return x;", "hakd_options or nan"),
     cuda("unmasked-terms", "and losses", "walk.cuh",
          "pixel.valid ? first.v : nothing", "first.v", "hakd_options or nan"),
-    cuda("uncounted-inside", "pixels beyond the grid count", "walk.cuh",
-         "counts = inside_ && label != p_.labels.ignore_index", "counts = label != p_.labels.ignore_index", "shapes"),
+    cuda("uncounted-inside", "pixels beyond the grid count", "hakd_pixel.cuh",
+         "counts = inside && label != p.labels.ignore_index", "counts = label != p.labels.ignore_index", "shapes"),
     cuda("map-beyond", "and are written to maps", "walk.cuh",
-         "if (!p_.output.maps || !inside_) return;", "if (!p_.output.maps) return;", "hakd_options or orders"),
+         "return inside_ ? (tile_.image", "return true ? (tile_.image", "hakd_options or orders"),
     cuda("every-lane-speaks", "lanes that share a pixel count it each", "walk.cuh",
          "speaks_(lane.member == 0)", "speaks_(true)", "many or narrow"),
     cuda("silent-wrong-labels", "a wrong label counts for nothing", "walk.cuh",
          "pixel.wrong ? NAN : 0.f", "0.f", "wrong_labels"),
-    cuda("unreduced-anchor", "lanes keep anchors of their own", "hakd.cuh",
+    cuda("unreduced-anchor", "lanes keep anchors of their own", "hakd_pixel.cuh",
          "    best.over_group(lanes_);\n    return", "    return", "many or narrow"),
-    cuda("unreduced-sums", "lanes keep sums of their own", "hakd.cuh",
-         "      add_over_group(sums, lanes_);\n      add_over_group(sums.proj", "      add_over_group(sums.proj",
+    cuda("unreduced-sums", "lanes keep sums of their own", "hakd_pixel.cuh",
+         "    add_over_group(sums, lanes_);\n    add_over_group(sums.proj", "    add_over_group(sums.proj",
          "many or narrow"),
     cuda("stale-sums", "sums of the row before stay", "tile.cuh",
          "      sums_.set(at(!side_, i, lane), 0.f);\n", "", "shapes"),
@@ -201,7 +202,72 @@ CUDA_MUTATIONS = (
     cuda("unscaled-scores", "kem='spatial' adds up tiles' scores without their maxima", "hakd.cuh",
          "sum = fma(s, math::exp_nonpositive(m - highest), sum);", "sum = sum + s;", "spatial"),
     cuda("sampled-never", "labels of another size are not sampled", "call.cuh",
-         "a.label_height != plan.rows.fine || a.label_width != plan.columns.fine", "false", "feature"),
+         "a.label_height != rows.fine || a.label_width != columns.fine", "false", "feature"),
+    # The loss on features.
+    cuda("no-wait-for-slices", "slices are read before their copies have landed", "features.cuh",
+         "    wait_until(ring_ - 1 - passed);\n", "", "other_shapes", CUDA_FEATURES),
+    cuda("short-wait", "one copy too few is waited for", "features.cuh",
+         "wait_until(ring_ - 1 - passed)", "wait_until(ring_ - passed)", "other_shapes", CUDA_FEATURES),
+    cuda("no-warp-barrier-after-wait", "lanes read what other lanes copied", "features.cuh",
+         "    wait_until(ring_ - 1 - passed);\n    __syncwarp();\n", "    wait_until(ring_ - 1 - passed);\n",
+         "other_shapes", CUDA_FEATURES),
+    cuda("no-warp-barrier-before-refill", "slots are filled that lanes still read", "features.cuh",
+         "    __syncwarp();\n    next();", "    next();", "several_tiles", CUDA_FEATURES),
+    cuda("no-barrier-after-parts", "logits are added up before all warps' parts are there", "projected_losses.cuh",
+         "      __syncthreads();\n      for (int e", "      for (int e", "other_shapes", CUDA_FEATURES),
+    cuda("no-barrier-between-rounds", "parts are overwritten that others still add up", "projected_losses.cuh",
+         "      if (first > 0) __syncthreads();\n", "", "other_shapes", CUDA_FEATURES),
+    cuda("no-barrier-between-networks", "and those of the other network", "projected_losses.cuh",
+         "    __syncthreads();\n    beyond = block", "    beyond = block", "other_shapes", CUDA_FEATURES),
+    cuda("no-barrier-after-staging-weights", "the pixels' factors and the weights are read before they are there",
+         "projected_losses.cuh", "  __syncthreads();\n  PixelTerms", "  PixelTerms", "other_shapes", CUDA_FEATURES),
+    cuda("no-barrier-after-logits", "logits are read before all are there", "projected_losses.cuh",
+         "!__syncthreads_or(beyond)", "!__any_sync(kAllLanes, beyond)", "other_shapes", CUDA_FEATURES),
+    cuda("no-barrier-after-pixels", "gradients of logits are read before all are there", "projected_losses.cuh",
+         "    block.evaluate(tile, bounded, terms);\n    __syncthreads();\n",
+         "    block.evaluate(tile, bounded, terms);\n", "other_shapes", CUDA_FEATURES),
+    cuda("no-barrier-after-gradient", "and in the launch of its own", "projected_losses_weights.cuh",
+         "    __syncthreads();\n", "", "other_shapes", CUDA_FEATURES),
+    cuda("one-copy", "a tile's gradient is overwritten that others still read", "projected_losses_weights.cuh",
+         ", side = !side", "", "several_tiles", CUDA_FEATURES),
+    cuda("no-barrier-after-rows", "project_back reads the gradient before it is there", "projected_losses_back.cuh",
+         "    __syncthreads();\n    for", "    for", "other_shapes", CUDA_FEATURES),
+    cuda("no-barrier-before-rows", "and overwrites it while others read", "projected_losses_back.cuh",
+         "    if (tile != blockIdx.x) __syncthreads();\n", "", "several_tiles", CUDA_FEATURES),
+    cuda("channel-beyond", "channels beyond C are read", "features.cuh",
+         "const bool inside = pixel < pixels_ && c < channels;", "const bool inside = pixel < pixels_;",
+         "other_shapes", CUDA_FEATURES),
+    cuda("run-beyond", "a run of 16 bytes is copied that ends beyond the features", "features.cuh",
+         "if (inside >= kRun) {", "if (inside > 0) {", "runs_that_end", CUDA_FEATURES),
+    cuda("unaligned-runs", "runs are copied that do not begin at a multiple of 16 bytes", "projected_losses_launch.cuh",
+         "return size <= 1 || stride % run == 0;", "return true;", "values", CUDA_FEATURES),
+    cuda("class-beyond-weights", "weights of classes beyond K are read", "projected_losses.cuh",
+         "const bool inside = k + i / 2 * 8 < classes_ && c", "const bool inside = c", "other_shapes", CUDA_FEATURES),
+    cuda("weight-beyond", "and of channels beyond C", "projected_losses.cuh",
+         " && c + i % 2 * 4 < network_.channels;", ";", "other_shapes", CUDA_FEATURES),
+    cuda("pixel-beyond", "gradients of pixels beyond the image are written", "projected_losses.cuh",
+         "if (pixel < tile.count) write", "write", "values", CUDA_FEATURES),
+    cuda("sum-beyond", "sums of channels beyond C are written", "features.cuh",
+         "if (c < classes && channel < network.channels) {", "if (c < classes) {", "values", CUDA_FEATURES),
+    cuda("back-beyond", "features' gradients beyond the image are written", "projected_losses_back.cuh",
+         "if (c >= a.channels || pixel >= count) continue;", "if (c >= a.channels) continue;", "values", CUDA_FEATURES),
+    cuda("back-channel-beyond", "project_back reads weights beyond C", "projected_losses_back.cuh",
+         "const bool inside = c < a.channels && row < classes;", "const bool inside = row < classes;", "values",
+         CUDA_FEATURES),
+    cuda("nan-features-of-ignored", "features of ignored pixels reach the weights' gradient", "features.cuh",
+         "& 1 ? x[4 * s + i] : 0.f;", "& 1 ? x[4 * s + i] : x[4 * s + i];", "ignored", CUDA_FEATURES),
+    cuda("lost-small-part", "products lose what a tensor core's 11 bits do not hold", "features.cuh",
+         "  if (!exact_a) multiply_tf32(step, a.small, b.big);\n", "", "values", CUDA_FEATURES),
+    cuda("lost-slot", "a part of the weights' gradient is left out", "projected_losses_weights.cuh",
+         "slot < count; ++slot", "slot < count - (count > 1); ++slot", "several_tiles", CUDA_FEATURES),
+    cuda("lost-bias", "logits lack the bias", "projected_losses.cuh",
+         "if (c < p.classes && network.bias.data) z +=", "if (false) z +=", "values", CUDA_FEATURES),
+    cuda("unscaled-features-gradient", "the features' gradient lacks the incoming one", "projected_losses_back.cuh",
+         "sums[n].x[i] * factor", "sums[n].x[i]", "values", CUDA_FEATURES),
+    cuda("rows-follow", "rows that do not follow each other are read as if they did", "projected_losses_launch.cuh",
+         "out.flat = height == 1 ||", "out.flat = true ||", "layouts", CUDA_FEATURES),
+    cuda("uncounted-divisor", "the number of valid pixels is not counted beforehand", "call.cuh",
+         "!(gradients && (counts(0) || counts(1)))", "true", "values", CUDA_FEATURES),
 )  # fmt: skip
 
 # Mutants that change no result: (what is removed, why nothing can notice).
@@ -211,7 +277,12 @@ EQUIVALENT = (
     ("`__ldg` in `read`", "it chooses a cache"),
     ("the shift of tiles (`AxisTiles::shift`)", "it saves traffic: `test_global_traffic` bounds that"),
     ("the order in which logits are staged (`by_class`)", "it makes accesses coalesce"),
-    ("odd pitches of shared memory (`ClassOrder`)", "they keep lanes on different banks"),
+    (
+        "odd pitches of shared memory (`ClassOrder`), those of features.h, `swizzle`",
+        "they keep lanes on different banks",
+    ),
+    ("the zero for pixels beyond the image in a slice (`pixel < pixels_`)", "nothing counts there: masks do the rest"),
+    ("the products that `exact_a` and `exact_b` leave out", "they add 0"),
 )
 
 

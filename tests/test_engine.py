@@ -11,10 +11,18 @@ from typing import Any
 import pytest
 import torch
 from heteroakd.batches import BatchSampler, SeededSamples, training_batches
-from heteroakd.checkpoint import CheckpointError, load_checkpoint
+from heteroakd.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from heteroakd.command_config import DistillRun, TeacherRun
 from heteroakd.commands import run_distill, run_teacher
-from heteroakd.config import LossConfig, ModelConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig, TeacherConfig
+from heteroakd.config import (
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    TeacherConfig,
+)
 from heteroakd.data import DataConfig, build_data
 from heteroakd.distiller import Distiller, LogitLoss
 from heteroakd.distributed import choose_device
@@ -121,6 +129,12 @@ def test_resume_refuses_another_run(tmp_path: Path, teacher_checkpoint: str) -> 
     with pytest.raises(ValueError, match="holds a run already"):
         run_distill(run)
     run_distill(run, overwrite=True)
+    older = load_checkpoint(tmp_path / "last.pt")
+    del older.config["evaluation"], older.config["loss"]["cwd_temperature"]  # of a version without these options
+    save_checkpoint(tmp_path / "last.pt", older)
+    run_distill(run, resume=True)
+    with pytest.raises(CheckpointError, match=r"evaluation\.flip \(False there, True now\)"):
+        run_distill(replace(run, evaluation=EvaluationConfig(flip=True)), resume=True)
 
 
 def test_all_methods_see_the_same_batches_and_dropout(

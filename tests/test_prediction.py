@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from heteroakd.checkpoint import load_checkpoint
+from heteroakd.checkpoint import load_checkpoint, save_checkpoint
 from heteroakd.cli import main
 from heteroakd.commands import load_trained
 from heteroakd.config import EvaluationConfig
+from heteroakd.data import DataConfig, class_palette
+from heteroakd.data.published import PUBLISHED
 from heteroakd.inference import predict
 from heteroakd.prediction import read_image, write_labels
 from PIL import Image
@@ -114,6 +116,29 @@ def test_labels_are_the_predicted_indices_in_the_classes_colours(checkpoint: str
         np.testing.assert_array_equal(np.asarray(labels), expected.numpy())
         colours = np.asarray(labels.convert("RGB"))
     np.testing.assert_array_equal(colours, data.palette[expected].numpy())
+
+
+def test_own_images_need_no_data_set(checkpoint: str, tmp_path: Path) -> None:
+    saved = load_checkpoint(checkpoint)
+    picture(tmp_path / "a.png", "RGB", (40, 30))
+    saved.config["data"] = {**saved.config["data"], "name": "folder", "root": str(tmp_path / "nowhere")}
+    save_checkpoint(tmp_path / "last.pt", saved)
+    arguments = ["predict", "--checkpoint", str(tmp_path / "last.pt"), "--images", f"[{tmp_path / 'a.png'}]"]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "a.png").is_file()
+    assert main([*arguments[:3], "--output", str(tmp_path / "out")]) == 1  # its val images are another matter
+
+
+def test_colours_of_classes_without_their_images(tmp_path: Path) -> None:
+    names, colours = PUBLISHED["camvid"].classes()
+    assert class_palette(DataConfig(name="camvid", root="nowhere"), names).tolist() == [
+        list(colour) for colour in colours
+    ]
+    series = class_palette(DataConfig(name="folder", root=str(tmp_path)), ("a", "b"))
+    assert len({tuple(colour) for colour in series.tolist()}) == 2
+    (tmp_path / "classes.txt").write_text("a #010203\nb #040506\n")
+    assert class_palette(DataConfig(name="folder", root=str(tmp_path)), ("a", "b")).tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert torch.equal(class_palette(DataConfig(name="folder", root=str(tmp_path)), ("a", "c")), series)
 
 
 def test_labels_of_256_classes(tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ def test_sections_hold_diagrams_tables_and_pictures_in_their_order(tmp_path: Pat
     assert page.tags.count("svg") == 2 and page.tags.count("h3") == 1
     assert all(reference.startswith(("#", "data:")) for reference in page.references)
     assert "#123456" not in text
+    assert "#ffffff" not in "".join(re.findall(r"<svg.*?</svg>", text, re.S))
     shown = re.findall(r"<!-- (.*?) -->", text)  # matplotlib names the text of every label
     assert "&lt;sky&gt;" in shown and {"75", "25", "50"} <= set(shown)  # the row of 0 counts stays empty
 

@@ -60,7 +60,8 @@ def run_folder(
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if finished:
         numbers = {
-            "steps": 4, "seconds_per_step": 0.5, "images_per_second": 3.5, "peak_memory_bytes": 2**30, "device": "cpu",
+            "memory_before_training_bytes": 2**30 - 2**23, "steps": 4,
+            "seconds_per_step": 0.5, "images_per_second": 3.5, "peak_memory_bytes": 2**30, "device": "cpu",
             "machine": "M", "threads": 1, "precision": "fp32", "loss_backend": "cpu", "loss_inputs": INPUTS,
             **evaluation,
         }  # fmt: skip
@@ -125,16 +126,18 @@ def test_costs_are_measured_and_shared_out(
     def measured(folder: Path, backend: str) -> LossCost | str:
         if folder.name == "other":
             return "MemoryError" if backend == "reference" else LossCost("cpu", 0.1, 2**20, "M")
-        return LossCost(backend, {"cpu": 0.1, "reference": 0.6}[backend], 2**20, "M")
+        return LossCost(
+            backend, {"cpu": 0.1, "reference": 0.6}[backend], {"cpu": 2**20, "reference": 2**23}[backend], "M"
+        )
 
     monkeypatch.setattr(run_report, "measure_apart", measured)
     here, other = run_folder(tmp_path / "here"), run_folder(tmp_path / "other", machine="another")
     run_report.run_report(ReportRun(runs=[str(here), str(other)]))
     words = [word for word in Page((here / "report.html").read_text()).text if word]
-    start = words.index("peak of the run") + 1
-    assert words[start : start + 6] == ["here", "cpu", "100.00", "20.0 %", "1.0 MiB", "1024.0 MiB"]
-    assert words[start + 6 : start + 12] == ["here", "reference", "600.00", "60.0 %", "1.0 MiB", "–"]
-    assert words[start + 12 : start + 18] == ["other", "cpu", "100.00", "–", "1.0 MiB", "1024.0 MiB"]
+    start = words.index("share of the memory") + 1
+    assert words[start : start + 6] == ["here", "cpu", "100.00", "20.0 %", "1.0 MiB", "12.5 %"]
+    assert words[start + 6 : start + 12] == ["here", "reference", "600.00", "60.0 %", "8.0 MiB", "53.3 %"]
+    assert words[start + 12 : start + 18] == ["other", "cpu", "100.00", "–", "1.0 MiB", "–"]
     assert "other, reference: MemoryError" in words
     assert json.loads((here / "loss_cost.json").read_text())["reference"]["seconds"] == 0.6
 

@@ -37,4 +37,18 @@ HK_DEVICE void wait_for_copies() {
 #endif
 }
 
+// The same for a number that the compiler does not know; above 7 it waits for no fewer than 7.
+HK_DEVICE void wait_until(int pending) {
+  switch (pending) {
+    case 0: return wait_for_copies<0>();
+    case 1: return wait_for_copies<1>();
+    case 2: return wait_for_copies<2>();
+    case 3: return wait_for_copies<3>();
+    case 4: return wait_for_copies<4>();
+    case 5: return wait_for_copies<5>();
+    case 6: return wait_for_copies<6>();
+    default: return wait_for_copies<7>();
+  }
+}
+
 }  // namespace hetero::cuda

@@ -1,4 +1,4 @@
-// What both losses do around their own kernels: the problem from the arguments, divisors before, the finish after.
+// What the losses do around their own kernels: the problem from the arguments, divisors before, the finish after.
 #pragma once
 
 #include <vector>
@@ -8,27 +8,23 @@
 
 namespace hetero::cuda {
 
-class Call {
+// Labels, terms and outputs, which every loss has; `blocks` of the main launch, on a loss grid of rows and columns.
+class LossCall {
  public:
-  Call(const Arguments& a, const Runtime& runtime, Problem& problem, bool scores = false)
-      : plan(plan_of(a, runtime.card, scores)), a_(a), runtime_(runtime), problem_(problem) {
-    problem.rows = plan.rows;
-    problem.columns = plan.columns;
+  LossCall(const Arguments& a, const Runtime& runtime, Problem& problem, const AxisTiles& rows, const AxisTiles& columns,
+           int64_t blocks)
+      : runtime_(runtime), problem_(problem) {
+    problem.rows = rows;
+    problem.columns = columns;
     problem.batch = a.batch;
     problem.classes = static_cast<int>(a.classes);
-    problem.lanes = plan.lanes;
-    problem.student = network(a.student, plan.student);
-    problem.teacher = a.has_teacher ? network(a.teacher, plan.teacher) : Network{};
     problem.labels = {a.labels, a.label_type, {a.label_stride[0], a.label_stride[1], a.label_stride[2]}, a.label_height,
-                      a.label_width, a.ignore_index,
-                      a.label_height != plan.rows.fine || a.label_width != plan.columns.fine};
+                      a.label_width, a.ignore_index, a.label_height != rows.fine || a.label_width != columns.fine};
     problem.upstream = a.upstream;
     for (int i = 0; i < 3; ++i) problem.upstream_stride[i] = a.upstream_stride[i];
     problem.temperature = static_cast<float>(a.temperature);
-    // More classes than the registers of a pixel's lanes take are left to the guarded mathematics, which keeps nothing.
-    const bool fits = a.classes <= int64_t(plan.lanes) * kClassesPerThread;
-    problem.limit = fits ? static_cast<float>(logit_limit(a.temperature)) : -1.f;
-    problem.output = {allocate<float>(2 * plan.blocks), allocate<unsigned long long>(1), a.loss, {a.term[0], a.term[1]},
+    problem.limit = static_cast<float>(logit_limit(a.temperature));
+    problem.output = {allocate<float>(2 * blocks), allocate<unsigned long long>(1), a.loss, {a.term[0], a.term[1]},
                       a.reduction == Reduction::kNone};
     for (int i = 0; i < 2; ++i) {
       problem.term[i] = {static_cast<float>(a.weight[i]), 1.f, Divisor::kOne, nullptr, 0};
@@ -48,14 +44,14 @@ class Call {
   }
 
   // Counts beforehand what the main launch must know: the sum of class weights, and the number of valid pixels where
-  // gradients of two terms have different divisors.
-  void count_divisors(const float* class_weight) {
+  // gradients of two terms have different divisors, or where `gradients` will not be divided afterwards.
+  void count_divisors(const float* class_weight, bool gradients = false) {
     Term(&term)[2] = problem_.term;
     const auto counts = [&](int i) { return term[i].divisor == Divisor::kCount && (term[i].weight != 0 || i == 0); };
     const auto given = [&](int i) { return term[i].divisor != Divisor::kCount && term[i].weight != 0; };
     const bool gradient = problem_.student.gradient || problem_.teacher.gradient;
     const bool weighted = class_weight && counts(0);
-    if (!weighted && !(gradient && ((counts(0) && given(1)) || (counts(1) && given(0))))) return;
+    if (!weighted && !(gradients && (counts(0) || counts(1))) && !(gradient && ((counts(0) && given(1)) || (counts(1) && given(0))))) return;
     float* parts = allocate<float>(2 * kDivisorBlocks);
     launch("divisors_kernel", divisors_kernel, {kDivisorBlocks, 128, common_bytes(ClassOrder(1, 1))}, runtime_, problem_, class_weight, parts);
     for (int i = 0; i < 2; ++i) {
@@ -65,6 +61,22 @@ class Call {
       term[i].count = kDivisorBlocks;
     }
   }
+
+  template <class T>
+  T* allocate(int64_t count) const {
+    return static_cast<T*>(runtime_.allocate((count > 0 ? count : 1) * int64_t(sizeof(T))));
+  }
+
+ protected:
+  const Runtime& runtime_;
+  Problem& problem_;
+};
+
+// The losses on logits.
+class Call : public LossCall {
+ public:
+  Call(const Arguments& a, const Runtime& runtime, Problem& problem, bool scores = false)
+      : Call(a, runtime, problem, plan_of(a, runtime.card, scores)) {}
 
   // The last launch: gradients of both networks, and the loss unless it is a map.
   void finish() {
@@ -80,14 +92,18 @@ class Call {
 
   Launch main_launch() const { return {plan.blocks, plan.threads, plan.shared_bytes}; }
 
-  template <class T>
-  T* allocate(int64_t count) const {
-    return static_cast<T*>(runtime_.allocate((count > 0 ? count : 1) * int64_t(sizeof(T))));
-  }
-
   const Plan plan;
 
  private:
+  Call(const Arguments& a, const Runtime& runtime, Problem& problem, const Plan& chosen)
+      : LossCall(a, runtime, problem, chosen.rows, chosen.columns, chosen.blocks), plan(chosen), a_(a) {
+    problem.lanes = plan.lanes;
+    problem.student = network(a.student, plan.student);
+    problem.teacher = a.has_teacher ? network(a.teacher, plan.teacher) : Network{};
+    // More classes than the registers of a pixel's lanes take are left to the guarded mathematics, which keeps nothing.
+    if (a.classes > int64_t(plan.lanes) * kClassesPerThread) problem.limit = -1.f;
+  }
+
   Network network(const Logits& logits, const NetworkPlan& n) const {
     Network out{logits.data, logits.dtype, {}, n.rows, n.columns, logits.gradient, n.direct(), n.span, n.slot_rows};
     for (int i = 0; i < 4; ++i) out.stride[i] = logits.stride[i];
@@ -98,8 +114,6 @@ class Call {
   }
 
   const Arguments& a_;
-  const Runtime& runtime_;
-  Problem& problem_;
 };
 
 // use.template operator()<Constants...>() where a value is one of a few.

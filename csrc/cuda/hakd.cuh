@@ -1,26 +1,11 @@
-// HeteroAKD at a thread's pixels (csrc/pixel/hakd.h): the unguarded mathematics with a pixel's classes in registers, the
-// guarded one, which is rarely needed, from shared memory and without keeping anything.
+// HeteroAKD at a thread's pixels of a tile (hakd_pixel.cuh), logits interpolated from shared memory.
 #pragma once
 
 #include "walk.cuh"
 
 namespace hetero::cuda {
 
-HK_DEVICE void add_over_group(SplitSum<Value>& sum, int lanes) {
-  add_over_group(sum.anchor, lanes);
-  add_over_group(sum.others, lanes);
-}
-
-HK_DEVICE void add_over_group(HakdSums<Value>& sums, int lanes) {
-  add_over_group(sums.student, lanes);
-  add_over_group(sums.hybrid, lanes);
-  add_over_group(sums.weighted, lanes);
-  add_over_group(sums.value, lanes);
-  add_over_group(sums.weight, lanes);
-}
-
-// `Default`: kmm, kem="class", divergence "kl", known to the compiler; `Proj`: L_proj has a gradient; `Single`: a thread
-// has all of a pixel's classes; Power: T where that is 1, 2 or 4, else 0.
+// Template arguments as HakdPixelLoss has them.
 template <bool Default, int Power, bool Proj, bool Single>
 class HakdLoss {
   using V = Value;
@@ -29,9 +14,7 @@ class HakdLoss {
   HK_DEVICE HakdLoss(const HakdProblem& p, const Tile& tile, const Lane& lane, const TileNetwork& student,
                      const TileNetwork& teacher, const float (&scale)[2])
       : p_(p), tile_(tile), lane_(lane), student_(student), teacher_(teacher), reader_(p, tile, lane), terms(p, tile, lane),
-        lanes_(Single ? 1 : lane.lanes), first_(Single ? 0 : lane.position(0)),
-        parameters_(Default ? HakdParameters<float>{p.temperature, true, Kem::kClass, false} : p.parameters()),
-        hakd_scale_(scale[0] * p.temperature), proj_scale_(scale[1] / static_cast<float>(p.classes)) {}
+        loss_(p, lane, scale), first_(Single ? 0 : lane.position(0)) {}
 
   HK_DEVICE void band(int row, int end, bool bounded) {
     if (bounded) {
@@ -50,24 +33,10 @@ class HakdLoss {
   static constexpr bool kTeacherInRegisters = Single && Default;
 #endif
 
-  HK_DEVICE int own_classes() const { return Single ? p_.classes : lane_.classes; }
-
-  // Which of the thread's classes class c is, -1 for none.
-  HK_DEVICE int own(int c) const { return Single ? c : lane_.own(c); }
-
-  // use(i) for the thread's classes.
-  template <class Use>
-  HK_DEVICE void each(Use use) const {
-#pragma unroll
-    for (int i = 0; i < kClassesPerThread; ++i) {
-      if (i < own_classes()) use(i);
-    }
-  }
-
   HK_DEVICE void unguarded_band(int row, int end) {
     const bool student_gradient = p_.student.gradient, teacher_gradient = Proj && p_.teacher.gradient;
     V upper[kClassesPerThread], lower[kClassesPerThread], teacher_upper[kClassesPerThread], teacher_lower[kClassesPerThread];
-    each([&](int i) {
+    loss_.each([&](int i) {
       if (student_gradient) {
         upper[i] = student_.sum(0, i, lane_);
         lower[i] = student_.sum(1, i, lane_);
@@ -77,60 +46,34 @@ class HakdLoss {
         teacher_lower[i] = teacher_.sum(1, i, lane_);
       }
     });
-    const float unit = static_cast<float>(math::kLog2e) / p_.temperature;
+    const float unit = loss_.unit();
     for (; row < end; ++row) {
       const Pixel pixel = reader_.at(row);
       if (!__any_sync(kAllLanes, pixel.valid)) {
         terms.record(pixel, row, V(0.f), V(0.f));
         continue;
       }
-      const int labelled = own(pixel.label);
       const Corners student = student_.corners(lane_, row, unit), teacher = teacher_.corners(lane_, row, unit);
-      HakdClass<V> kept[kClassesPerThread];
-      BestClass best;
-      each([&](int i) {
-        kept[i].student = student.logit(first_ + i);  // the logit, until its exponential takes its place
-        best.offer(parameters_.kmm ? kept[i].student : teacher.logit(first_ + i), i);
-      });
-      const int anchored = anchor_of(best);
-      HakdSums<V> sums;
-      const V proj(pixel.factor * proj_scale_), below(teacher_.row_part(row)), above(1.f - teacher_.row_part(row));
+      const V below(teacher_.row_part(row)), above(1.f - teacher_.row_part(row));
       const V student_below(student_.row_part(row)), student_above(1.f - student_.row_part(row));
-      each([&](int i) {
-        const Chosen<V> label{i == labelled}, anchor{i == anchored};
-        const V w_t = teacher.logit(first_ + i);
-        HakdVisit<V> visit = exponentials<Power>(kept[i].student, w_t, label, anchor, parameters_, sums);
-        HakdErrors<V> errors;
-        mix<Proj>(visit, label, parameters_, sums, &errors);
-        kept[i] = weigh<Power>(visit, w_t, label, anchor, parameters_, V(1.f), sums);
-        if constexpr (Proj) {
-          const V s = pixel.masked(errors.student * proj), t = pixel.masked(errors.teacher * proj);
-          if (student_gradient) {
-            upper[i] = fma(student_above, s, upper[i]);
-            lower[i] = fma(student_below, s, lower[i]);
-          }
-          if (!kTeacherInRegisters && teacher_gradient) teacher_.add(row, i, lane_, t);
-          if (kTeacherInRegisters && teacher_gradient) {
-            teacher_upper[i] = fma(above, t, teacher_upper[i]);
-            teacher_lower[i] = fma(below, t, teacher_lower[i]);
-          }
-        }
-      });
-      add_over_group(sums, lanes_);
-      add_over_group(sums.proj, lanes_);
-      to_natural(sums, parameters_);
-      const HakdPixel<V> done = finish(
-          sums, parameters_, parameters_.cross_entropy ? surprise(sums.student) : surprise_ratio(sums.student, sums.hybrid));
-      terms.record(pixel, row, done.loss, sums.proj / V(static_cast<float>(p_.classes)));
-      if (!student_gradient) continue;
-      const HakdFactors<V> factors = gradient_factors(done, V(pixel.factor * hakd_scale_));
-      each([&](int i) {
-        const V g = pixel.masked(gradient(kept[i], Chosen<V>{i == anchored}, factors));
+      const auto add_to_student = [&](int i, V g) {
         upper[i] = fma(student_above, g, upper[i]);
         lower[i] = fma(student_below, g, lower[i]);
-      });
+      };
+      loss_.unguarded(
+          pixel, student_gradient, [&](int i) { return student.logit(first_ + i); },
+          [&](int i) { return teacher.logit(first_ + i); },
+          [&](int i, V s, V t) {
+            if (student_gradient) add_to_student(i, s);
+            if (!kTeacherInRegisters && teacher_gradient) teacher_.add(row, i, lane_, t);
+            if (kTeacherInRegisters && teacher_gradient) {
+              teacher_upper[i] = fma(above, t, teacher_upper[i]);
+              teacher_lower[i] = fma(below, t, teacher_lower[i]);
+            }
+          },
+          [&](V hakd, V proj) { terms.record(pixel, row, hakd, proj); }, add_to_student);
     }
-    each([&](int i) {
+    loss_.each([&](int i) {
       if (student_gradient) {
         student_.set_sum(0, i, lane_, upper[i]);
         student_.set_sum(1, i, lane_, lower[i]);
@@ -142,89 +85,21 @@ class HakdLoss {
     });
   }
 
-  // Which of the thread's classes the pixel's best one is, -1 for none; `best` names one of the thread's.
-  HK_DEVICE int anchor_of(BestClass& best) const {
-    if (Single) return best.number;
-    best.number = lane_.member + (best.number << lane_.order.shift);
-    best.over_group(lanes_);
-    return own(best.number);
-  }
-
   HK_DEVICE void guarded_row(int row) {
     const Pixel pixel = reader_.at(row);
     if (!__any_sync(kAllLanes, pixel.valid)) {
       terms.record(pixel, row, V(0.f), V(0.f));
       return;
     }
-    const int labelled = own(pixel.label);
-    const HakdParameters<float> p = parameters_;
     const Corners student = student_.corners(lane_, row, 1.f), teacher = teacher_.corners(lane_, row, 1.f);
-    BestClass best;
-#pragma unroll 1
-    for (int i = 0; i < own_classes(); ++i) best.offer((p.kmm ? student : teacher).logit(first_ + i), i);
-    const int anchored = anchor_of(best);
-
-    HakdSums<V> sums;
-    HakdMaxima<V> maxima{V(-INFINITY), V(-INFINITY), V(-INFINITY)};
-    const V proj(pixel.factor * proj_scale_);
-#pragma unroll 1
-    for (int i = 0; i < own_classes(); ++i) {
-      const V z_t = teacher.logit(first_ + i);
-      const Chosen<V> label{i == labelled};
-      HakdMeasured<V> m;
-      HakdErrors<V> errors;
-      reliabilities(student.logit(first_ + i), z_t, label, m);
-      measure<Proj>(z_t, label, p, m, maxima, sums, &errors);
-      if constexpr (Proj) {
-        if (p_.student.gradient) student_.add(row, i, lane_, pixel.masked(errors.student * proj));
-        if (p_.teacher.gradient) teacher_.add(row, i, lane_, pixel.masked(errors.teacher * proj));
-      }
-    }
-    highest_over_group(maxima.student, lanes_);
-    highest_over_group(maxima.hybrid, lanes_);
-    highest_over_group(maxima.score, lanes_);
-    add_over_group(sums.proj, lanes_);
-
-    HakdAnchor<V> at_anchor;
-    const auto visit = [&](int i, HakdSums<V>& into, HakdAnchor<V>& at) {
-      const V z_t = teacher.logit(first_ + i);
-      const Chosen<V> label{i == labelled}, anchor{i == anchored};
-      HakdMeasured<V> m;
-      HakdClass<V> kept;
-      reliabilities(student.logit(first_ + i), z_t, label, m);
-      score(z_t, label, p.kmm, m);
-      V highest(0.f), scale(0.f);
-      if (p.kem == Kem::kSpatial) {
-        const float* spatial = p_.spatial + tile_.image * 2 * p_.classes + lane_.member + i * lanes_;
-        highest = V(read(spatial));
-        scale = V(read(spatial + p_.classes));
-      }
-      weigh_student(m, anchor, p, maxima, into, at, kept);
-      weigh_hybrid(m, anchor, p, highest, scale, maxima, into, kept);
-      return kept;
-    };
-#pragma unroll 1
-    for (int i = 0; i < own_classes(); ++i) visit(i, sums, at_anchor);
-    add_over_group(sums, lanes_);
-    add_over_group(at_anchor.z_s, lanes_);
-    add_over_group(at_anchor.z_h, lanes_);
-
-    const V cold(1.f / p.temperature);
-    V log_ratio = surprise_guarded(sums.student, (maxima.student - at_anchor.z_s) * cold);
-    if (!p.cross_entropy) {
-      log_ratio = log_ratio - surprise_guarded(sums.hybrid, (maxima.hybrid - at_anchor.z_h) * cold);
-    }
-    const HakdPixel<V> done = finish(sums, p, log_ratio);
-    terms.record(pixel, row, done.loss, sums.proj / V(static_cast<float>(p_.classes)));
-    if (!p_.student.gradient) return;
-    const HakdFactors<V> factors = gradient_factors(done, V(pixel.factor * hakd_scale_));
-    HakdSums<V> unused;
-    HakdAnchor<V> nowhere;
-#pragma unroll 1
-    for (int i = 0; i < own_classes(); ++i) {
-      const HakdClass<V> kept = visit(i, unused, nowhere);
-      student_.add(row, i, lane_, pixel.masked(gradient(kept, Chosen<V>{i == anchored}, factors)));
-    }
+    loss_.guarded(
+        pixel, tile_.image, p_.student.gradient, [&](int i) { return student.logit(first_ + i); },
+        [&](int i) { return teacher.logit(first_ + i); },
+        [&](int i, V s, V t) {
+          if (p_.student.gradient) student_.add(row, i, lane_, s);
+          if (p_.teacher.gradient) teacher_.add(row, i, lane_, t);
+        },
+        [&](V hakd, V proj) { terms.record(pixel, row, hakd, proj); }, [&](int i, V g) { student_.add(row, i, lane_, g); });
   }
 
   const HakdProblem& p_;
@@ -237,9 +112,8 @@ class HakdLoss {
   TermSums terms;
 
  private:
-  const int lanes_, first_;  // first_: position of the thread's first class
-  const HakdParameters<float> parameters_;
-  const float hakd_scale_, proj_scale_;
+  const HakdPixelLoss<Default, Power, Proj, Single, kClassesPerThread> loss_;
+  const int first_;  // position of the thread's first class
 };
 
 template <bool Default, int Power, bool Proj, bool Single>

@@ -54,6 +54,30 @@ HK_DEVICE float read_float(const void* data, DType type, int64_t index) {
   return type == DType::kHalf ? half_to_float(bits) : __builtin_bit_cast(float, uint32_t(bits) << 16);
 }
 
+HK_DEVICE uint16_t float_to_half(float x) {
+#if defined(__CUDA_ARCH__)
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+#elif defined(__CUDACC__)
+  return 0;  // no kernel runs here
+#else
+  return __builtin_bit_cast(uint16_t, static_cast<_Float16>(x));
+#endif
+}
+
+// To the nearest, ties to even.
+HK_DEVICE uint16_t float_to_bfloat16(float x) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);  // a NaN stays one
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+
+HK_DEVICE void write_float(void* data, DType type, int64_t index, float x) {
+  if (type == DType::kFloat) return write(static_cast<float*>(data) + index, x);
+  write(static_cast<uint16_t*>(data) + index, type == DType::kHalf ? float_to_half(x) : float_to_bfloat16(x));
+}
+
 HK_DEVICE int64_t read_label(const void* data, LabelType type, int64_t index) {
   if (type == LabelType::kInt64) return read(static_cast<const int64_t*>(data) + index);
   if (type == LabelType::kInt32) return read(static_cast<const int32_t*>(data) + index);

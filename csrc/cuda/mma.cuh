@@ -35,6 +35,12 @@ HK_DEVICE uint32_t to_tf32(float x) {
 
 namespace host {
 
+// As tensor cores round their sums.
+inline float towards_zero(double x) {
+  const float nearest = static_cast<float>(x);
+  return std::fabs(double(nearest)) > std::fabs(x) ? std::nextafterf(nearest, 0.f) : nearest;
+}
+
 // Element (row, column) of C += A B for a warp's fragments.
 template <int K, class ElementA, class ElementB>
 void multiply(FragmentC& c, const FragmentA& a, const FragmentB& b, ElementA element_a, ElementB element_b) {
@@ -43,18 +49,19 @@ void multiply(FragmentC& c, const FragmentA& a, const FragmentB& b, ElementA ele
     const FragmentB* b;
   };
   const Operands mine{&a, &b};
-  const void* all[kWarp];
-  emulation::gather_pointers(&mine, all);
-  const auto lane_of = [&](int lane) { return static_cast<const Operands*>(all[lane]); };
+  const uint64_t* all = emulation::gather(reinterpret_cast<uint64_t>(&mine));
+  const auto lane_of = [&](int lane) { return reinterpret_cast<const Operands*>(all[lane]); };
   const int g = emulation::lane() / 4, t = emulation::lane() % 4;
   for (int i = 0; i < 4; ++i) {
     const int row = g + (i < 2 ? 0 : 8), column = 2 * t + i % 2;
+    double sum = c.x[i];
     for (int k = 0; k < K; ++k) {
-      c.x[i] += element_a([&](int lane) { return *lane_of(lane)->a; }, row, k) *
-                element_b([&](int lane) { return *lane_of(lane)->b; }, k, column);
+      sum += double(element_a([&](int lane) -> const FragmentA& { return *lane_of(lane)->a; }, row, k)) *
+             element_b([&](int lane) -> const FragmentB& { return *lane_of(lane)->b; }, k, column);
     }
+    c.x[i] = towards_zero(sum);
   }
-  __syncwarp();  // fragments stay until every lane has read them
+  emulation::hold();
 }
 
 template <bool Half>
@@ -73,10 +80,10 @@ HK_DEVICE void multiply_halves(FragmentC& c, const FragmentA& a, const FragmentB
 #if defined(HK_EMULATION)
   host::multiply<16>(
       c, a, b,
-      [](auto fragment, int row, int k) {
+      [](const auto& fragment, int row, int k) {
         return host::half_of<Half>(fragment(row % 8 * 4 + k % 8 / 2).x[row / 8 + k / 8 * 2], k % 2);
       },
-      [](auto fragment, int k, int column) {
+      [](const auto& fragment, int k, int column) {
         return host::half_of<Half>(fragment(column * 4 + k % 8 / 2).x[k / 8], k % 2);
       });
 #else
@@ -99,10 +106,10 @@ HK_DEVICE void multiply_tf32(FragmentC& c, const FragmentA& a, const FragmentB& 
 #if defined(HK_EMULATION)
   host::multiply<8>(
       c, a, b,
-      [](auto fragment, int row, int k) {
+      [](const auto& fragment, int row, int k) {
         return __builtin_bit_cast(float, fragment(row % 8 * 4 + k % 4).x[row / 8 + k / 4 * 2] & 0xffffe000u);
       },
-      [](auto fragment, int k, int column) {
+      [](const auto& fragment, int k, int column) {
         return __builtin_bit_cast(float, fragment(column * 4 + k % 4).x[k / 4] & 0xffffe000u);
       });
 #else
@@ -120,18 +127,17 @@ HK_DEVICE FragmentA load_matrices(const Shared<uint16_t>& from, int at) {
 #if defined(HK_EMULATION)
   uint16_t mine[8];
   for (int i = 0; i < 8; ++i) mine[i] = from[at + i];
-  const void* all[kWarp];
-  emulation::gather_pointers(mine, all);
+  const uint64_t* all = emulation::gather(reinterpret_cast<uint64_t>(mine));
   const int g = emulation::lane() / 4, t = emulation::lane() % 4;
   for (int j = 0; j < 4; ++j) {
     uint32_t halves[2];
     for (int i = 0; i < 2; ++i) {
       const int row = Transposed ? 2 * t + i : g, column = Transposed ? g : 2 * t + i;
-      halves[i] = static_cast<const uint16_t*>(all[8 * j + row])[column];
+      halves[i] = reinterpret_cast<const uint16_t*>(all[8 * j + row])[column];
     }
     out.x[j] = halves[0] | halves[1] << 16;
   }
-  __syncwarp();
+  emulation::hold();
 #else
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(from.address(at)));
   if constexpr (Transposed) {

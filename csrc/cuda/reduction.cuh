@@ -80,6 +80,25 @@ inline int64_t finish_blocks(const Problem& p, const Network& network) {
          ((network.columns.coarse + kFinishThreads - 1) / kFinishThreads);
 }
 
+// The loss and its terms from the sums of `parts` blocks, by one block of threads. `inverse`: of the number of valid pixels.
+HK_DEVICE void finish_loss(const Problem& p, int64_t parts, float inverse) {
+  SharedAllocator memory(dynamic_shared_memory());
+  const CommonArrays arrays(memory, ClassOrder(1, 1));
+  const Shared<double> scratch[2] = {memory.take<double>(kScratch), memory.take<double>(kScratch)};
+  double sum[2] = {0, 0};
+  for (int64_t i = threadIdx.x; i < parts; i += blockDim.x) {
+    sum[0] += read(p.output.partial + 2 * i);
+    sum[1] += read(p.output.partial + 2 * i + 1);
+  }
+  float value[2];
+  for (int term = 0; term < 2; ++term) {
+    const float divided = p.term[term].divisor == Divisor::kCount ? inverse : inverse_divisor(p.term[term], arrays.scratch[term]);
+    value[term] = static_cast<float>(sum_over_block(sum[term], scratch[term])) * divided * p.term[term].share;
+    if (threadIdx.x == 0) write(p.output.term[term], value[term]);
+  }
+  if (threadIdx.x == 0) write(p.output.loss, p.term[0].weight * value[0] + p.term[1].weight * value[1]);
+}
+
 struct Finish {
   float *student, *teacher;                 // the gradients [B, K, h, w]
   int64_t student_blocks, teacher_blocks;
@@ -96,21 +115,7 @@ HK_KERNEL void __launch_bounds__(kFinishThreads) finish_kernel(const Problem p, 
   if (block < f.student_blocks + f.teacher_blocks) {
     return finish_network(p, p.teacher, f.teacher, block - f.student_blocks, scale);
   }
-  SharedAllocator memory(dynamic_shared_memory());
-  const CommonArrays arrays(memory, ClassOrder(1, 1));
-  const Shared<double> scratch[2] = {memory.take<double>(kScratch), memory.take<double>(kScratch)};
-  double sum[2] = {0, 0};
-  for (int64_t i = threadIdx.x; i < f.parts; i += blockDim.x) {
-    sum[0] += read(p.output.partial + 2 * i);
-    sum[1] += read(p.output.partial + 2 * i + 1);
-  }
-  float value[2];
-  for (int term = 0; term < 2; ++term) {
-    const float divided = p.term[term].divisor == Divisor::kCount ? inverse : inverse_divisor(p.term[term], arrays.scratch[term]);
-    value[term] = static_cast<float>(sum_over_block(sum[term], scratch[term])) * divided * p.term[term].share;
-    if (threadIdx.x == 0) write(p.output.term[term], value[term]);
-  }
-  if (threadIdx.x == 0) write(p.output.loss, p.term[0].weight * value[0] + p.term[1].weight * value[1]);
+  finish_loss(p, f.parts, inverse);
 }
 
 constexpr int64_t kFinishSharedBytes = 4 * kScratch * 4 + 16 + 2 * kScratch * 8;

@@ -7,8 +7,7 @@
 // columns (the adjoint of horizontal interpolation) and writes them to the tile's slot.
 #pragma once
 
-#include "collectives.cuh"
-#include "problem.cuh"
+#include "hakd_pixel.cuh"
 
 namespace hetero::cuda {
 
@@ -37,22 +36,20 @@ struct Tile {
   }
 };
 
-// The part of a tile that a thread has. Class i of a lane is class member + i lanes of the pixel.
-struct Lane {
+// The part of a tile that a thread has.
+struct Lane : ClassShare {
   ClassOrder order;
-  int lanes, column, member, classes;  // `classes`: how many the lane has
+  int column;
   bool inside;
 
-  HK_DEVICE Lane(const Problem& p, const Tile& tile) : order(p.classes, p.lanes), lanes(p.lanes) {
-    member = threadIdx.x & (lanes - 1);
+  HK_DEVICE Lane(const Problem& p, const Tile& tile) : Lane(p, tile, ClassOrder(p.classes, p.lanes)) {}
+
+  HK_DEVICE Lane(const Problem& p, const Tile& tile, const ClassOrder& o) : ClassShare(p.classes, o.shift, threadIdx.x), order(o) {
     column = threadIdx.x >> order.shift;
-    classes = (p.classes - member + lanes - 1) >> order.shift;
     inside = column < tile.columns;
     if (!inside) column = tile.columns - 1;
   }
 
-  // Which of the lane's classes class c is; -1: none.
-  HK_DEVICE int own(int c) const { return c >= 0 && order.member(c) == member ? c >> order.shift : -1; }
   HK_DEVICE int position(int i) const { return member * order.stride + i; }
 };
 
@@ -182,7 +179,7 @@ class TileNetwork {
  private:
   HK_DEVICE int at(int side, int c, int column) const { return (side * classes_ + c) * tile_.capacity + column; }
   HK_DEVICE int at(int side, int i, const Lane& lane) const {
-    return at(side, lane.member + (i << order_.shift), lane.column);
+    return at(side, lane.number(i), lane.column);
   }
 
   HK_DEVICE void write_row(int lower, int row) const {

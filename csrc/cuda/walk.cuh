@@ -5,15 +5,6 @@
 
 namespace hetero::cuda {
 
-// A pixel's label, and what follows from it.
-struct Pixel {
-  int label;  // -1 where the pixel does not count
-  bool valid, wrong;
-  float factor;  // of its gradient
-
-  HK_DEVICE Value masked(Value x) const { return select(valid, x, Value(0.f)); }
-};
-
 // Reads the pixels of a thread's column.
 class PixelReader {
  public:
@@ -28,9 +19,7 @@ class PixelReader {
     const int64_t y = tile_.y + row;
     const int64_t label_row = p_.labels.sampled ? nearest_index(y, p_.rows.fine, p_.labels.height) : y;
     const int64_t label = read_label(p_.labels.data, p_.labels.type, label_ + label_row * p_.labels.stride[1]);
-    const bool counts = inside_ && label != p_.labels.ignore_index, known = label >= 0 && label < p_.classes;
-    const float factor = p_.upstream ? read(p_.upstream + upstream_ + y * p_.upstream_stride[1]) : 1.f;
-    return {counts && known ? static_cast<int>(label) : -1, counts && known, counts && !known, factor};
+    return Pixel::make(p_, label, inside_, p_.upstream ? read(p_.upstream + upstream_ + y * p_.upstream_stride[1]) : 1.f);
   }
 
  private:
@@ -41,42 +30,65 @@ class PixelReader {
 };
 
 // The terms of a thread's pixels. A wrong label makes them NaN.
-class TermSums {
+class PixelTerms {
  public:
-  HK_DEVICE TermSums(const Problem& p, const Tile& tile, const Lane& lane)
-      : p_(p), tile_(tile), speaks_(lane.member == 0), x_(lane.column), inside_(lane.inside) {}
+  HK_DEVICE explicit PixelTerms(const Problem& p) : p_(p) {}
 
-  HK_DEVICE void record(const Pixel& pixel, int row, Value first, Value second) {
-    if (!speaks_) return;
+  // `place()` is where the pixel has its terms in maps, less than 0 for nowhere.
+  template <class Place>
+  HK_DEVICE void record(const Pixel& pixel, Place place, Value first, Value second) {
     const float nothing = pixel.wrong ? NAN : 0.f;
     const float a = pixel.valid ? first.v : nothing, b = pixel.valid ? second.v : nothing;
     sum_[0] += a;
     sum_[1] += b;
     valid_ += pixel.valid;
-    if (!p_.output.maps || !inside_) return;
-    const int64_t at = (tile_.image * p_.rows.fine + tile_.y + row) * p_.columns.fine + tile_.x + x_;
+    if (!p_.output.maps) return;
+    const int64_t at = place();
+    if (at < 0) return;
     write(p_.output.term[0] + at, a);
     write(p_.output.term[1] + at, b);
     write(p_.output.loss + at, p_.term[0].weight * a + p_.term[1].weight * b);
   }
 
-  HK_DEVICE void finish(Shared<float> first, Shared<float> second, Shared<int> third) const {
+  // The block's part, the `index`th.
+  HK_DEVICE void finish(int64_t index, Shared<float> first, Shared<float> second, Shared<int> third) const {
     const float a = sum_over_block(sum_[0], first), b = sum_over_block(sum_[1], second);
     const int valid = sum_over_block(valid_, third);
     if (threadIdx.x != 0 || p_.output.maps) return;
-    write(p_.output.partial + 2 * tile_.index, a);
-    write(p_.output.partial + 2 * tile_.index + 1, b);
+    write(p_.output.partial + 2 * index, a);
+    write(p_.output.partial + 2 * index + 1, b);
     atomicAdd(p_.output.valid, static_cast<unsigned long long>(valid));
   }
 
- private:
+ protected:
   const Problem& p_;
+
+ private:
+  float sum_[2] = {0.f, 0.f};
+  int valid_ = 0;
+};
+
+// The same on a tile of rows and columns.
+class TermSums : public PixelTerms {
+ public:
+  HK_DEVICE TermSums(const Problem& p, const Tile& tile, const Lane& lane)
+      : PixelTerms(p), tile_(tile), speaks_(lane.member == 0), x_(lane.column), inside_(lane.inside) {}
+
+  HK_DEVICE void record(const Pixel& pixel, int row, Value first, Value second) {
+    if (!speaks_) return;
+    const auto place = [&] { return inside_ ? (tile_.image * p_.rows.fine + tile_.y + row) * p_.columns.fine + tile_.x + x_ : -1; };
+    PixelTerms::record(pixel, place, first, second);
+  }
+
+  HK_DEVICE void finish(Shared<float> first, Shared<float> second, Shared<int> third) const {
+    PixelTerms::finish(tile_.index, first, second, third);
+  }
+
+ private:
   const Tile& tile_;
   const bool speaks_;
   const int x_;
   const bool inside_;
-  float sum_[2] = {0.f, 0.f};
-  int valid_ = 0;
 };
 
 // 1 / the sum of a term's parts, 0 where that is 0; 1 where the term is divided by nothing, or later.

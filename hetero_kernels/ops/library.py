@@ -93,9 +93,11 @@ def define_both(
     return op, {"cpu": compiled, "cuda": compiled, "triton": twin}
 
 
-def is_triton(op: Any) -> bool:
-    """Whether an operator of :func:`define_both` is the twin."""
-    return op.name().endswith(TRITON_SUFFIX)
+def same_backend(table: dict[str, Callable], op: Any, name: str) -> Callable:
+    """Of another operator's differentiable functions by backend, the one of the backend that ``op`` is of: an operator
+    ``name``, or its twin."""
+    suffix = op.name().removeprefix(f"{NAMESPACE}::{name}")
+    return table[suffix.removeprefix("_") or "cpu"]
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:

@@ -18,20 +18,20 @@ from ..options import HakdOptions
 from .library import (
     compute_dtype,
     define_both,
-    is_triton,
     no_context,
     no_second_derivative,
     pack_scalars,
+    same_backend,
     scale_saved,
 )
 
-_TRITON_CLASSES = 192
+_GPU_CLASSES = 192
 
 
 def able(num_classes: int) -> tuple[str, ...]:
-    """Backends that have these operators for that many classes. Triton's keep a pixel's classes in registers, and
+    """Backends that have these operators for that many classes. The GPU's keep a pixel's classes in registers, and
     beyond them logits are a fair part of the features' size: torch may as well write them down."""
-    return ("cpu", "triton") if num_classes <= _TRITON_CLASSES else ("cpu",)
+    return ("cpu", "cuda", "triton") if num_classes <= _GPU_CLASSES else ("cpu",)
 
 
 def _triton() -> types.ModuleType:
@@ -110,7 +110,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tensor | 
         if per_pixel or any(n and not c for n, c in zip(wanted, ctx.computed, strict=True)):
             saved = ctx.again(*tensors, grad_loss if per_pixel else None, *ctx.options, *wanted)[3:]
             factor = None if per_pixel else grad_loss
-        project_back = _project_back["triton" if is_triton(ctx.op) else "cpu"]
+        project_back = same_backend(_project_back, ctx.op, "projected_hakd_loss")
         for i in range(2):
             if needed[i]:
                 gradients[i] = project_back(saved[i], tensors[2 + i], factor, tensors[i])

@@ -217,7 +217,8 @@ class ReportRun:
     output: str | None = None
     """The file; null: report.html in the first of the folders."""
     measure: bool = True
-    """Measure, on this machine, what the loss costs by the run's backend and by the reference, seconds for each."""
+    """Measure, on this machine, what the loss costs by the run's backend and by the reference: this takes seconds to
+    minutes, and the memory of eager PyTorch."""
 
 
 @dataclass

@@ -226,14 +226,21 @@ def load_trained(
 
     Raises CheckpointError where the data set's classes are not those of the checkpoint.
     """
-    device = choose_device(device_name, threads)
-    checkpoint = load_checkpoint(path)
-    network = restore_network(path, checkpoint).to(device).eval()
+    checkpoint, network = load_network(path, device_name, threads)
     if data_config is None:
-        data_config = from_dict(DataConfig, checkpoint.config["data"], path)
-    data = build_data(data_config if root is None else replace(data_config, root=root))
+        data_config = saved_data(path, checkpoint, root)
+    elif root is not None:
+        data_config = replace(data_config, root=root)
+    data = build_data(data_config)
     check_classes(path, checkpoint, data)
     return checkpoint, network, data
+
+
+def load_network(path: str, device_name: str, threads: int | None) -> tuple[Checkpoint, TappedNetwork]:
+    """A checkpoint and its network in eval mode on the device, without its data set."""
+    device = choose_device(device_name, threads)
+    checkpoint = load_checkpoint(path)
+    return checkpoint, restore_network(path, checkpoint).to(device).eval()
 
 
 def restore_network(path: str, checkpoint: Checkpoint, *, tap: list[str] | str | None = None) -> TappedNetwork:
@@ -242,6 +249,12 @@ def restore_network(path: str, checkpoint: Checkpoint, *, tap: list[str] | str |
     network, _ = build_tapped(model, len(checkpoint.classes), tap=tap, load_weights=False)
     load_state(network.network.load_state_dict, checkpoint.network, path)
     return network
+
+
+def saved_data(path: str, checkpoint: Checkpoint, root: str | None) -> DataConfig:
+    """The data set that the checkpoint was trained on, in another folder where `root` is given."""
+    config = from_dict(DataConfig, checkpoint.config["data"], path)
+    return config if root is None else replace(config, root=root)
 
 
 def saved_loss(checkpoint: Checkpoint) -> LossConfig:

@@ -60,6 +60,7 @@ def run_compare(config: CompareRun) -> Path:
         _write(folder, config, results)
     _write(folder, config, results)
     print(f"\n{markdown(config, results)}\nwritten: {folder / TABLE}, {folder / RESULTS}", flush=True)
+    print(f"as a page, with curves and pictures: heteroakd report --runs '[{folder}]'", flush=True)
     return folder / TABLE
 
 

@@ -17,9 +17,9 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from heteroakd.checkpoint import Checkpoint, atomic_file, load_checkpoint
+from heteroakd.checkpoint import Checkpoint, atomic_file
 from heteroakd.command_config import ExportRun
-from heteroakd.commands import load_trained, restore_network, saved_loss
+from heteroakd.commands import load_network, load_trained, saved_loss
 from heteroakd.config import ModelConfig, from_dict
 from heteroakd.data.samples import IMAGENET_MEAN, IMAGENET_STD
 from heteroakd.models import TappedNetwork, build_network
@@ -122,10 +122,7 @@ def _load(config: ExportRun) -> tuple[Checkpoint, TappedNetwork, Tensor]:
         checkpoint, network, data = load_trained(config.checkpoint, None, config.root, "cpu", config.threads)
         return checkpoint, network, data.val[0][0]
     image = read_image(Path(config.image))
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    checkpoint = load_checkpoint(config.checkpoint)
-    return checkpoint, restore_network(config.checkpoint, checkpoint).eval(), image
+    return *load_network(config.checkpoint, "cpu", config.threads), image
 
 
 def _without_tap(checkpoint: Checkpoint, network: TappedNetwork, source: str) -> nn.Module:

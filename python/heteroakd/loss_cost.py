@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from heteroakd.config import LossConfig, from_dict
 from heteroakd.distiller import Teacher, build_distiller
 from heteroakd.distributed import choose_device, world_size
+from heteroakd.logs import peak_memory
 from heteroakd.models import TappedNetwork, TappedOutput, probe
 from heteroakd.run import CONFIG, SUMMARY, Run
 
@@ -172,16 +174,20 @@ def measure(folder: Path, backend: str) -> LossCost:
 def _memory(device: torch.device, peak: bool) -> int:
     if device.type == "cuda":
         return (torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated)(device)
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    status = Path("/proc/self/status")
+    if not status.is_file():  # not Linux: the growth of the largest size so far is the least that the step took
+        return peak_memory(device)
     key = "VmHWM:" if peak else "VmRSS:"
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(key))
+    lines = status.read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 def _forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the kernel's counter starts again
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the kernel's counter starts again
 
 
 def measure_apart(folder: Path, backend: str) -> LossCost | str:
@@ -190,7 +196,7 @@ def measure_apart(folder: Path, backend: str) -> LossCost | str:
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
         lines = finished.stderr.strip().splitlines()
-        return lines[-1] if lines else f"ended with status {finished.returncode}"
+        return lines[-1] if lines else f"ended with status {finished.returncode} (-9: perhaps too little memory)"
     return LossCost(**json.loads(finished.stdout.splitlines()[-1]))
 
 

@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from heteroakd.checkpoint import atomic_file
 from heteroakd.command_config import PredictRun
-from heteroakd.commands import load_trained, saved_evaluation, saved_loss
-from heteroakd.data import SegmentationData, denormalize
+from heteroakd.commands import load_network, load_trained, saved_data, saved_evaluation, saved_loss
+from heteroakd.data import class_palette, denormalize
 from heteroakd.data.files import IMAGE_SUFFIXES
-from heteroakd.data.samples import IMAGENET_MEAN, IMAGENET_STD
+from heteroakd.data.samples import IMAGENET_MEAN, IMAGENET_STD, SegmentationDataset
 from heteroakd.inference import check_options, predict
 from heteroakd.pictures import overlay
 
@@ -33,32 +33,36 @@ def run_predict(config: PredictRun) -> list[Path]:
     """
     if not 0 <= config.alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {config.alpha}")
-    checkpoint, network, data = load_trained(config.checkpoint, None, config.root, config.device, config.threads)
-    if config.labels and len(data.classes) > LARGEST_INDEX + 1:
-        raise ValueError(
-            f"labels are written as 8 bit PNGs of up to {LARGEST_INDEX + 1} classes, got {len(data.classes)}"
-        )
+    val: SegmentationDataset | None = None
+    if config.images:  # the data set need not be here
+        checkpoint, network = load_network(config.checkpoint, config.device, config.threads)
+        palette = class_palette(saved_data(config.checkpoint, checkpoint, config.root), checkpoint.classes)
+    else:
+        checkpoint, network, data = load_trained(config.checkpoint, None, config.root, config.device, config.threads)
+        palette, val = data.palette, data.val
+    if config.labels and len(palette) > LARGEST_INDEX + 1:
+        raise ValueError(f"labels are written as 8 bit PNGs of up to {LARGEST_INDEX + 1} classes, got {len(palette)}")
     options = config.evaluation or saved_evaluation(checkpoint)
     check_options(options)
     align_corners = saved_loss(checkpoint).logits_align_corners
     written: list[Path] = []
     broken: list[str] = []
-    images = _images(config, data)
+    images = _images(config, val)
     if config.limit is not None:
         images = images[: config.limit]
     for name, source in tqdm(images, "predicting", unit="image", disable=None):
         try:
-            image = read_image(source) if isinstance(source, Path) else data.val[source][0]
+            image = read_image(source) if val is None else val[int(source)][0]
         except ValueError as error:
             broken.append(str(error))
             continue
         classes = predict(network, image, options, align_corners=align_corners).cpu()
-        picture = overlay(denormalize(image), classes, data.palette, alpha=config.alpha)
+        picture = overlay(denormalize(image), classes, palette, alpha=config.alpha)
         path = Path(config.output) / f"{name}.png"
         with atomic_file(path) as file:
             Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, format="PNG")
         if config.labels:
-            write_labels(path.with_name(f"{name}{LABEL_ENDING}.png"), classes, data.palette)
+            write_labels(path.with_name(f"{name}{LABEL_ENDING}.png"), classes, palette)
         written.append(path)
     print(f"{len(written)} overlays in {config.output}", flush=True)
     if broken:
@@ -75,10 +79,10 @@ def write_labels(path: Path, labels: Tensor, palette: Tensor) -> None:
         indexed.save(file, format="PNG")
 
 
-def _images(config: PredictRun, data: SegmentationData) -> list[tuple[str, Path | int]]:
+def _images(config: PredictRun, val: SegmentationDataset | None) -> list[tuple[str, Path | str]]:
     """Names for the PNGs, and image files or indices of val images."""
-    if not config.images:
-        return [(f"val_{index:04d}", index) for index in range(len(data.val))]
+    if val is not None:
+        return [(f"val_{index:04d}", str(index)) for index in range(len(val))]
     files = image_files(config.images)
     return list(zip(_names(files), files, strict=True))
 

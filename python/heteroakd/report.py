@@ -52,6 +52,7 @@ figure {
 figure svg, figure img { display: block; width: 100%; height: auto; }
 figure img { border-radius: 4px; }
 figcaption { font-size: .95rem; margin-bottom: .6rem; font-weight: 600; }
+.curves figure { max-width: 46rem; }
 .pictures figure { margin-bottom: 1.2rem; overflow-x: auto; }
 """
 

@@ -270,9 +270,10 @@ def _costs(groups: Sequence[Group]) -> list[Section]:
         f"Measured on {' and '.join(sorted(machines))}: a forward and backward of the loss on random maps of the run's "
         "shapes, in a process of its own; median time, and peak memory beyond its inputs, gradients included. Share of "
         "the step: of the run's own median step, with this backend's time in the place of the run's; a dash where the "
-        "run was on another machine. The run's peak is that of its whole process, libraries included."
+        "run was on another machine. Share of the memory: the same of what the run took beyond its start, as if the "
+        "loss's peak were the run's."
     )
-    columns = ("run", "backend", "loss, ms per step", "share of the step", "peak of the loss", "peak of the run")
+    columns = ("run", "backend", "loss, ms per step", "share of the step", "peak of the loss", "share of the memory")
     bars = [
         Bars("Time of the loss", "ms per step", names, seconds),
         Bars("Peak memory of the loss", "MiB", names, memory),
@@ -283,10 +284,18 @@ def _costs(groups: Sequence[Group]) -> list[Section]:
 def _cost_row(name: str, run: RunFolder, cost: LossCost, found: dict[str, LossCost]) -> list[object]:
     summary = run.summary
     assert summary is not None
-    share = None
+    shares: list[str | None] = [None, None]
     used = found.get(summary["loss_backend"])
     if used is not None and summary.get("machine") == cost.machine and summary["seconds_per_step"]:
-        step = max(summary["seconds_per_step"], used.seconds) - used.seconds + cost.seconds
-        share = f"{100 * cost.seconds / step:.1f} %"
-    ran = _mebibytes(summary["peak_memory_bytes"]) if cost.backend == summary["loss_backend"] else None
-    return [name, cost.backend, f"{1e3 * cost.seconds:.2f}", share, _mebibytes(cost.peak_bytes), ran]
+        grown = summary["peak_memory_bytes"] - summary["memory_before_training_bytes"]
+        shares = [
+            _share(cost.seconds, used.seconds, summary["seconds_per_step"]),
+            _share(cost.peak_bytes, used.peak_bytes, grown),
+        ]
+    milliseconds, peak = f"{1e3 * cost.seconds:.2f}", _mebibytes(cost.peak_bytes)
+    return [name, cost.backend, milliseconds, shares[0], peak, shares[1]]
+
+
+def _share(part: float, used: float, whole: float) -> str:
+    """A part of a whole that was measured with another part, `used`, in its place."""
+    return f"{100 * part / max(part + max(whole - used, 0), 1e-12):.1f} %"

@@ -15,7 +15,10 @@ MISTAKES = {
     "beyond_buffer": "write outside every buffer",
     "guard_zone": "the guard zone of workspace 0 was written to",
     "meeting_blocks": "of a launch meet in word",
-    "early_copy": "is read but was never written|race on shared byte",
+    "early_copy": "is touched while a copy to it is under way",
+    "copy_too_early": "race on shared byte .* read and this one writes",
+    "warp_race": "race on shared byte|is read but was never written",
+    "shuffles_order_nothing": "race on shared byte",
 }
 
 
@@ -33,7 +36,7 @@ def test_mistakes_are_noticed(run, mistake):
 
 def test_correct_kernels_run(run):
     assert run("correct") == sum(range(64))
-    assert run("shuffles") == run("copies") == run("products") == 64
+    assert run("shuffles") == run("copies") == run("products") == run("warps") == 64
 
 
 def test_the_next_kernel_runs_after_a_mistake(run):

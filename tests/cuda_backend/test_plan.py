@@ -12,9 +12,9 @@ CARDS = {  # multiprocessors, KB of shared memory for a block and for a multipro
 }
 
 
-def plan(card="H100", **call):
+def plan(card="H100", function=HOST.cuda_plan, **call):
     multiprocessors, block, multiprocessor, threads = CARDS[card]
-    return HOST.cuda_plan(
+    return function(
         **call, multiprocessors=multiprocessors, shared_per_block=block << 10,
         shared_per_multiprocessor=multiprocessor << 10, threads_per_multiprocessor=threads,
     )  # fmt: skip
@@ -60,3 +60,62 @@ def test_small_calls_are_cut_finer():
 def test_what_fits_no_card_says_so():
     with pytest.raises(RuntimeError, match="100000 classes need .* bytes of shared memory and this card has 232448"):
         plan(batch=1, classes=100000, loss=(8, 8), student=(1, 1))
+
+
+def projected_plan(card, classes, channels, grid=(64, 128), batch=8, element_bytes=4):
+    return plan(
+        card, HOST.cuda_projected_plan, batch=batch, classes=classes, grid=grid, student_channels=channels[0],
+        teacher_channels=channels[1], student_bytes=element_bytes, teacher_bytes=element_bytes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("element_bytes", [2, 4])
+@pytest.mark.parametrize("channels", [(256, 512), (1, 1), (192, 576), (384, 384), (23, 41), (752, 16)])
+@pytest.mark.parametrize("classes", [1, 19, 32])
+def test_up_to_768_channels_are_read_once(card, element_bytes, channels, classes):
+    """On every card: the weights' gradient comes from the tile on chip."""
+    p = projected_plan(card, classes, channels, element_bytes=element_bytes)
+    assert p["on_chip"] and p["class_tiles"] == 4 and p["threads"] == 256
+    assert p["slots"] == -(-sum(-(-c // 16) for c in channels) // 8) <= 6
+    assert 0 < p["shared_bytes"] <= CARDS[card][1] << 10
+    assert p["tiles"] == 8 * 64 * 128 // p["pixels"] and p["blocks"] == CARDS[card][0]
+
+
+def test_what_fits_which_card():
+    """Tiles of 32 pixels and the weights, without them, tiles of 16 pixels."""
+    expected = {"H100": (32, True), "A100": (32, False), "RTX 4090": (16, False)}
+    for card, (pixels, resident) in expected.items():
+        p = projected_plan(card, 19, (256, 512))
+        assert (p["pixels"], p["resident_weights"]) == (pixels, resident), card
+    assert projected_plan("RTX 4090", 19, (256, 512), element_bytes=2)["pixels"] == 32
+
+
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize(
+    "classes, channels", [(19, (512, 2048)), (19, (384, 385)), (33, (64, 64)), (150, (256, 512)), (192, (2048, 2048))]
+)
+def test_others_are_read_twice(card, classes, channels):
+    """A block of the second launch has all classes, of 128 to 768 channels of one network."""
+    p = projected_plan(card, classes, channels)
+    assert not p["on_chip"] and not p["resident_weights"] and p["class_tiles"] * 8 >= classes
+    assert max(p["shared_bytes"], p["weight_shared_bytes"]) <= CARDS[card][1] << 10
+    assert p["weight_columns"] == tuple(-(-c // (128 * (24 // p["class_tiles"]))) for c in channels)
+    # Parts fill the card, but are small beside the features.
+    assert 1 <= p["weight_splits"] <= -(-CARDS[card][0] // sum(p["weight_columns"]))
+    assert 8 * p["weight_splits"] * classes * sum(channels) <= 8 * 64 * 128 * sum(channels)
+
+
+def test_few_pixels_make_few_blocks():
+    p = projected_plan("H100", 19, (256, 512), grid=(16, 32), batch=1)
+    assert p["tiles"] == p["blocks"] == 16
+    assert projected_plan("H100", 19, (512, 2048), grid=(16, 32), batch=1)["weight_splits"] == 3
+
+
+def test_features_that_fit_no_card():
+    with pytest.raises(
+        RuntimeError, match="192 classes of features need .* bytes of shared memory and this card has 30720"
+    ):
+        HOST.cuda_projected_plan(
+            batch=1, classes=192, grid=(8, 8), student_channels=9, teacher_channels=9, shared_per_block=30 << 10
+        )

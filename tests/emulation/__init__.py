@@ -1,5 +1,6 @@
-"""The CUDA kernels, run on the host: ``emulation.hakd_loss(...)`` and ``emulation.segmentation_loss(...)`` take what
-the public functions take, and ``order``, the order in which threads and blocks run.
+"""The CUDA kernels, run on the host: ``emulation.hakd_loss(...)``, ``segmentation_loss(...)`` and
+``projected_hakd_loss(...)`` take what the public functions take, and ``order``, the order in which threads and blocks
+run.
 
 The public functions themselves check the arguments and hold the autograd formulas; the operators they call are twins of
 the compiled ones, whose implementation is the launcher of csrc/cuda, compiled by g++ (build.py).
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hetero_kernels import functional
-from hetero_kernels.ops import backends, library, pixel_losses
+from hetero_kernels.ops import backends, library, pixel_losses, projected_losses
 
 from . import build
 
@@ -55,20 +56,28 @@ def _array(x: Tensor | None, writable: bool = False) -> Any:
     )  # fmt: skip
 
 
+def _refuse_float64(**tensors: Tensor | None) -> None:
+    for name, x in tensors.items():
+        if x is not None and x.dtype == torch.float64:
+            raise TypeError(f"{name} is float64, expected float32, bfloat16 or float16")
+
+
+def _unwritten(wanted: bool, *shape: int) -> Tensor:
+    """NaN: what a kernel forgets to write shows."""
+    return torch.full(shape if wanted else (0,), torch.nan)
+
+
 def _run(
     run: str, student: Tensor, teacher: Tensor | None, labels: Tensor, weights: list[float], temperature: float,
     normalizers: tuple[Tensor | None, ...], upstream: Tensor | None, resolution: str, align_corners: bool,
     ignore_index: int, reduction: str, gradients: tuple[bool, bool], extra: tuple,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    for name, x in (("student", student), ("teacher", teacher)):
-        if x is not None and x.dtype == torch.float64:
-            raise TypeError(f"{name} is float64, expected float32, bfloat16 or float16")
+    _refuse_float64(student=student, teacher=teacher)
     size = student.shape[2:] if resolution == "feature" else labels.shape[1:]
     shape = (student.shape[0], *size) if reduction == "none" else ()
-    # NaN: what a kernel forgets to write shows.
-    outputs = [torch.full(shape, torch.nan) for _ in range(3)]
+    outputs = [_unwritten(True, *shape) for _ in range(3)]
     networks = zip((student, teacher), gradients, strict=True)
-    out = [torch.full(x.shape if wanted and x is not None else (0,), torch.nan) for x, wanted in networks]
+    out = [_unwritten(wanted, *x.shape) if x is not None else _unwritten(False) for x, wanted in networks]
     if gradients[1] and weights[1] == 0:
         out[1].zero_()
     normalizers = tuple(None if n is None else n.float() for n in normalizers)
@@ -110,6 +119,57 @@ def _segmentation(
     )[:4]  # fmt: skip
 
 
+def _projected(
+    student: Tensor, teacher: Tensor, student_weight: Tensor, teacher_weight: Tensor, student_bias: Tensor | None,
+    teacher_bias: Tensor | None, labels: Tensor, scalars: Tensor, hakd_normalizer: Tensor | None,
+    proj_normalizer: Tensor | None, upstream: Tensor | None, kmm: bool, kem: str, divergence: str, ignore_index: int,
+    reduction: str, *wanted: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    _refuse_float64(
+        student_features=student, teacher_features=teacher, student_weight=student_weight,
+        teacher_weight=teacher_weight, student_bias=student_bias, teacher_bias=teacher_bias,
+    )  # fmt: skip
+    temperature, *weights = scalars.tolist()
+    batch, _, height, width = student.shape
+    outputs = [_unwritten(True, *((batch, height, width) if reduction == "none" else ())) for _ in range(3)]
+    sides, gradients = [], []
+    for weight, bias, logits_wanted, weight_wanted in (
+        (student_weight, student_bias, *wanted[:2]), (teacher_weight, teacher_bias, *wanted[2:]),
+    ):  # fmt: skip
+        out = [
+            _unwritten(logits_wanted, batch, weight.shape[0], height, width),
+            _unwritten(weight_wanted, *weight.shape),
+            _unwritten(weight_wanted and bias is not None, weight.shape[0]),
+        ]
+        if sides and weights[1] == 0:
+            out = [torch.zeros_like(g) for g in out]
+        sides += [_array(weight), _array(bias), [_array(g, True) if g.numel() else None for g in out]]
+        gradients.append(out)
+    normalizers = [None if n is None else n.float() for n in (hakd_normalizer, proj_normalizer)]
+    upstream = None if upstream is None else upstream.float()
+    module().set_order(ORDERS.index(Settings.order), Settings.seed)
+    call = module().Call(
+        _array(student), _array(teacher), None, None, _array(upstream), _array(labels),
+        [_array(n) for n in normalizers], [_array(o, True) for o in outputs], False, False, ignore_index, reduction,
+        temperature, weights,
+    )  # fmt: skip
+    kinds = (kmm, ("none", "class").index(kem), divergence == "ce")
+    module().projected_hakd_loss(call, *sides, *kinds, _card())
+    return (*outputs, *(g for pair in zip(*gradients, strict=True) for g in pair))
+
+
+def _project_back(logit_gradient: Tensor, weight: Tensor, factor: Tensor | None, like: Tensor) -> Tensor:
+    channels_last = like.stride(1) == 1 and like.shape[1] > 1
+    out = torch.full_like(
+        like, torch.nan, memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
+    logit_gradient = logit_gradient.contiguous()
+    factor = None if factor is None else factor.float()
+    module().set_order(ORDERS.index(Settings.order), Settings.seed)
+    module().project_back(_array(logit_gradient), _array(weight), _array(factor), _array(out, True), _card())
+    return out
+
+
 def _register(name: str, formulas: tuple, table: dict, implementation: Any) -> None:
     schema = str(getattr(torch.ops.hetero_kernels, name).default._schema).removeprefix(f"{library.NAMESPACE}::{name}")
     _, table[NAME] = library.define(f"{name}_{NAME}", schema, *formulas)
@@ -128,6 +188,25 @@ _register(
     pixel_losses._differentiable_segmentation,
     _segmentation,
 )
+_register(
+    "project_back",
+    (projected_losses._project_back_fake, library.no_context, library.no_second_derivative),
+    projected_losses._project_back,
+    _project_back,
+)
+_register(
+    "projected_hakd_loss",
+    (projected_losses._fake, projected_losses._setup, projected_losses._backward),
+    projected_losses._differentiable_projected_hakd,
+    _projected,
+)
+
+
+_really_able = projected_losses.able
+
+
+def _able(num_classes: int) -> tuple[str, ...]:
+    return (NAME,) if "cuda" in _really_able(num_classes) else ()
 
 
 def _emulated(public: Any) -> Any:
@@ -135,7 +214,10 @@ def _emulated(public: Any) -> Any:
     def call(*args: Any, order: str | None = None, **kwargs: Any) -> Any:
         if order is not None:
             Settings.order = ORDERS[ORDERS.index(order)]
-        with mock.patch.object(backends, "select", lambda backend, device: NAME):
+        with (
+            mock.patch.object(backends, "select", lambda backend, device: NAME),
+            mock.patch.object(projected_losses, "able", _able),
+        ):
             return public(*args, **kwargs)
 
     return call
@@ -143,9 +225,15 @@ def _emulated(public: Any) -> Any:
 
 hakd_loss = _emulated(functional.hakd_loss)
 segmentation_loss = _emulated(functional.segmentation_loss)
+projected_hakd_loss = _emulated(functional.projected_hakd_loss)
 
 
 def take_traffic() -> tuple[int, int, int, list[str]]:
     """Bytes read and written by kernels since the last call, launches, and the kernels' names."""
-    read, written, launches, names = module().take_traffic()
+    read, written, launches, names, _ = module().take_traffic()
     return read, written, launches, names.split()
+
+
+def take_traffic_by_buffer() -> dict[str, tuple[int, int]]:
+    """Bytes read and written since the last call, by the buffers' names."""
+    return module().take_traffic()[4]

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../../csrc/cuda/hakd_launch.cuh"
+#include "../../csrc/cuda/projected_losses_launch.cuh"
 #include "../../csrc/cuda/segmentation_launch.cuh"
 #include "selftest.h"
 
@@ -31,11 +32,14 @@ struct Array {
 
 using Maybe = std::optional<Array>;
 
+DType dtype_of(const Array& x) {
+  return x.dtype == "float32" ? DType::kFloat : x.dtype == "bfloat16" ? DType::kBFloat16 : DType::kHalf;
+}
+
 Logits logits(const Array& x, const Maybe& gradient, const char* name) {
   x.watch(name);
   if (gradient) gradient->watch("gradient");
-  const DType dtype = x.dtype == "float32" ? DType::kFloat : x.dtype == "bfloat16" ? DType::kBFloat16 : DType::kHalf;
-  return {x.pointer(), dtype, {x.stride[0], x.stride[1], x.stride[2], x.stride[3]}, x.shape[2], x.shape[3],
+  return {x.pointer(), dtype_of(x), {x.stride[0], x.stride[1], x.stride[2], x.stride[3]}, x.shape[2], x.shape[3],
           gradient ? static_cast<float*>(gradient->pointer()) : nullptr};
 }
 
@@ -89,6 +93,27 @@ struct Given {
   }
 };
 
+// A network's features, weight [K, C], bias [K], and gradients of logits, weight and bias.
+FeatureArguments features(const std::string& name, const Array& x, const Array& weight, const Maybe& bias,
+                          const std::vector<Maybe>& gradients) {
+  weight.watch((name + "_weight").c_str());
+  FeatureArguments f{x.pointer(), dtype_of(x), {}, x.shape[1], {}, {}, nullptr, nullptr, nullptr};
+  for (int i = 0; i < 4; ++i) f.stride[i] = x.stride[i];
+  f.weight = {weight.pointer(), dtype_of(weight), {weight.stride[0], weight.stride[1]}};
+  if (bias) {
+    bias->watch((name + "_bias").c_str());
+    f.bias = {bias->pointer(), dtype_of(*bias), {bias->stride[0], 0}};
+  }
+  const char* names[3] = {"_logit_gradient", "_weight_gradient", "_bias_gradient"};
+  float** outs[3] = {&f.logit_gradient, &f.weight_gradient, &f.bias_gradient};
+  for (int i = 0; i < 3; ++i) {
+    if (!gradients[i]) continue;
+    gradients[i]->watch((name + names[i]).c_str());
+    *outs[i] = static_cast<float*>(gradients[i]->pointer());
+  }
+  return f;
+}
+
 Runtime runtime(const Card& card) { return {emulation::allocate, nullptr, card}; }
 
 // Runs `body` and gives back what it was lent, whatever happens.
@@ -128,6 +153,33 @@ PYBIND11_MODULE(HK_MODULE, m) {
   m.def("hakd_loss", [](const Given& call, bool kmm, int kem, bool cross_entropy, const Card& card) {
     guarded([&] { hakd_launches(call.arguments(), kmm, kem, cross_entropy, runtime(card)); });
   });
+  m.def("projected_hakd_loss", [](const Given& call, const Array& student_weight, const Maybe& student_bias,
+                                  const std::vector<Maybe>& student_gradients, const Array& teacher_weight,
+                                  const Maybe& teacher_bias, const std::vector<Maybe>& teacher_gradients, bool kmm, int kem,
+                                  bool cross_entropy, const Card& card) {
+    guarded([&] {
+      Arguments a = call.arguments();
+      a.classes = student_weight.shape[0];
+      projected_launches(a, features("student", call.student, student_weight, student_bias, student_gradients),
+                         features("teacher", *call.teacher, teacher_weight, teacher_bias, teacher_gradients), kmm, kem,
+                         cross_entropy, runtime(card));
+    });
+  });
+  m.def("project_back", [](const Array& logit_gradient, const Array& weight, const Maybe& factor, const Array& out, const Card& card) {
+    guarded([&] {
+      logit_gradient.watch("logit_gradient");
+      weight.watch("weight");
+      out.watch("features_gradient");
+      if (factor) factor->watch("factor");
+      BackArguments a{out.shape[0], weight.shape[0], out.shape[1], out.shape[2] * out.shape[3],
+                      static_cast<const float*>(logit_gradient.pointer()),
+                      {weight.pointer(), dtype_of(weight), {weight.stride[0], weight.stride[1]}},
+                      factor ? static_cast<const float*>(factor->pointer()) : nullptr, out.pointer(), dtype_of(out),
+                      out.stride[1], out.stride[3]};
+      if (out.shape[3] == 1) a.pixel_stride = out.stride[2];
+      project_back_launch(a, runtime(card));
+    });
+  });
   m.def("segmentation_loss", [](const Given& call, const Maybe& class_weight, double label_smoothing, const Card& card) {
     guarded([&] {
       if (class_weight) class_weight->watch("class_weight");
@@ -139,7 +191,7 @@ PYBIND11_MODULE(HK_MODULE, m) {
   m.def("take_traffic", [] {
     const emulation::Traffic t = emulation::traffic();
     emulation::traffic() = {};
-    return py::make_tuple(t.read, t.written, t.launches, t.names);
+    return py::make_tuple(t.read, t.written, t.launches, t.names, t.buffers);
   });
   m.def("selftest", &selftest::run, "Runs a kernel with a known mistake, or none, by name.");
 }

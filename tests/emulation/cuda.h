@@ -14,6 +14,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(n) alignas(n)
 #define __shared__ static  // static arrays: blocks run one at a time
 #define __restrict__
@@ -70,15 +71,6 @@ inline unsigned __ballot_sync(unsigned mask, int x) {
 inline int __any_sync(unsigned mask, int x) { return __ballot_sync(mask, x) != 0; }
 inline int __all_sync(unsigned mask, int x) { return __ballot_sync(mask, x) == mask; }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { ::emulation::collective(::emulation::Collective::kSyncWarp, mask, 0, 0); }
-namespace emulation {
-
-// Every lane's pointer, for instructions of a whole warp; what they point to must stay until the next __syncwarp.
-inline void gather_pointers(const void* mine, const void* (&all)[32]) {
-  for (int from = 0; from < 32; ++from) all[from] = exchange(Collective::kShuffle, 0xffffffffu, mine, from);
-}
-
-}  // namespace emulation
-
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 // One thread at a time runs: an addition is atomic as it is.

@@ -1,6 +1,7 @@
 #include "emulation.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -35,10 +36,18 @@ struct Thread {
 
 constexpr int kGrain = 2;  // bytes of shared memory that are watched together: the smallest element that kernels keep there
 
-// Who touched a grain of shared memory last: thread + 1, 0 for nobody, and in which epoch.
-constexpr int kSeveral = 1 << 20;
+// When something happened to shared memory: epochs between barriers, and between the __syncwarp of the thread's warp.
+struct Moment {
+  int epoch = -1, warp_epoch = -1;
+};
+
+// Who touched a grain of shared memory last, and when: thread + 1, 0 for nobody; kSeveral + warp for lanes of one warp, kAll
+// for threads of several.
+constexpr int kSeveral = 1 << 20, kAll = 1 << 21;
 struct Grain {
-  int writer = 0, reader = 0, write_epoch = -1, read_epoch = -1;
+  int writer = 0, reader = 0;
+  Moment written, read;
+  bool copying = false;  // an asynchronous copy to it is under way
 };
 
 struct Buffer {
@@ -48,6 +57,7 @@ struct Buffer {
   bool writable;
   std::unique_ptr<char[]> memory;  // of allocated ones, with the guard zones
   std::vector<int32_t> reader, writer;  // of every word: stamp of the block that touched it last, 0 for none
+  int64_t bytes_read = 0, bytes_written = 0;
 };
 
 constexpr int64_t kWatched = 256 << 20;  // larger buffers are checked for their bounds alone
@@ -58,6 +68,8 @@ struct Machine {
   Order order = Order::kForward;
   unsigned seed = 0;
   std::vector<Thread> threads;
+  std::vector<int> warp_epochs;
+  std::vector<std::array<uint64_t, 32>> gathered;  // by warp
   std::vector<Grain> grains;
   std::vector<unsigned char> shared;
   std::vector<Buffer> buffers;
@@ -102,6 +114,7 @@ void try_collective(int thread) {
       fail("lane " + std::to_string(lane) + " is in another collective, or has another mask");
     }
   }
+  if (machine.threads[thread].kind == Collective::kSyncWarp) ++machine.warp_epochs[thread / 32];
   uint64_t ballot = 0;
   for (int lane = 0; lane < 32; ++lane) {
     if (mask >> lane & 1) ballot |= machine.threads[first + lane].value << lane;
@@ -112,6 +125,8 @@ void try_collective(int thread) {
     if (t.kind == Collective::kShuffle) {
       if (!(mask >> t.from & 1)) fail("lane " + std::to_string(lane) + " reads a lane outside the mask");
       t.result = machine.threads[first + t.from].value;
+    } else if (t.kind == Collective::kGather) {
+      machine.gathered[thread / 32][lane] = t.value;
     } else {
       t.result = static_cast<unsigned>(ballot);
     }
@@ -131,6 +146,8 @@ void run_block(int threads, std::mt19937& random) {
   machine.grains.assign((machine.shared.size() + kGrain - 1) / kGrain, Grain{});
   std::fill(machine.shared.begin(), machine.shared.end(), kPoison);
   machine.epoch = 0;
+  machine.warp_epochs.assign((threads + 31) / 32, 0);
+  machine.gathered.resize((threads + 31) / 32);
   machine.fibers.prepare(threads, &body);
   std::vector<int> sequence(threads);
   std::iota(sequence.begin(), sequence.end(), 0);
@@ -206,29 +223,53 @@ uint64_t collective(Collective kind, unsigned mask, uint64_t value, int from) {
   return t.result;
 }
 
+const uint64_t* gather(uint64_t value) {
+  collective(Collective::kGather, 0xffffffffu, value, 0);
+  return machine.gathered[machine.current / 32].data();
+}
+
+void hold() { collective(Collective::kHold, 0xffffffffu, 0, 0); }
+
 void check_index(int count, int index) {
   if (index < 0 || index >= count) fail("index " + std::to_string(index) + " of a shared array of " + std::to_string(count));
 }
 
-// An access to bytes of shared memory.
-void observe_bytes(int64_t offset, int size, bool writes) {
+// Whether an access then, by a thread, a warp's lanes or several (as in Grain), may meet one of this thread now.
+bool unordered(int who, const Moment& then) {
+  const int me = machine.current + 1, warp = machine.current / 32;
+  if (then.epoch != machine.epoch || who == me) return false;
+  const bool of_my_warp = who == kSeveral + warp || (who <= kSeveral - 1 && (who - 1) / 32 == warp);
+  return !(of_my_warp && then.warp_epoch < machine.warp_epochs[warp]);
+}
+
+std::string thread_name(int who) {
+  return who >= kAll ? "several threads" : who >= kSeveral ? "warp " + std::to_string(who - kSeveral) : "thread " + std::to_string(who - 1);
+}
+
+// An access to bytes of shared memory; `copying`: what becomes of an asynchronous copy to them.
+void observe_bytes(int64_t offset, int size, bool writes, bool copying = false, bool lands = false) {
   if (offset < 0 || offset + size > static_cast<int64_t>(machine.shared.size())) fail("an array beyond the block's shared memory");
-  const int me = machine.current + 1;
+  const int me = machine.current + 1, warp = machine.current / 32;
+  const Moment now{machine.epoch, machine.warp_epochs[warp]};
   for (int64_t w = offset / kGrain; w <= (offset + size - 1) / kGrain; ++w) {
     Grain& grain = machine.grains[w];
-    const bool written_now = grain.write_epoch == machine.epoch && grain.writer != me;
-    const bool read_now = grain.read_epoch == machine.epoch && grain.reader != me;
+    const std::string where = "shared byte " + std::to_string(w * kGrain);
+    if (grain.copying && !lands) fail(where + " is touched while a copy to it is under way");
+    const bool written_now = unordered(grain.writer, grain.written), read_now = unordered(grain.reader, grain.read);
     if (written_now || (writes && read_now)) {
-      fail("race on shared byte " + std::to_string(w * kGrain) + ": thread " + std::to_string((written_now ? grain.writer : grain.reader) - 1) +
-           (written_now ? " wrote" : " read") + " and this one " + (writes ? "writes" : "reads") + " between two barriers");
+      fail("race on " + where + ": " + thread_name(written_now ? grain.writer : grain.reader) + (written_now ? " wrote" : " read") +
+           " and this one " + (writes ? "writes" : "reads") + " between two barriers");
     }
+    grain.copying = copying;
     if (writes) {
       grain.writer = me;
-      grain.write_epoch = machine.epoch;
+      grain.written = now;
     } else {
-      if (grain.writer == 0) fail("shared byte " + std::to_string(w * kGrain) + " is read but was never written");
-      grain.reader = grain.read_epoch == machine.epoch && grain.reader != me ? kSeveral : me;
-      grain.read_epoch = machine.epoch;
+      if (grain.writer == 0) fail(where + " is read but was never written");
+      const bool others = grain.read.epoch == now.epoch && grain.reader != me && grain.reader != 0;
+      const bool same_warp = grain.reader == kSeveral + warp || (grain.reader < kSeveral && (grain.reader - 1) / 32 == warp);
+      grain.reader = !others ? me : same_warp ? kSeveral + warp : kAll;
+      grain.read = now;
     }
   }
 }
@@ -243,6 +284,7 @@ void copy_async(void* to, const void* from) {
     fail("an asynchronous copy is not aligned to 16 bytes");
   }
   observe_global(from, 16, false);
+  observe_bytes(static_cast<unsigned char*>(to) - machine.shared.data(), 16, true, true);
   self().open_copies.push_back({static_cast<char*>(to), from});
 }
 
@@ -255,7 +297,7 @@ void wait_for_copies(int pending) {
   auto& groups = self().groups;
   while (static_cast<int>(groups.size()) > pending) {
     for (const Copy& copy : groups.front()) {
-      observe_bytes(reinterpret_cast<unsigned char*>(copy.to) - machine.shared.data(), 16, true);
+      observe_bytes(reinterpret_cast<unsigned char*>(copy.to) - machine.shared.data(), 16, true, false, true);
       std::memcpy(copy.to, copy.from, 16);
     }
     groups.erase(groups.begin());
@@ -277,7 +319,10 @@ void observe_global(const void* address, int size, bool writes) {
            std::to_string(machine.stamp - machine.first_stamp) + " of a launch meet in word " + std::to_string(w) + " of " + buffer->name);
     }
     int32_t& mine = writes ? writer : reader;
-    if (mine != machine.stamp) (writes ? machine.traffic.written : machine.traffic.read) += size < 4 ? size : 4;
+    if (mine != machine.stamp) {
+      (writes ? machine.traffic.written : machine.traffic.read) += size < 4 ? size : 4;
+      (writes ? buffer->bytes_written : buffer->bytes_read) += size < 4 ? size : 4;
+    }
     if (size >= 4) mine = machine.stamp;
   }
 }
@@ -335,6 +380,9 @@ void clear(void* memory, int64_t bytes) { std::memset(memory, 0, bytes); }
 void release_buffers() {
   std::string damaged;
   for (const Buffer& b : machine.buffers) {
+    auto& [read, written] = machine.traffic.buffers[b.name];
+    read += b.bytes_read;
+    written += b.bytes_written;
     for (int64_t i = 0; b.memory && i < kGuard; ++i) {
       const auto byte = [&](int64_t at) { return static_cast<unsigned char>(b.base[at]); };
       if (byte(-1 - i) != kGuardByte || byte(b.bytes + i) != kGuardByte) damaged = b.name;

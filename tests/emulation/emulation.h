@@ -1,11 +1,14 @@
 // Runs a kernel's threads as fibers on the host and watches them. Reported, as exceptions from `run`: barriers that not
-// every thread reaches, collectives with lanes that do not take part, races in shared memory within a barrier epoch, reads
-// of shared memory that nobody wrote, accesses outside arrays and buffers, blocks that touch what another one writes.
+// every thread reaches, collectives with lanes that do not take part, races in shared memory between two barriers (of lanes
+// of a warp: between two __syncwarp), reads of shared memory that nobody wrote or that a copy is under way to, accesses
+// outside arrays and buffers, blocks that touch what another one writes.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
+#include <utility>
 
 namespace emulation {
 
@@ -14,7 +17,7 @@ struct Index {
 };
 
 enum class Order : int { kForward, kReverse, kShuffled };
-enum class Collective : int { kNone, kShuffle, kBallot, kSyncWarp };
+enum class Collective : int { kNone, kShuffle, kBallot, kSyncWarp, kGather, kHold };
 
 // Inside a kernel.
 Index thread_index();
@@ -23,6 +26,9 @@ Index block_size();
 Index grid_size();
 int barrier(int vote);  // the number of threads that voted
 uint64_t collective(Collective kind, unsigned mask, uint64_t value, int from);
+// Every lane's value, for instructions of a whole warp; they stay until all lanes have been to `hold`. Neither orders memory.
+const uint64_t* gather(uint64_t value);
+void hold();
 unsigned char* dynamic_shared_memory();
 void observe_shared(const void* base, int count, int index, int size, bool writes);
 void observe_global(const void* address, int size, bool writes);
@@ -46,6 +52,7 @@ struct Traffic {
   int64_t read = 0, written = 0;  // bytes, each word once for every block that touches it
   int64_t launches = 0;
   std::string names;              // of the kernels, in order
+  std::map<std::string, std::pair<int64_t, int64_t>> buffers;  // read and written, by the buffers' names
 };
 Traffic& traffic();
 

@@ -74,6 +74,29 @@ inline void copy_neighbours(float* out, bool wait) {
 inline void copies(float* out) { copy_neighbours(out, true); }
 inline void early_copy(float* out) { copy_neighbours(out, false); }
 
+// Lanes of a warp exchange values through shared memory.
+enum class Between { kNothing, kShuffle, kSyncWarp };
+inline void exchange_in_warps(float* out, Between between) {
+  const Shared<float> values = array(64);
+  values.set(threadIdx.x, static_cast<float>(threadIdx.x));
+  if (between == Between::kSyncWarp) __syncwarp();
+  if (between == Between::kShuffle) __shfl_xor_sync(0xffffffffu, 1.f, 1);
+  write(out + threadIdx.x, values[threadIdx.x ^ 1] == static_cast<float>(threadIdx.x ^ 1) ? 1.f : 0.f);
+}
+inline void warps(float* out) { exchange_in_warps(out, Between::kSyncWarp); }
+inline void warp_race(float* out) { exchange_in_warps(out, Between::kNothing); }
+inline void shuffles_order_nothing(float* out) { exchange_in_warps(out, Between::kShuffle); }
+
+// A copy to where others may still read.
+inline void copy_too_early(float* out) {
+  const Shared<float> values = array(64);
+  values.set(threadIdx.x, 0.f);
+  __syncthreads();
+  write(out + threadIdx.x, values[(threadIdx.x + 32) % 64]);
+  __any_sync(0xffffffffu, 1);  // so that the readers come first
+  if (threadIdx.x == 63 || threadIdx.x == 0) copy_async(values, threadIdx.x ? 0 : 60, out);
+}
+
 // The sum of what the kernel wrote.
 inline double run(const std::string& name) {
   const auto start = [&](void (*kernel)(float*), int blocks = 1, int64_t shared_bytes = 64 * 4) {
@@ -106,6 +129,10 @@ inline double run(const std::string& name) {
   if (name == "products") return start(products, 1, 1024);
   if (name == "copies") return start(copies);
   if (name == "early_copy") return start(early_copy);
+  if (name == "warps") return start(warps);
+  if (name == "warp_race") return start(warp_race);
+  if (name == "shuffles_order_nothing") return start(shuffles_order_nothing);
+  if (name == "copy_too_early") return start(copy_too_early);
   if (name == "meeting_blocks") return start(meeting_blocks, 2);
   throw std::invalid_argument("no kernel is called " + name);
 }

@@ -1,5 +1,6 @@
 """Data sets for semantic segmentation: procedural streets, public sets as they are downloaded, folders of one's own."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,7 @@ __all__ = [
     "Sample",
     "SegmentationData",
     "build_data",
+    "class_palette",
     "denormalize",
 ]
 
@@ -79,3 +81,19 @@ def build_data(config: DataConfig) -> SegmentationData:
         classes,
         torch.tensor(colours, dtype=torch.uint8),
     )
+
+
+def class_palette(config: DataConfig, classes: Sequence[str]) -> torch.Tensor:
+    """Colours uint8 [K, 3] of a data set's K classes, without its images; a fixed series where the classes are not its
+    own, or its classes.txt is not here. Raises DataError where that is here and cannot be read."""
+    names: Sequence[str] = ()
+    colours: Sequence[folder.Colour] = ()
+    if config.name == "street":
+        names, colours = street.CLASSES, street.PALETTE
+    elif config.name in PUBLISHED:
+        names, colours = PUBLISHED[config.name].classes()
+    elif config.root is not None and (file := Path(config.root).expanduser() / "classes.txt").is_file():
+        names, colours = folder.read_classes(file)
+    if tuple(names) != tuple(classes):
+        colours = [folder.series_colour(index) for index in range(len(classes))]
+    return torch.tensor(colours, dtype=torch.uint8)

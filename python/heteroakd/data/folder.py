@@ -24,7 +24,7 @@ _LINE = re.compile(r"^(?P<name>.*?)(?:\s+#(?P<colour>[0-9a-fA-F]{6}))?$")
 _LOOKS_LIKE_A_COLOUR = re.compile(r"(^|\s)#\S*$")
 
 
-def _series_colour(index: int) -> Colour:
+def series_colour(index: int) -> Colour:
     """The index-th of a series of colours: hues by the golden angle, lightness in three levels."""
     hue = (index * 0.61803398875) % 1.0
     red, green, blue = colorsys.hls_to_rgb(hue, (0.5, 0.35, 0.7)[index % 3], 0.65)
@@ -55,7 +55,7 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
             raise DataError(f"{path}, line {number}: class {match['name']!r} is named twice")
         colour = match["colour"]
         colours.append(
-            _series_colour(len(names))
+            series_colour(len(names))
             if colour is None
             else (int(colour[0:2], 16), int(colour[2:4], 16), int(colour[4:6], 16))
         )

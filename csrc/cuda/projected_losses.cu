@@ -1,0 +1,13 @@
+// The functions of projected_losses.h.
+#include "projected_losses_launch.cuh"
+
+namespace hetero::cuda {
+
+void projected_hakd_loss(const Arguments& arguments, const FeatureArguments& student, const FeatureArguments& teacher, bool kmm,
+                         int kem, bool cross_entropy, const Runtime& runtime) {
+  projected_launches(arguments, student, teacher, kmm, kem, cross_entropy, runtime);
+}
+
+void project_back(const BackArguments& arguments, const Runtime& runtime) { project_back_launch(arguments, runtime); }
+
+}  // namespace hetero::cuda
