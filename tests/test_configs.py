@@ -196,6 +196,7 @@ def test_recipe_says_what_each_method_adds(method: Any) -> None:
         schedule=config.schedule,
         optimizer=config.optimizer,
         runtime=config.runtime,
+        evaluation=config.evaluation,
         output=Path(config.output),
         config=to_dict(config),
         model=to_dict(config.student),
