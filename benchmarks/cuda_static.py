@@ -30,14 +30,29 @@ SHIPPED = {
 }
 
 
+# Kernels on features, of 256 threads: tiles of 16 pixels, of 8 classes; weights' gradient from the chip, weights there.
+PROJECTED = {
+    "projected_hakd_kernel<2,4,1,1>": "K <= 32, 768 channels, 32 pixels",
+    "projected_hakd_kernel<1,4,1,0>": "K <= 32, 768 channels, 16 pixels",
+    "projected_hakd_kernel<2,4,0,0>": "K <= 32, more channels",
+    "projected_hakd_kernel<2,12,0,0>": "K <= 96",
+    "projected_hakd_kernel<1,24,0,0>": "K <= 192",
+    "weight_gradients_kernel<6,4,32>": "K <= 32, second read",
+    "weight_gradients_kernel<2,12,32>": "K <= 96, second read",
+    "weight_gradients_kernel<1,24,16>": "K <= 192, second read",
+    "project_back_kernel": "any K",
+}
+
+
 @dataclass
 class Kernel:
-    """A compiled kernel; ``loop``: opcodes of a row of pixels, of the unguarded mathematics."""
+    """A compiled kernel; ``loop``: opcodes of a row of pixels, of the unguarded mathematics; ``code``: all opcodes."""
 
     name: str
     registers: int
     stack_bytes: int
     loop: collections.Counter
+    code: collections.Counter
 
     @property
     def instructions(self) -> float:
@@ -48,11 +63,11 @@ class Kernel:
     def special_functions(self) -> float:
         return self.loop["MUFU"] / CLASSES_PER_THREAD
 
-    def warps(self, target: str) -> int:
+    def warps(self, target: str, threads: int = THREADS) -> int:
         """That fit a multiprocessor's registers, which a block takes in units of 8 for each thread."""
-        blocks = 65536 // (THREADS * (-(-self.registers // 8) * 8))
+        blocks = 65536 // (threads * (-(-self.registers // 8) * 8))
         most = 64 if target in ("sm_80", "sm_90", "sm_100") else 48
-        return min(blocks * THREADS // 32, most)
+        return min(blocks * threads // 32, most)
 
 
 def nvcc() -> str | None:
@@ -60,8 +75,8 @@ def nvcc() -> str | None:
 
 
 def _readable(mangled: str) -> str:
-    """``hakd_kernel<1,2,0,1>`` of a mangled name."""
-    name = re.search(r"(?<=\d)([a-z_]+_kernel)(?:I((?:L[bi]\d+E)+)E)?", mangled)
+    """``hakd_kernel<1,2,0,1>`` of a mangled name, whose arguments may be those of one type."""
+    name = re.search(r"(?<=\d)([a-z_]+_kernel)(?:I(?:NS\d*_\d+[A-Za-z]+?I)?((?:L[bi]\d+E)+)E)?", mangled)
     if name is None:
         return mangled
     arguments = re.findall(r"L[bi](\d+)E", name[2] or "")
@@ -100,7 +115,8 @@ def inspect(cubin: Path) -> list[Kernel]:
                 labels[label[1]] = len(code)
             elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s*(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)(.*)", line):
                 code.append((found[1], found[2]))
-        kernels.append(Kernel(_readable(mangled), *used[mangled], _row_loop(code, labels)))
+        opcodes = collections.Counter(opcode.split(".")[0] for opcode, _ in code if opcode != "NOP")
+        kernels.append(Kernel(_readable(mangled), *used[mangled], _row_loop(code, labels), opcodes))
     return kernels
 
 
@@ -128,9 +144,10 @@ def disassemble(source: Path, target: str, folder: Path) -> str:
 
 
 def compile_kernels(target: str) -> dict[str, Kernel]:
-    """The pixel losses' kernels by name."""
+    """All kernels by name."""
     with tempfile.TemporaryDirectory() as folder:
-        sources = (SOURCES / f"pixel_losses_{name}.cu" for name in ("hakd", "segmentation"))
+        names = ("pixel_losses_hakd", "pixel_losses_segmentation", "projected_losses")
+        sources = (SOURCES / f"{name}.cu" for name in names)
         files = [compile_file(source, target, Path(folder)) for source in sources]
         return {kernel.name: kernel for file in files for kernel in inspect(file)}
 
@@ -139,15 +156,28 @@ COLUMNS = ("kernel", "classes", "target", "registers", "bytes spilled", "warps p
            "instructions per (pixel, class)", "of these special functions")  # fmt: skip
 
 
+PROJECTED_COLUMNS = ("kernel on features", "serves", "target", "registers", "bytes spilled", "warps per SM",
+                     "instructions in all", "tensor core (HMMA)", "asynchronous copies (LDGSTS)")  # fmt: skip
+
+
+def _markdown(rows: list[tuple[object, ...]]) -> str:
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
 def table(targets: list[str]) -> str:
     rows: list[tuple[object, ...]] = [COLUMNS, ("---",) * len(COLUMNS)]
+    features: list[tuple[object, ...]] = [PROJECTED_COLUMNS, ("---",) * len(PROJECTED_COLUMNS)]
     for target in targets:
         compiled = compile_kernels(target)
         for name, (what, classes) in SHIPPED.items():
             k = compiled[name]
             rows.append((what, classes, target, k.registers, k.stack_bytes, k.warps(target), f"{k.instructions:.1f}",
                          f"{k.special_functions:.1f}"))  # fmt: skip
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+        for name, what in PROJECTED.items():
+            k = compiled[name]
+            features.append((name.split("<")[0], what, target, k.registers, k.stack_bytes, k.warps(target, 256),
+                             sum(k.code.values()), k.code["HMMA"], k.code["LDGSTS"]))  # fmt: skip
+    return f"{_markdown(rows)}\n\n{_markdown(features)}"
 
 
 def main() -> None:

@@ -90,11 +90,14 @@ class SliceStream {
         tile_(tile), step_(step), warp_(threadIdx.x / kWarp), lane_(threadIdx.x % kWarp), ahead_(warp_) {
     ring_ = all_ <= warp_ ? 0 : keep ? (all_ - warp_ + kWarps - 1) / kWarps : grid.slots;
     locate();
-    for (int i = 0; i < ring_; ++i) next();
+    for (int i = 0; i < ring_; ++i) {
+      next();
+      pass();
+    }
   }
 
-  // Starts loading the slice after those that are under way, into the slot that has been free for longest; an empty group of
-  // copies beyond the last tile.
+  // Starts loading the slice after those that are under way, in the oldest one's place; an empty group of copies beyond the
+  // last tile.
   HK_DEVICE void next() {
     if (tile_ < grid_.tiles) {
       const bool other = ahead_ >= count_;
@@ -103,7 +106,6 @@ class SliceStream {
       with_layout(network, [&]<class T, bool PixelMajor>() { load<T, PixelMajor>(network, channel, other ? other_place_ : place_); });
     }
     commit_copies();
-    fill_ = fill_ + 1 == ring_ ? 0 : fill_ + 1;
     ahead_ += kWarps;
     if (ahead_ < all_) return;
     ahead_ = warp_;
@@ -131,7 +133,7 @@ class SliceStream {
     });
   }
 
-  // The oldest slice has been read: the next one becomes it. `refill` must follow when no lane needs it any more.
+  // The oldest slice has been read: the next one becomes it. Before that `refill` takes its place, unless it is kept.
   HK_DEVICE void pass() { oldest_ = oldest_ + 1 == ring_ ? 0 : oldest_ + 1; }
   HK_DEVICE void refill() {
     __syncwarp();
@@ -168,7 +170,7 @@ class SliceStream {
   HK_DEVICE void load(const FeatureNetwork& network, int64_t channel, int64_t place) const {
     const int64_t left = network.channels - channel;
     const int channels = static_cast<int>(left < kSliceChannels ? left : kSliceChannels);
-    const Shared<T> to = slot<T>(fill_);
+    const Shared<T> to = slot<T>(oldest_);
     const T* data = static_cast<const T*>(network.data);
     if (!network.aligned) {
       constexpr int kAtOnce = kWarp / Pixels;  // channels: 1 or 2
@@ -205,7 +207,7 @@ class SliceStream {
   int tile_;
   const int step_, warp_, lane_;
   int64_t place_ = 0, other_place_ = 0;
-  int pixels_ = 0, ring_, ahead_, fill_ = 0, oldest_ = 0;
+  int pixels_ = 0, ring_, ahead_, oldest_ = 0;
 };
 
 // Products ------------------------------------------------------------------------------------------------------------

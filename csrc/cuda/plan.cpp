@@ -97,7 +97,7 @@ ProjectedPlan make_plan(const ProjectedRequest& r, const Card& card) {
     return plan.shared_bytes <= card.shared_per_block;
   };
   plan.on_chip = plan.class_tiles == kFewClassTiles && all <= kMostSlices &&
-                 (fits(32, all, true) || fits(32, all, false) || fits(16, all, false));
+                 (fits(32, all, true) || fits(16, all, false));
   const int pixels = plan.class_tiles == kMostClassTiles ? 16 : 32;
   if (!plan.on_chip && !fits(pixels, std::min(all, kStreamedSlots), false) && !fits(pixels, 1, false)) {
     throw std::runtime_error(std::to_string(r.classes) + " classes of features need " + std::to_string(plan.shared_bytes) +

@@ -151,8 +151,8 @@ struct ProjectedTile {
           }
         }
       }
-      stream.pass();
       if (!Shape::OnChip) stream.refill();
+      stream.pass();
     }
     return add_up(which, network, sums);
   }
@@ -291,8 +291,8 @@ __global__ void __launch_bounds__(kFeatureThreads, 1) projected_hakd_kernel(cons
         if (network.weight_slots) {
           weight_sums.add(j, stream, network, which ? block.gradient[1] : block.gradient[0], block.class_tiles, valid);
         }
-        stream.pass();
         stream.refill();
+        stream.pass();
       }
     }
   }

@@ -37,7 +37,6 @@ inline void projected_main(const ProjectedPlan& plan, const ProjectedProblem& p,
            {plan.blocks, plan.threads, plan.shared_bytes}, runtime, p);
   };
   if (plan.resident) return run.template operator()<2, kFewClassTiles, true, true>();
-  if (plan.on_chip && plan.pixels == 32) return run.template operator()<2, kFewClassTiles, true, false>();
   if (plan.on_chip) return run.template operator()<1, kFewClassTiles, true, false>();
   if (plan.class_tiles == kFewClassTiles) return run.template operator()<2, kFewClassTiles, false, false>();
   if (plan.class_tiles == kManyClassTiles) return run.template operator()<2, kManyClassTiles, false, false>();

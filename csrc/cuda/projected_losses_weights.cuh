@@ -46,8 +46,8 @@ __global__ void __launch_bounds__(kFeatureThreads, 1) weight_gradients_kernel(co
       if (j * kWarps + int(threadIdx.x / kWarp) >= slices) break;
       stream.wait(0);
       sums.add(j, stream, network, gradient, class_tiles, valid);
-      stream.pass();
       stream.refill();
+      stream.pass();
     }
   }
 #pragma unroll

@@ -43,7 +43,7 @@ OTHERS = {
     "more classes": (1, 6, 5, 193, (2, 3), (2, 3)),
 }
 SUPERVISED = OPTIONS["supervised"]
-ROOM = {"weights too": 227, "tiles": 95, "small tiles": 60, "nothing": 50}  # KB of shared memory, and what fits
+ROOM = {"weights too": 227, "small tiles": 95, "nothing": 50}  # KB of shared memory, and what fits
 FITTED = (1, 200, 300, 7, (7, 9), (14, 18))
 
 
@@ -68,7 +68,7 @@ def test_other_shapes(backend, shape, channels_last):
 @pytest.mark.parametrize("room", ROOM)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_cards(backend, room, dtype):
-    """Weights and tile in shared memory, only the tile, a small one, or neither."""
+    """Weights and tile in shared memory, a small tile, or neither."""
     emulation.Settings.shared_per_block = ROOM[room] << 10
     tensors, labels = make_inputs(FITTED, dtype)
     emulation.take_traffic()

@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 from emulation import build
 
-TESTS = Path(__file__).with_name("test_emulated_pixel_losses.py")
-# Both losses at every shape, guarded and unguarded, with strides, labels and dtypes that are read in their own ways.
-CHOSEN = "(_shapes and not thousand) or test_large_logits or test_strides or test_labels or half"
+FOLDER = Path(__file__).parent
+# All losses at every shape, guarded and unguarded, with strides, labels and dtypes that are read in their own ways.
+CHOSEN = {
+    "test_emulated_pixel_losses.py": "(_shapes and not thousand) or large_logits or strides or test_labels or half",
+    "test_emulated_projected_losses.py": "other_shapes or runs_that or networks_differ or logits_of_any or test_labels",
+}
 
 
 def sanitized_run(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, *arguments]
     environment = {**os.environ, **build.sanitizer_environment()}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS.parent, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=FOLDER, check=False)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,8 +28,9 @@ def runtime():
         pytest.skip("the compiler's sanitizers do not start here")
 
 
-def test_no_sanitizer_complains():
-    done = sanitized_run("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(TESTS), "-k", CHOSEN)
+@pytest.mark.parametrize("file", CHOSEN)
+def test_no_sanitizer_complains(file):
+    done = sanitized_run("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file, "-k", CHOSEN[file])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert " passed" in done.stdout and "failed" not in done.stdout
 
