@@ -169,3 +169,16 @@ def test_a_teacher_of_other_options_and_the_same_weights_is_another(tmp_path: Pa
     convolution.dilation = (2, 2)
     digests.append(network_digest(TappedNetwork(networks[1], "encoder")))
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_disk_that_fills_up_is_named(tmp_path: Path, teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(contents: object, file: object) -> None:
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")  # as torch's writer does when it closes
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"runtime\.teacher_cache: .*\.pt cannot be written .*No space left on device"):
+        distil(tmp_path / "run", teacher, tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]

@@ -55,13 +55,19 @@ class CachedTeacher(Teacher):
         kept = self._kept(output)
         for number, path in enumerate(paths):
             if found[number] is None:
-                with atomic_file(path) as file:
-                    tensors = [tensor[number : number + 1].clone() for tensor in kept]
-                    torch.save({"tensors": tensors, "checksum": _checksum(tensors)}, file)
+                self._write(path, [tensor[number : number + 1].clone() for tensor in kept])
         return output if self._maps else TappedOutput((), output.logits)
 
     def _kept(self, output: TappedOutput) -> list[Tensor]:
         return [*(output.maps if self._maps else ()), output.logits]
+
+    def _write(self, path: Path, tensors: list[Tensor]) -> None:
+        try:
+            with atomic_file(path) as file:
+                torch.save({"tensors": tensors, "checksum": _checksum(tensors)}, file)
+        except (OSError, RuntimeError) as error:  # of a full disk torch raises RuntimeError, after the OSError
+            cause = error if isinstance(error, OSError) else error.__context__ or error
+            raise OSError(f"runtime.teacher_cache: {path} cannot be written ({cause})") from error
 
     def _read(self, path: Path, device: torch.device) -> list[Tensor] | None:
         if not path.is_file():
