@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from heteroakd.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from heteroakd.cli import COMMANDS, build_parser, main
+from heteroakd.cli import COMMANDS, build_parser, files_first, main
 from heteroakd.command_config import DistillRun, TeacherRun
 from heteroakd.config import from_dict, to_dict
 from heteroakd.demo import run_demo
@@ -331,3 +331,33 @@ def test_foreign_checkpoint_is_refused_without_dangerous_advice(
     assert main(["evaluate", "--checkpoint", str(tmp_path / "foreign.pt")]) == 1
     message = capsys.readouterr().err
     assert "truncated or not a checkpoint" in message and "weights_only" not in message
+
+
+@pytest.mark.parametrize("separator", [" ", "="])
+def test_options_beat_files_wherever_they_stand(tmp_path: Path, separator: str) -> None:
+    files = []
+    for name, steps in (("first", 3), ("second", 4)):
+        (tmp_path / f"{name}.yaml").write_text(f"schedule: {{steps: {steps}, batch_size: {steps}}}\n")
+        files.append(f"--config{separator}{tmp_path / name}.yaml".split(" "))
+    given = ["distill", *files[0], "--schedule.steps", "7", "--method", "kd", *files[1], "--output", "x"]
+    parsed = build_parser().parse_args(files_first(given)).distill
+    assert (parsed.schedule.steps, parsed.schedule.batch_size) == (7, 4)
+    assert (parsed.method, parsed.output) == ("kd", "x")
+
+
+def test_options_before_a_file_reach_the_run(workplace: Path, tmp_path: Path) -> None:
+    output = tmp_path / "mine"
+    arguments = ["teacher", "--schedule.steps", "1", "--model", CNN, "--output", str(output)]
+    assert main([*arguments, "--config", str(workplace / "tiny.yaml")]) == 0
+    assert load_checkpoint(output / "last.pt").step == 1
+
+
+@pytest.mark.parametrize("contents", ["def f(:", "raise RuntimeError('no luck')"])
+def test_own_files_that_cannot_be_imported_are_one_message(
+    workplace: Path, tmp_path: Path, contents: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ownbroken.py").write_text(contents + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ["teacher", "--config", str(workplace / "tiny.yaml"), "--model.architecture", "ownbroken:f"]
+    assert main([*arguments, "--model.weights", "null", "--output", str(tmp_path / "run")]) == 1
+    assert "error: architecture 'ownbroken:f' cannot be imported: " in capsys.readouterr().err

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,12 @@ def test_signal_is_passed_on_to_the_run(tmp_path: Path, monkeypatch: pytest.Monk
     finally:
         signal.signal(signal.SIGINT, before)
     assert Child.terminated == 1
+
+
+def test_a_damaged_summary_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "_train", lambda run, processes: run_distill(run))
+    config = replace(configuration(tmp_path), methods=["none"], seeds=[3])
+    run_compare(config)
+    (tmp_path / "runs-compare" / "none-seed3" / "summary.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"none-seed3/summary\.json: no JSON"):
+        run_compare(config)

@@ -14,7 +14,7 @@ import torch
 from heteroakd import export
 from heteroakd.checkpoint import Checkpoint, save_checkpoint
 from heteroakd.cli import main
-from heteroakd.command_config import TeacherRun
+from heteroakd.command_config import ExportRun, TeacherRun
 from heteroakd.commands import restore_network
 from heteroakd.config import LossConfig, ModelConfig, to_dict
 from heteroakd.data import DataConfig, build_data
@@ -22,6 +22,7 @@ from heteroakd.inference import predict, whole_logits
 from heteroakd.models import TappedNetwork, build_network
 from heteroakd.prediction import read_image
 from PIL import Image
+from torch import Tensor, nn
 
 RESNET = ModelConfig(architecture="fpn", encoder="resnet18", options={"decoder_segmentation_channels": 32})
 TRANSFORMER = ModelConfig(options={"decoder_segmentation_channels": 16})
@@ -142,3 +143,28 @@ def test_errors_name_the_option(
     assert exported(tmp_path / "last.pt", tmp_path / "a.onnx") == 1
     assert "pip install 'hetero-kernels[export]'" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+class Branching(nn.Module):
+    """Logits that are doubled for images of some size."""
+
+    def __init__(self, num_classes: int, when: str) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, num_classes, 8, stride=8)
+        self.when = when
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        doubled = width > 300 if self.when == "wide" else height > width
+        logits: Tensor = self.backbone(images)
+        return 2 * logits if doubled else logits
+
+
+@pytest.mark.parametrize("when", ["wide", "tall"])
+@pytest.mark.parametrize("name", ["student.pt2", "student.onnx"])
+def test_networks_that_branch_on_the_size_are_left_at_one(tmp_path: Path, when: str, name: str) -> None:
+    checkpoint(tmp_path / "last.pt", ModelConfig(f"{__name__}:Branching", tap="backbone", options={"when": when}))
+    assert exported(tmp_path / "last.pt", tmp_path / name, "--dynamic", "sizes") == 1
+    assert not (tmp_path / name).exists()
+    metadata = export.run_export(ExportRun(str(tmp_path / "last.pt"), str(tmp_path / name), threads=1))
+    assert metadata["dynamic"] == ["batch"]

@@ -171,3 +171,30 @@ def test_evaluation_options_come_from_the_run_unless_given(
 def test_wrong_options_are_one_message(checkpoint: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--checkpoint", checkpoint, "--evaluation", "{scales: []}"]) == 1
     assert capsys.readouterr().err.startswith(f"heteroakd {command}: error: evaluation.scales must hold")
+
+
+@pytest.mark.parametrize("labels", ["true", "false"])
+def test_images_are_never_replaced_by_their_overlays(
+    checkpoint: str, tmp_path: Path, labels: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    picture(folder / "a.png", "RGB")
+    before = (folder / "a.png").read_bytes()
+    arguments = ["predict", "--checkpoint", checkpoint, "--images", f"[{folder}]", "--labels", labels]
+    assert main([*arguments, "--output", str(folder)]) == 1
+    assert f"{folder}/a.png is one of the images and would be replaced" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["a.png"] and (folder / "a.png").read_bytes() == before
+    (folder / "a.png").rename(folder / "a.bmp")  # another suffix: nothing to replace
+    assert main([*arguments, "--output", str(folder)]) == 0
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+@pytest.mark.parametrize("limit", ["0", "-1"])
+def test_limits_below_one_image_are_refused(
+    checkpoint: str, tmp_path: Path, command: str, limit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "output"
+    assert main([command, "--checkpoint", checkpoint, "--limit", limit, "--output", str(output)]) == 1
+    assert f"limit must be at least 1, or null for all images, got {limit}" in capsys.readouterr().err
+    assert not output.exists()

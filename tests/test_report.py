@@ -191,3 +191,14 @@ def test_report_errors_keep_the_old_one(tmp_path: Path):
         write_report(path, title="t", introduction="", pictures=[Picture("P", tmp_path / "nothing.png")])
     assert path.read_text() == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["picture.png", "report.html"]
+
+
+def test_names_are_shown_as_they_are():
+    names = ["_hidden", "$x^{$", "cost_$"]
+    for diagram in (
+        Curve("Curves", "step", "value", {name: [(0, 1.0), (1, 2.0)] for name in names}),
+        Bars("Bars", "%", names, {name: [1.0, 2.0, 3.0] for name in names}),
+        Matrix("Matrix", names, [[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
+    ):
+        comments = re.findall(r"<!-- *(.*?) *-->", svg(diagram))
+        assert set(names) <= set(comments), comments

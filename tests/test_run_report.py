@@ -190,3 +190,40 @@ def test_folders_without_a_run_and_broken_files_are_named(tmp_path: Path, capsys
     with pytest.raises(ValueError, match=r"config\.yaml: no YAML"):
         read(run)
     assert not (run / "report.html").exists()
+
+
+def test_folders_of_the_same_name_stay_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [tmp_path / name / "compare" for name in "ab"]
+    for number, folder in enumerate(folders):
+        run_folder(folder / f"none-seed{number}", "none", number)
+        results = {"methods": {"none": {"runs": {str(number): {}}}}, "paired_differences": []}
+        (folder / "comparison.json").write_text(json.dumps(results))
+    groups, _ = read_groups([str(folder) for folder in folders])
+    assert [group.name for group in groups] == [f"{folder}, none" for folder in folders]
+    assert groups[0].iou() != groups[1].iou()
+    assert main(["report", "--runs", f"[{folders[0]}, {folders[0]}/]"]) == 1
+    assert f"runs must name each folder once, got {folders[0]} twice" in capsys.readouterr().err
+
+
+def test_the_current_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run_folder(tmp_path / "mine"))
+    assert [group.name for group in read_groups(["."])[0]] == ["mine"]
+
+
+@pytest.mark.parametrize("contents", ["", "- 1\n", "data: 3\nschedule: {}\n"])
+def test_configurations_of_no_run_are_named(tmp_path: Path, contents: str) -> None:
+    run = run_folder(tmp_path / "run")
+    (run / "config.yaml").write_text(contents)
+    with pytest.raises(ValueError, match=r"config\.yaml: no configuration of a run"):
+        read(run)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [(b'{"step": 1}', "lacks event"), (b'{"event": "train"}', "lacks step"), (b"\xff\xfe", "not a JSON object")],
+)
+def test_damaged_lines_of_metrics_are_named(tmp_path: Path, line: bytes, message: str) -> None:
+    run = run_folder(tmp_path / "run")
+    (run / "metrics.jsonl").write_bytes(b'{"event": "train", "step": 1}\n' + line + b"\n")
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl, line 2: {message}"):
+        read(run)

@@ -33,11 +33,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "last.pt")
 
 
-def distil(folder: Path, teacher: str, cache: Path | None, **changes: Any) -> dict[str, torch.Tensor]:
+def distil(folder: Path, checkpoint: str, cache: Path | None, **changes: Any) -> dict[str, torch.Tensor]:
     run = DistillRun(
         data=DATA,
         student=ModelConfig(options={"decoder_segmentation_channels": 16}),
-        teacher=TeacherConfig(teacher),
+        teacher=TeacherConfig(checkpoint),
         schedule=ScheduleConfig(steps=6, batch_size=2),
         runtime=replace(QUIET, teacher_cache=None if cache is None else str(cache)),
         output=str(folder),
@@ -136,3 +136,49 @@ def test_without_augmentation_the_middle_of_the_image_is_seen() -> None:
         assert torch.equal(smaller[0][0], smaller[0][0])
         assert torch.equal(smaller[0][0][:, :, :56], image[:, 8:40]), index  # 32 of the 48 rows, all of the columns
     assert bool((smaller[0][1][:, 56:] == 255).all()) and raw.shape == (3, 48, 56)
+
+
+class Scaled(torch.nn.Module):
+    """Networks of the same weights that compute different things."""
+
+    def __init__(self, num_classes: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.backbone = torch.nn.Conv2d(3, 4, 8, stride=8)
+        self.head = torch.nn.Conv2d(4, num_classes, 1)
+        self.scale = scale
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.backbone(images)) * self.scale
+        return logits
+
+
+def test_a_teacher_of_other_options_and_the_same_weights_is_another(tmp_path: Path) -> None:
+    torch.save(Scaled(12).state_dict(), tmp_path / "w.pth")
+    model = ModelConfig(architecture=f"{__name__}:Scaled", weights=str(tmp_path / "w.pth"), tap="backbone")
+    scaled = replace(model, options={"scale": 50.0})
+    teacher = TeacherConfig(model=scaled)
+    distil(tmp_path / "filled", "", tmp_path / "cache", method="kd", teacher=TeacherConfig(model=model))
+    cached = distil(tmp_path / "a", "", tmp_path / "cache", method="kd", teacher=teacher)
+    computed = distil(tmp_path / "b", "", None, method="kd", teacher=teacher)
+    assert all(torch.equal(cached[name], computed[name]) for name in computed)
+    # a setting of a layer that changes neither names nor shapes
+    networks = [build_tapped(ModelConfig(), 5)[0].network for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    convolution = next(module for module in networks[1].modules() if isinstance(module, torch.nn.Conv2d))
+    digests = [network_digest(TappedNetwork(network, "encoder")) for network in networks]
+    convolution.dilation = (2, 2)
+    digests.append(network_digest(TappedNetwork(networks[1], "encoder")))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_disk_that_fills_up_is_named(tmp_path: Path, teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(contents: object, file: object) -> None:
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")  # as torch's writer does when it closes
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"runtime\.teacher_cache: .*\.pt cannot be written .*No space left on device"):
+        distil(tmp_path / "run", teacher, tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]

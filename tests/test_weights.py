@@ -254,3 +254,16 @@ def test_teacher_of_another_codebase(tmp_path: Path, capsys: pytest.CaptureFixtu
     run.teacher.model = ModelConfig(architecture="fpn", encoder="resnet18", weights="imagenet")
     with pytest.raises(ValueError, match=r"teacher.model.weights must be a file .pth.* got 'imagenet'"):
         run_distill(run, overwrite=True)
+
+
+def test_tensors_beside_the_state_dict_do_not_hide_it(tmp_path: Path) -> None:
+    state = resnet()
+    contents = {"epoch": torch.tensor(3), "best": torch.ones(1), "state_dict": state}
+    _, report = loaded(RESNET, saved(tmp_path, contents))
+    assert "entry 'state_dict'" in report and "unused in the file: fc.weight, fc.bias" in report
+
+
+def test_files_with_other_keys_than_names(tmp_path: Path) -> None:
+    for contents, message in (({0: 1, 1: "a"}, "got 0, 1"), ({}, "got nothing in it")):
+        with pytest.raises(WeightsError, match=message):
+            loaded(RESNET, saved(tmp_path, contents))

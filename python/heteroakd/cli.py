@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     With HETEROAKD_DEBUG=1 in the environment errors keep their tracebacks.
     """
     parser = build_parser()
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args(files_first(sys.argv[1:] if arguments is None else arguments))
     name = parsed.command
     options = parser.instantiate(parsed)[name]
     config_class = COMMANDS[name][0]
@@ -90,6 +91,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"heteroakd {name}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def files_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with every --config right behind the command: the parser lets the later one win, so that a file
+    would replace the options before it."""
+    files: list[str] = []
+    others: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--config":
+            files += [argument, *islice(remaining, 1)]
+        elif argument.startswith("--config="):
+            files.append(argument)
+        else:
+            others.append(argument)
+    return [*others[:1], *files, *others[1:]]
 
 
 def _message(error: Exception) -> str:

@@ -83,7 +83,10 @@ def finished(run: DistillRun) -> dict[str, Any] | None:
     summary_file = Path(run.output) / SUMMARY
     if checkpoint.step < run.schedule.steps or not summary_file.is_file():
         return None
-    summary: dict[str, Any] = json.loads(summary_file.read_text(encoding="utf-8"))
+    try:
+        summary: dict[str, Any] = json.loads(summary_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{summary_file}: no JSON: {error}; without it, the run writes another") from error
     return summary
 
 

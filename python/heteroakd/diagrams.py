@@ -80,6 +80,12 @@ def svg(diagram: Diagram) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(diagram.title, quote=True)}"', 1)
 
 
+def _plain(name: str) -> str:
+    """A name that matplotlib shows as it is: it leaves names that begin with "_" out of legends, and takes what stands
+    between two "$" for a formula."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
 def _style(axes: Axes, grid: Literal["both", "x"]) -> None:
     axes.tick_params(colors=_INK)
     axes.grid(axis=grid, color=_INK, alpha=0.15)
@@ -99,7 +105,7 @@ def _curve(curve: Curve) -> Figure:
         finite = [(x, y) if math.isfinite(x) and math.isfinite(y) else (math.nan, math.nan) for x, y in points]
         marker = "o" if len(points) <= 30 else ""
         axes.plot(
-            [x for x, _ in finite], [y for _, y in finite], style, color=colour, label=name, linewidth=1.8,
+            [x for x, _ in finite], [y for _, y in finite], style, color=colour, label=_plain(name), linewidth=1.8,
             marker=marker, markersize=3.5,
         )  # fmt: skip
     axes.set_xlabel(curve.x_label, color=_INK)
@@ -125,8 +131,8 @@ def _bars(bars: Bars) -> Figure:
     for number, (name, values) in enumerate(bars.series.items()):
         widths = [math.nan if value is None else value for value in values]
         offset = (number - (count - 1) / 2) * height
-        axes.barh(places + offset, widths, height, color=_COLOURS[number % len(_COLOURS)], label=name)
-    axes.set_yticks(places, bars.categories)
+        axes.barh(places + offset, widths, height, color=_COLOURS[number % len(_COLOURS)], label=_plain(name))
+    axes.set_yticks(places, [*map(_plain, bars.categories)])
     axes.invert_yaxis()
     axes.set_xlabel(bars.x_label, color=_INK)
     _style(axes, "x")
@@ -150,8 +156,9 @@ def _matrix(matrix: Matrix) -> Figure:
     picture[..., 3] = shares
     axes.imshow(picture, interpolation="nearest")
     if size <= _NAMED:
-        axes.set_xticks(range(size), matrix.names, rotation=90)
-        axes.set_yticks(range(size), matrix.names)
+        names = [*map(_plain, matrix.names)]
+        axes.set_xticks(range(size), names, rotation=90)
+        axes.set_yticks(range(size), names)
     for row, column in np.argwhere(shares >= 0.005) if size <= _NUMBERED else ():
         text = f"{100 * shares[row, column]:.0f}"
         axes.text(column, row, text, ha="center", va="center", color=_INK, fontsize=8)

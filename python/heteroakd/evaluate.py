@@ -94,6 +94,12 @@ def _none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
+def check_limit(limit: int | None) -> None:
+    """Raises ValueError for a number of images below 1: a negative one would count from the end."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, or null for all images, got {limit}")
+
+
 def evaluate(
     network: TappedNetwork,
     dataset: Dataset[tuple[Tensor, Tensor]],
@@ -110,9 +116,10 @@ def evaluate(
     get the sum. `progress` shows a bar where there is a terminal.
 
     The network is put into eval mode and back. Raises ValueError for labels outside [0, K) that are not 255, and as
-    `check_options`.
+    `check_options` and `check_limit`.
     """
     check_options(options)
+    check_limit(limit)
     count = len(dataset) if limit is None else min(limit, len(dataset))  # type: ignore[arg-type]
     metric = MulticlassConfusionMatrix(num_classes=len(classes), ignore_index=IGNORE_INDEX, validate_args=False)
     training = network.training

@@ -35,6 +35,8 @@ SUFFIXES = (".pt2", ".onnx")
 KINDS = ("sizes", "batch", "none")
 """What may vary, the most first."""
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+LARGEST_COUNT = 2**31
+"""Of strides or images: what may vary must vary up to there."""
 INPUT, OUTPUT = "images", "logits"
 
 Result = TypeVar("Result")
@@ -187,7 +189,20 @@ def trace(plain: PlainNetwork, images: Tensor, stride: int, kind: str) -> tuple[
         images = images.new_zeros(2, 3, 4 * stride, 6 * stride)  # nothing that a network computes equal by chance
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.export.export(plain, (images,), dynamic_shapes=(dimensions,), strict=False), names
+        program = torch.export.export(plain, (images,), dynamic_shapes=(dimensions,), strict=False)
+    _check_ranges(program)
+    return program, names
+
+
+def _check_ranges(program: ExportedProgram) -> None:
+    """Raises ValueError where the traced program serves some sizes only, as of a network that does something else for
+    large images: ONNX has no way to refuse the others, and would compute them wrongly."""
+    for allowed in program.range_constraints.values():
+        if allowed.lower > 2 or allowed.upper < LARGEST_COUNT:
+            raise ValueError(
+                f"the network does something else outside {allowed.lower} to {allowed.upper} strides of an image's "
+                "side, or images of a batch"
+            )
 
 
 def as_pt2(program: ExportedProgram, metadata: dict[str, Any]) -> Exported:
@@ -248,8 +263,9 @@ def compare(
     batches = [images]
     if "height" in dynamic:
         stride = network.stride
-        other = F.interpolate(images, size=(3 * stride, 5 * stride), mode="bilinear", antialias=True)
-        batches.append(torch.cat([other, other.flip(-1)]))
+        for size in ((3 * stride, 5 * stride), (7 * stride, 3 * stride)):  # wide and tall
+            other = F.interpolate(images, size=size, mode="bilinear", antialias=True)
+            batches.append(torch.cat([other, other.flip(-1)]))
     elif "batch" in dynamic:
         batches.append(torch.cat([images, images.flip(-1)]))
     differences, agreements = [], []

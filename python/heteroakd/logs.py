@@ -185,11 +185,11 @@ def _naming(path: Path) -> Iterator[None]:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Lines of a metrics file, without a last one that was cut off; [] where there is no file.
 
-    Raises ValueError, naming file and line, for anything else that is not a JSON object.
+    Raises ValueError, naming file and line, for anything else that is not a JSON object with an event and a step.
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     metrics = []
     for number, line in enumerate(lines, start=1):
         if number == len(lines) and not line.endswith("\n"):
@@ -198,6 +198,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             metrics.append(dict(json.loads(line)))
         except (json.JSONDecodeError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: not a JSON object: {error}") from error
+        if missing := [name for name in ("event", "step") if name not in metrics[-1]]:
+            raise ValueError(f"{path}, line {number}: lacks {', '.join(missing)}")
     return metrics
 
 

@@ -188,6 +188,10 @@ def _build_own(config: ModelConfig, num_classes: int) -> nn.Module:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"architecture {config.architecture!r} cannot be imported: {error}") from error
+    except Exception as error:  # the file is a user's: a SyntaxError, whatever its first lines raise
+        raise ValueError(
+            f"architecture {config.architecture!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     try:
         network = function(num_classes=num_classes, **config.options)
     except TypeError as error:

@@ -18,6 +18,7 @@ from heteroakd.commands import load_network, load_trained, saved_data, saved_eva
 from heteroakd.data import class_palette, denormalize
 from heteroakd.data.files import IMAGE_SUFFIXES
 from heteroakd.data.samples import IMAGENET_MEAN, IMAGENET_STD, SegmentationDataset
+from heteroakd.evaluate import check_limit
 from heteroakd.inference import check_options, predict
 from heteroakd.pictures import overlay
 
@@ -33,6 +34,7 @@ def run_predict(config: PredictRun) -> list[Path]:
     """
     if not 0 <= config.alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {config.alpha}")
+    check_limit(config.limit)
     val: SegmentationDataset | None = None
     if config.images:  # the data set need not be here
         checkpoint, network = load_network(config.checkpoint, config.device, config.threads)
@@ -50,6 +52,8 @@ def run_predict(config: PredictRun) -> list[Path]:
     images = _images(config, val)
     if config.limit is not None:
         images = images[: config.limit]
+    if val is None:
+        _keep_sources(config, [(name, Path(source)) for name, source in images])
     for name, source in tqdm(images, "predicting", unit="image", disable=None):
         try:
             image = read_image(source) if val is None else val[int(source)][0]
@@ -85,6 +89,15 @@ def _images(config: PredictRun, val: SegmentationDataset | None) -> list[tuple[s
         return [(f"val_{index:04d}", str(index)) for index in range(len(val))]
     files = image_files(config.images)
     return list(zip(_names(files), files, strict=True))
+
+
+def _keep_sources(config: PredictRun, images: list[tuple[str, Path]]) -> None:
+    """Raises ValueError, naming the first, where a PNG would replace one of the images that are to be predicted."""
+    sources = {path.resolve() for _, path in images}
+    endings = ("", LABEL_ENDING) if config.labels else ("",)
+    for path in (Path(config.output) / f"{name}{ending}.png" for name, _ in images for ending in endings):
+        if path.resolve() in sources:
+            raise ValueError(f"{path} is one of the images and would be replaced: output must be another folder")
 
 
 def _names(files: list[Path]) -> Iterator[str]:

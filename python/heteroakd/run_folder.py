@@ -98,19 +98,29 @@ def read_groups(folders: list[str]) -> tuple[list[Group], list[dict[str, Any]]]:
     comparisons = []
     if not folders:
         raise ValueError("runs must name at least one folder, got none")
-    for path in map(Path, folders):
+    paths = [Path(folder) for folder in folders]
+    names = _names(paths)
+    for path, folder in zip(paths, names, strict=True):
         if not (path / RESULTS).is_file():
-            groups.append(
-                Group(path.name if path.name not in {group.name for group in groups} else str(path), [read(path)])
-            )
+            groups.append(Group(folder, [read(path)]))
             continue
         comparison = _json(path / RESULTS)
         comparisons.append(comparison)
         for method, values in comparison["methods"].items():
             runs = [read(path / f"{method}-seed{seed}") for seed in values["runs"]]
-            name = method if len(folders) == 1 else f"{path.name}, {method}"
+            name = method if len(folders) == 1 else f"{folder}, {method}"
             groups += [Group(name, runs)] if runs else []
     return groups, comparisons
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """A name for every folder: its own, or its path where several have the same; the diagrams tell groups apart by
+    them. Raises ValueError for a folder that is named twice."""
+    resolved = [path.resolve() for path in paths]
+    if twice := [path for number, path in enumerate(paths) if resolved[number] in resolved[:number]]:
+        raise ValueError(f"runs must name each folder once, got {twice[0]} twice")
+    own = [path.name for path in resolved]
+    return [name if own.count(name) == 1 else str(path) for name, path in zip(own, paths, strict=True)]
 
 
 def read(folder: Path) -> RunFolder:
@@ -121,6 +131,8 @@ def read(folder: Path) -> RunFolder:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{folder / CONFIG}: no YAML: {str(error).splitlines()[0]}") from error
+    if not (isinstance(config, dict) and all(isinstance(config.get(part), dict) for part in ("data", "schedule"))):
+        raise ValueError(f"{folder / CONFIG}: no configuration of a run")
     summary = _json(folder / SUMMARY) if (folder / SUMMARY).is_file() else None
     confusion = _confusion(folder / CONFUSION) if (folder / CONFUSION).is_file() else None
     return RunFolder(folder, config, read_metrics(folder / METRICS_FILE), summary, confusion)

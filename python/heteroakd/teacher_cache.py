@@ -12,6 +12,7 @@ from torch import Tensor
 
 from heteroakd.checkpoint import atomic_file
 from heteroakd.command_config import DistillRun
+from heteroakd.config import ModelConfig
 from heteroakd.data import SegmentationData
 from heteroakd.distiller import Teacher
 from heteroakd.distributed import say
@@ -54,13 +55,19 @@ class CachedTeacher(Teacher):
         kept = self._kept(output)
         for number, path in enumerate(paths):
             if found[number] is None:
-                with atomic_file(path) as file:
-                    tensors = [tensor[number : number + 1].clone() for tensor in kept]
-                    torch.save({"tensors": tensors, "checksum": _checksum(tensors)}, file)
+                self._write(path, [tensor[number : number + 1].clone() for tensor in kept])
         return output if self._maps else TappedOutput((), output.logits)
 
     def _kept(self, output: TappedOutput) -> list[Tensor]:
         return [*(output.maps if self._maps else ()), output.logits]
+
+    def _write(self, path: Path, tensors: list[Tensor]) -> None:
+        try:
+            with atomic_file(path) as file:
+                torch.save({"tensors": tensors, "checksum": _checksum(tensors)}, file)
+        except (OSError, RuntimeError) as error:  # of a full disk torch raises RuntimeError, after the OSError
+            cause = error if isinstance(error, OSError) else error.__context__ or error
+            raise OSError(f"runtime.teacher_cache: {path} cannot be written ({cause})") from error
 
     def _read(self, path: Path, device: torch.device) -> list[Tensor] | None:
         if not path.is_file():
@@ -93,9 +100,11 @@ def _checksum(tensors: list[Tensor]) -> int:
     return checksum
 
 
-def network_digest(network: TappedNetwork) -> str:
-    """What tells trained networks apart: a digest of all weights, their names, and the taps."""
-    digest = hashlib.blake2b(repr(network.taps).encode(), digest_size=8)
+def network_digest(network: TappedNetwork, config: ModelConfig | None = None) -> str:
+    """What tells trained networks apart: a digest of all weights, their names, the taps and, as networks of the same
+    weights may compute different things, the layers with their settings and what `config` builds the network of."""
+    built = None if config is None else (config.architecture, config.encoder, sorted(config.options.items()))
+    digest = hashlib.blake2b(f"{network.taps} {built} {network.network}".encode(), digest_size=8)
     for name, tensor in network.network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
@@ -114,7 +123,8 @@ def open_cache(config: DistillRun, network: TappedNetwork, data: SegmentationDat
         )
     expected = probe(network, config.data.crop_size)
     height, width = config.data.crop_size
-    name = f"{config.data.name}-{height}x{width}-{config.optimizer.precision}-{network_digest(network)}"
+    digest = network_digest(network, config.teacher.model)
+    name = f"{config.data.name}-{height}x{width}-{config.optimizer.precision}-{digest}"
     maps = config.method.startswith("heteroakd")
     folder = Path(str(config.runtime.teacher_cache)).expanduser() / (name if maps else f"{name}-logits")
     teacher = CachedTeacher(network, folder, expected, maps=maps)

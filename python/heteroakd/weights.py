@@ -97,13 +97,16 @@ def _read(path: Path) -> tuple[str, State]:
         ) from error
     if not isinstance(contents, Mapping):
         raise WeightsError(f"{path}: expected a state_dict, got a {type(contents).__name__}")
+    inside = {name: tensors for name, value in contents.items() if (tensors := _tensors(value))}
+    for name in CONTAINERS:  # before the tensors beside it, which are an epoch's number or a loss
+        if name in inside:
+            return name, inside[name]
     if direct := _tensors(contents):
         return "", direct
-    inside = {name: tensors for name, value in contents.items() if (tensors := _tensors(value))}
-    for name in (*CONTAINERS, *(inside if len(inside) == 1 else ())):
-        if name in inside:
-            return str(name), inside[name]
-    raise WeightsError(f"{path}: expected a state_dict, or one as {', '.join(CONTAINERS)}; got {', '.join(contents)}")
+    if len(inside) == 1:
+        return next((str(name), tensors) for name, tensors in inside.items())
+    got = ", ".join(map(str, contents)) or "nothing in it"
+    raise WeightsError(f"{path}: expected a state_dict, or one as {', '.join(CONTAINERS)}; got {got}")
 
 
 def _safetensors(path: Path) -> Mapping[str, Any]:
