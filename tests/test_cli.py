@@ -217,6 +217,16 @@ def test_configurations_survive_the_checkpoint_and_reject_unknown_keys() -> None
         from_dict(TeacherRun, {"colour": "red"}, "there")
 
 
+@pytest.mark.parametrize("value", ["3", "null", "[1]"])
+def test_a_number_in_the_place_of_a_group_is_wrong_usage(
+    value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrong.yaml").write_text(f"schedule: {value}\n")
+    with pytest.raises(SystemExit) as finished:
+        main(["distill", "--config", str(tmp_path / "wrong.yaml")])
+    assert finished.value.code == 2 and "schedule" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -164,6 +164,7 @@ def test_evaluation_options_come_from_the_run_unless_given(
         assert main(["evaluate", "--checkpoint", checkpoint, *options]) == 0
         tables.append(capsys.readouterr().out)
     assert tables[0] == tables[1] != tables[2]
+    assert ["the run's own evaluations" in table for table in tables] == [False, False, True]
     assert f"{100 * load_checkpoint(checkpoint).metrics['miou']:.2f} %" in tables[0]
 
 

@@ -19,7 +19,7 @@ from heteroakd.data import DataConfig
 from heteroakd.distiller import Distiller, Teacher, build_distiller
 from heteroakd.losses import MeanOverTaps
 from heteroakd.optimization import TrainingStep, build_optimizer
-from heteroakd.taps import TappedNetwork, output_logits
+from heteroakd.taps import TappedNetwork, output_logits, probe
 from torch import Tensor, nn
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
@@ -94,6 +94,11 @@ def test_wrong_numbers_of_taps_are_named() -> None:
         TappedNetwork(TwoStages(CLASSES), ["head", "head"])
     with pytest.raises(ValueError, match="at least one module"):
         TappedNetwork(TwoStages(CLASSES), [])
+
+
+def test_a_network_without_parameters_is_refused() -> None:
+    with pytest.raises(ValueError, match="the network has no parameters"):
+        probe(TappedNetwork(nn.Sequential(nn.Identity()), "0"), (32, 32))
 
 
 def test_networks_of_other_classes_are_named() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from heteroakd.command_config import (
     CheckDataRun,
@@ -71,8 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     parsed = parser.parse_args(files_first(sys.argv[1:] if arguments is None else arguments))
     name = parsed.command
-    options = parser.instantiate(parsed)[name]
     config_class = COMMANDS[name][0]
+    for field in dataclasses.fields(config_class):
+        if dataclasses.is_dataclass(field.default_factory) and not isinstance(parsed[name][field.name], Namespace):
+            parser.error(f"{field.name} must be a group of options, got {parsed[name][field.name]!r}")
+    options = parser.instantiate(parsed)[name]
     config = config_class(**{field.name: options[field.name] for field in dataclasses.fields(config_class)})
     flags = {flag: options[flag] for flag in ("resume", "overwrite", "resume_or_start") if name in TRAINING}
     if os.getcwd() not in sys.path:

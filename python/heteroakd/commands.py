@@ -203,7 +203,7 @@ def run_evaluate(config: EvaluateRun) -> Evaluation:
             network,
             data.val,
             data.classes,
-            config.evaluation or saved_evaluation(checkpoint),
+            choose_evaluation(config.evaluation, checkpoint),
             align_corners=saved_loss(checkpoint).logits_align_corners,
             limit=config.limit,
             workers=config.workers,
@@ -265,6 +265,15 @@ def saved_loss(checkpoint: Checkpoint) -> LossConfig:
 def saved_evaluation(checkpoint: Checkpoint) -> EvaluationConfig:
     """The evaluation options of the run that wrote the checkpoint."""
     return from_dict(EvaluationConfig, checkpoint.config.get("evaluation", {}), "checkpoint")
+
+
+def choose_evaluation(given: EvaluationConfig | None, checkpoint: Checkpoint) -> EvaluationConfig:
+    """The options given, or those of the checkpoint's own run; says so where both are there and differ, as nobody sees
+    from the numbers that a window or a scale of the run was left out."""
+    saved = saved_evaluation(checkpoint)
+    if given is not None and given != saved:
+        say(f"evaluated by {to_dict(given)}; the run's own evaluations: {to_dict(saved)}")
+    return given or saved
 
 
 def check_classes(path: str, checkpoint: Checkpoint, data: SegmentationData) -> None:

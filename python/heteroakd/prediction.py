@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from heteroakd.checkpoint import atomic_file
 from heteroakd.command_config import PredictRun
-from heteroakd.commands import load_network, load_trained, saved_data, saved_evaluation, saved_loss
+from heteroakd.commands import choose_evaluation, load_network, load_trained, saved_data, saved_loss
 from heteroakd.data import class_palette, denormalize
 from heteroakd.data.files import IMAGE_SUFFIXES
 from heteroakd.data.samples import IMAGENET_MEAN, IMAGENET_STD, SegmentationDataset
@@ -44,7 +44,7 @@ def run_predict(config: PredictRun) -> list[Path]:
         palette, val = data.palette, data.val
     if config.labels and len(palette) > LARGEST_INDEX + 1:
         raise ValueError(f"labels are written as 8 bit PNGs of up to {LARGEST_INDEX + 1} classes, got {len(palette)}")
-    options = config.evaluation or saved_evaluation(checkpoint)
+    options = choose_evaluation(config.evaluation, checkpoint)
     check_options(options)
     align_corners = saved_loss(checkpoint).logits_align_corners
     written: list[Path] = []

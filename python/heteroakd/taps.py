@@ -142,8 +142,7 @@ def _candidates(network: nn.Module, limit: int = 24) -> str:
             if name:
                 hooks.append(module.register_forward_hook(listen(name)))
         with torch.no_grad():
-            parameter = next(network.parameters())
-            network.eval()(torch.zeros(1, 3, 64, 64, device=parameter.device))
+            network.eval()(torch.zeros(1, 3, 64, 64, device=_device(network)))
     finally:
         for hook in hooks:
             hook.remove()
@@ -153,6 +152,13 @@ def _candidates(network: nn.Module, limit: int = 24) -> str:
     names = sorted(found, key=lambda name: (name.count("."), name))
     listed = ", ".join(f"{name} ({found[name][0]} channels)" for name in names[:limit])
     return f"{listed}{' and deeper ones' if len(names) > limit else ''}"
+
+
+def _device(network: nn.Module) -> torch.device:
+    parameter = next(network.parameters(), None)
+    if parameter is None:
+        raise ValueError("the network has no parameters: there is nothing to train")
+    return parameter.device
 
 
 @torch.no_grad()
@@ -167,7 +173,6 @@ def probe(network: TappedNetwork, image_size: tuple[int, int]) -> TappedOutput:
             f"the stride of the network"
         )
     training = network.training
-    parameter = next(network.parameters())
-    output: TappedOutput = network.eval()(torch.zeros(1, 3, *image_size, device=parameter.device))
+    output: TappedOutput = network.eval()(torch.zeros(1, 3, *image_size, device=_device(network)))
     network.train(training)
     return output
