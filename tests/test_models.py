@@ -94,6 +94,16 @@ def test_tap_without_a_feature_map_lists_candidates() -> None:
         probe(network, (32, 32))
 
 
+def broken_network(num_classes: int) -> nn.Module:
+    raise RuntimeError(f"no checkpoint for {num_classes} classes")
+
+
+def test_what_an_own_function_raises_is_named() -> None:
+    message = "architecture '.*:broken_network': RuntimeError: no checkpoint for 4 classes"
+    with pytest.raises(ValueError, match=message):
+        build_tapped(ModelConfig(architecture=f"{__name__}:broken_network"), num_classes=4)
+
+
 def test_own_network_by_import_path() -> None:
     config = ModelConfig(architecture=f"{__name__}:own_network", tap="backbone", options={"width": 6})
     network, loaded = build_tapped(config, num_classes=4)

@@ -200,6 +200,8 @@ def _build_own(config: ModelConfig, num_classes: int) -> nn.Module:
             f"{config.options or '{}'}: {error}. "
             "Files are merged key by key: `options: {}` drops another file's options"
         ) from error
+    except Exception as error:  # the function is a user's, too
+        raise ValueError(f"architecture {config.architecture!r}: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"architecture {config.architecture!r} must return a torch.nn.Module, got {type(network)}")
     return network
