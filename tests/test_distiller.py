@@ -8,7 +8,8 @@ import pytest
 import torch
 from heteroakd.config import LossConfig, Method, ModelConfig
 from heteroakd.distiller import METHODS, Distiller, Teacher, build_distiller
-from heteroakd.models import TappedNetwork, TappedOutput, build_tapped
+from heteroakd.models import build_tapped
+from heteroakd.taps import TappedNetwork, TappedOutput
 from torch import Tensor
 
 from hetero_kernels import HeteroAKDLoss, functional

@@ -19,8 +19,8 @@ from heteroakd.distiller import Teacher, build_distiller
 from heteroakd.evaluate import evaluate
 from heteroakd.inference import WHOLE
 from heteroakd.logs import read_metrics
-from heteroakd.models import TappedNetwork
 from heteroakd.optimization import TrainingStep, build_optimizer
+from heteroakd.taps import TappedNetwork
 from torch import Tensor, nn
 
 ROOT = Path(__file__).parent.parent

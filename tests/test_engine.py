@@ -24,11 +24,12 @@ from heteroakd.config import (
     TeacherConfig,
 )
 from heteroakd.data import DataConfig, build_data
-from heteroakd.distiller import Distiller, LogitLoss
+from heteroakd.distiller import Distiller
 from heteroakd.distributed import choose_device
 from heteroakd.evaluate import Evaluation
 from heteroakd.keeper import DivergedError
 from heteroakd.logs import read_metrics
+from heteroakd.losses import LogitLoss
 from heteroakd.models import build_tapped
 from heteroakd.optimization import build_optimizer, learning_rate_factor
 from heteroakd.visualize import load_maps

@@ -9,7 +9,7 @@ import torch
 from heteroakd.config import EvaluationConfig
 from heteroakd.evaluate import Evaluation, evaluate
 from heteroakd.inference import class_scores, infer_padded, predict, whole_logits, window_starts
-from heteroakd.models import TappedNetwork
+from heteroakd.taps import TappedNetwork
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchmetrics.classification import MulticlassJaccardIndex

@@ -19,8 +19,9 @@ from heteroakd.commands import restore_network
 from heteroakd.config import LossConfig, ModelConfig, to_dict
 from heteroakd.data import DataConfig, build_data
 from heteroakd.inference import predict, whole_logits
-from heteroakd.models import TappedNetwork, build_network
+from heteroakd.models import build_network
 from heteroakd.prediction import read_image
+from heteroakd.taps import TappedNetwork
 from PIL import Image
 from torch import Tensor, nn
 

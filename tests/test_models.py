@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from heteroakd.config import ModelConfig
-from heteroakd.models import ARCHITECTURES, TappedNetwork, build_network, build_tapped, probe
+from heteroakd.models import ARCHITECTURES, build_network, build_tapped
 from heteroakd.pretrained import MissingPackageError, TensorFlowInput
+from heteroakd.taps import TappedNetwork, probe
 from torch import Tensor, nn
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from heteroakd.config import LossConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig
 from heteroakd.distiller import Distiller, Teacher, build_distiller
-from heteroakd.models import TappedNetwork
 from heteroakd.optimization import TrainingStep, build_optimizer, distillation_factor
+from heteroakd.taps import TappedNetwork
 from test_distributed import SIZE, Plain, batch
 from torch import Tensor
 

@@ -21,9 +21,10 @@ from heteroakd.distributed import choose_device, main_first, on_main, process_gr
 from heteroakd.engine import train
 from heteroakd.evaluate import Evaluation, evaluate
 from heteroakd.logs import METRICS_FILE
-from heteroakd.models import TappedNetwork, build_tapped, probe
+from heteroakd.models import build_tapped
 from heteroakd.recipe import recipe
 from heteroakd.run import BEST, CONFIG, CONFUSION, LAST, MAPS, PICTURES, SUMMARY, Run
+from heteroakd.taps import TappedNetwork, probe
 from heteroakd.teacher_cache import open_cache
 from heteroakd.weights import SUFFIXES, is_weights_file
 

@@ -12,19 +12,8 @@ from torch import Tensor, nn
 from hetero_kernels import HeteroAKDLoss, HeteroAKDOutput
 from heteroakd.config import LossConfig, Method
 from heteroakd.data import IGNORE_INDEX
-from heteroakd.losses import AuxiliaryHead, Divisors, LogitLoss, MeanOverTaps, Terms, channel_wise_loss, pair_names
+from heteroakd.losses import AuxiliaryHead, Divisors, LogitLoss, MeanOverTaps, Terms, pair_names
 from heteroakd.taps import TappedNetwork, TappedOutput, probe
-
-__all__ = [
-    "METHODS",
-    "Distiller",
-    "Divisors",
-    "LogitLoss",
-    "Teacher",
-    "Terms",
-    "build_distiller",
-    "channel_wise_loss",
-]
 
 METHODS: tuple[Method, ...] = ("none", "kd", "cwd", "heteroakd", "heteroakd_no_kmm", "heteroakd_no_kem")
 

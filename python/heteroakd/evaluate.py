@@ -19,7 +19,7 @@ from heteroakd.data import IGNORE_INDEX
 from heteroakd.distributed import is_main, rank, sum_over_processes, world_size
 from heteroakd.inference import WHOLE, check_options, predict
 from heteroakd.interruption import leave_signals_to_the_parent
-from heteroakd.models import TappedNetwork
+from heteroakd.taps import TappedNetwork
 
 
 @dataclass
@@ -60,10 +60,10 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-compatible: miou, pixel_accuracy, iou by class (null where absent), absent, images."""
-        iou = {name: _none_if_nan(value) for name, value in zip(self.classes, self.iou.tolist(), strict=True)}
+        iou = {name: none_if_nan(value) for name, value in zip(self.classes, self.iou.tolist(), strict=True)}
         return {
-            "miou": _none_if_nan(self.miou),
-            "pixel_accuracy": _none_if_nan(self.pixel_accuracy),
+            "miou": none_if_nan(self.miou),
+            "pixel_accuracy": none_if_nan(self.pixel_accuracy),
             "iou": iou,
             "absent": self.absent,
             "images": self.images,
@@ -90,7 +90,8 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def _none_if_nan(value: float) -> float | None:
+def none_if_nan(value: float) -> float | None:
+    """The value as JSON has it, which knows no NaN."""
     return None if math.isnan(value) else value
 
 

@@ -22,10 +22,11 @@ from heteroakd.command_config import ExportRun
 from heteroakd.commands import load_network, load_trained, saved_loss
 from heteroakd.config import ModelConfig, from_dict
 from heteroakd.data.samples import IMAGENET_MEAN, IMAGENET_STD
-from heteroakd.models import TappedNetwork, build_network
+from heteroakd.evaluate import none_if_nan
+from heteroakd.models import build_network
 from heteroakd.prediction import read_image
 from heteroakd.pretrained import MissingPackageError
-from heteroakd.taps import output_logits
+from heteroakd.taps import TappedNetwork, output_logits
 
 METADATA = "heteroakd.json"
 """Name of the extra file of a .pt2 that holds the metadata."""
@@ -310,6 +311,6 @@ def describe_export(
         "align_corners": align_corners,
         "network": checkpoint.model,
         "step": checkpoint.step,
-        "miou": checkpoint.metrics["miou"] if checkpoint.metrics["miou"] == checkpoint.metrics["miou"] else None,
+        "miou": none_if_nan(checkpoint.metrics["miou"]),
         "torch": str(torch.__version__),
     }

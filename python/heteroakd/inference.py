@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heteroakd.config import EvaluationConfig
-from heteroakd.models import TappedNetwork, TappedOutput
+from heteroakd.taps import TappedNetwork, TappedOutput
 
 WHOLE = EvaluationConfig()
 """Whole image, single scale, not mirrored."""

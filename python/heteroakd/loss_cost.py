@@ -27,11 +27,11 @@ from heteroakd.config import LossConfig, from_dict
 from heteroakd.distiller import Teacher, build_distiller
 from heteroakd.distributed import choose_device, world_size
 from heteroakd.logs import peak_memory
-from heteroakd.models import TappedNetwork, TappedOutput, probe
+from heteroakd.optimization import PRECISIONS
 from heteroakd.run import CONFIG, SUMMARY, Run
+from heteroakd.taps import TappedNetwork, TappedOutput, probe
 
 SECONDS = 2.0  # of measuring, more where three steps take longer
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def loss_step(folder: Path, backend: str, device: torch.device) -> tuple[Callabl
     """By number of images, whose maps it makes, a forward and backward of a run's loss; and the run's own number."""
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    inputs, dtype = summary["loss_inputs"], DTYPES[summary["precision"]]
+    inputs, dtype = summary["loss_inputs"], PRECISIONS[summary["precision"]]
     torch.manual_seed(0)
     student = Maps(inputs["student"], dtype, learns=True).to(device)
     teacher = None

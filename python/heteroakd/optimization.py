@@ -12,9 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from heteroakd.config import OptimizerConfig, RuntimeConfig, ScheduleConfig
-from heteroakd.distiller import Distiller, Divisors, Teacher, Terms
+from heteroakd.distiller import Distiller, Teacher
 from heteroakd.distributed import sum_over_processes, world_size
-from heteroakd.models import TappedNetwork
+from heteroakd.losses import Divisors, Terms
+from heteroakd.taps import TappedNetwork
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -42,20 +42,22 @@ class RunFolder:
 
     def panels(self) -> list[Path]:
         """Panels of the last step that has some."""
-        return _last_step(self.path / PICTURES, "png")
+        paths = sorted((self.path / PICTURES).glob("step_*_val_*.png"))
+        return [path for path in paths if step_and_image(path)[0] == step_and_image(paths[-1])[0]]
 
     def maps(self) -> dict[int, dict[int, Path]]:
         """Files of maps by val image and step."""
         found: dict[int, dict[int, Path]] = {}
         for path in sorted((self.path / MAPS).glob("step_*_val_*.npz")):
-            _, step, _, image = path.stem.split("_")
-            found.setdefault(int(image), {})[int(step)] = path
+            step, image = step_and_image(path)
+            found.setdefault(image, {})[step] = path
         return found
 
 
-def _last_step(folder: Path, suffix: str) -> list[Path]:
-    paths = sorted(folder.glob(f"step_*_val_*.{suffix}"))
-    return [path for path in paths if path.stem.split("_")[1] == paths[-1].stem.split("_")[1]]
+def step_and_image(path: Path) -> tuple[int, int]:
+    """Step and val image of a file step_STEP_val_IMAGE.*, as `visualize` names panels and maps."""
+    _, step, _, image = path.stem.split("_")
+    return int(step), int(image)
 
 
 @dataclass(frozen=True)

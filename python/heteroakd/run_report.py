@@ -16,7 +16,7 @@ from heteroakd.logs import TERMS
 from heteroakd.loss_cost import LossCost, measure_apart
 from heteroakd.pictures import heatmap, panel
 from heteroakd.report import Bars, Curve, Matrix, Picture, Section, Table, write_report
-from heteroakd.run_folder import Group, RunFolder, read_groups
+from heteroakd.run_folder import Group, RunFolder, read_groups, step_and_image
 from heteroakd.visualize import load_maps
 
 REPORT, COSTS = "report.html", "loss_cost.json"
@@ -224,14 +224,15 @@ def _classes(groups: Sequence[Group]) -> list[Section]:
 
 
 def _times_100(iou: dict[str, float | None], classes: Sequence[str]) -> list[float | None]:
-    return [None if iou[name] is None else 100 * value for name in classes for value in [iou[name] or 0.0]]
+    return [None if (value := iou[name]) is None else 100 * value for name in classes]
 
 
 def _panels(groups: Sequence[Group]) -> list[Section]:
     pictures = [
-        Picture(f"{group.name}, val image {int(path.stem.split('_')[3])}, step {int(path.stem.split('_')[1])}", path)
+        Picture(f"{group.name}, val image {image}, step {step}", path)
         for group in groups
         for path in group.runs[0].panels()
+        for step, image in [step_and_image(path)]
     ]
     return [Section("Pictures", pictures=pictures)] if pictures else []
 

@@ -19,8 +19,8 @@ from heteroakd.data import IGNORE_INDEX, SegmentationData, denormalize
 from heteroakd.distiller import Distiller, Teacher
 from heteroakd.inference import infer_padded, predict
 from heteroakd.logs import RunLog
-from heteroakd.models import TappedNetwork
 from heteroakd.run import MAPS, PICTURES
+from heteroakd.taps import TappedNetwork
 
 PANEL_COLUMNS = 3
 MAP_WIDTH = 320  # pixels of the maps that are kept

@@ -47,11 +47,11 @@ def load_weights(network: nn.Module, path: str | Path, *, strict: bool = True, w
     """
     path = Path(path).expanduser()
     container, contents = _read(path)
-    match = max(_matches(network, contents), key=lambda match: len(match.found), default=_Match())
+    match = max(_matches(network, contents), key=lambda match: len(match.found))
     own = nn.Module.state_dict(network)
     missing = [name for name in own if name not in match.found and not name.endswith("num_batches_tracked")]
     encoder = next((f"{name}." for name in ENCODERS if isinstance(getattr(network, name, None), nn.Module)), "")
-    report = _report(path, container, contents, match, own, missing, encoder)
+    report = _report(path, container, match, own, missing, encoder)
     if not match.found:
         raise WeightsError(f"{path}: no tensor of the file fits the network\n{report}")
     needed = [name for name in missing if whole or name.startswith(encoder)]
@@ -72,8 +72,8 @@ class _Match:
     """Tensors by the network's names."""
     others: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Shapes in the file, by the network's names, of tensors that have another shape there."""
-    used: set[str] = field(default_factory=set)
-    """Prefix-stripped names of the file that found their place."""
+    unused: list[str] = field(default_factory=list)
+    """Names of the file that the network has not: as they are there, or as they were read."""
     prefix: str = ""
     naming: str = ""
 
@@ -141,16 +141,16 @@ def _matches(network: nn.Module, contents: State) -> Iterator[_Match]:
         prefixes.update((".".join(parts[:depth]) + ".", None) for depth in range(1, min(4, len(parts))))
     for prefix in prefixes:
         stripped = {name[len(prefix) :]: value for name, value in contents.items() if name.startswith(prefix)}
+        outside = [name for name in contents if not name.startswith(prefix)]
         for naming, rename in NAMINGS.items():
             renamed = rename(stripped)
             for target in targets:
-                match = _Match(prefix=prefix, naming=naming)
+                match = _Match(unused=[*outside], prefix=prefix, naming=naming)
                 for name, value in renamed.items():
                     place = own.get(target + name)
                     if place is None:
-                        continue
-                    match.used.add(name)
-                    if place.shape == value.shape:
+                        match.unused.append(name)
+                    elif place.shape == value.shape:
                         match.found[target + name] = value
                     else:
                         match.others[target + name] = tuple(value.shape)
@@ -222,16 +222,10 @@ NAMINGS: dict[str, Callable[[State], State]] = {
 }
 
 
-def _report(
-    path: Path, container: str, contents: State, match: _Match, own: State, missing: list[str], encoder: str
-) -> str:
+def _report(path: Path, container: str, match: _Match, own: State, missing: list[str], encoder: str) -> str:
     where = f"{path}, entry {container!r}" if container else str(path)
     naming = f", {match.naming} names" if match.naming else ""
     prefix = f", names without {match.prefix!r}" if match.prefix else ""
-    stripped = {name.removeprefix(match.prefix): name for name in contents if name.startswith(match.prefix)}
-    renamed = NAMINGS[match.naming]({name: contents[stripped[name]] for name in stripped})
-    unused = [name for name in contents if not name.startswith(match.prefix)]
-    unused += [name for name in renamed if name not in match.used]
     lines = [f"weights of {where}{prefix}{naming}"]
     parts = [("encoder", encoder), ("rest", "")] if encoder else [("network", "")]
     for part, start in parts:
@@ -242,8 +236,8 @@ def _report(
     if match.others:
         shapes = [f"{name} {shape}, not {tuple(own[name].shape)}" for name, shape in match.others.items()]
         lines.append(f"  of another shape in the file: {_shorten(shapes)}")
-    if unused:
-        lines.append(f"  unused in the file: {_shorten(unused)}")
+    if match.unused:
+        lines.append(f"  unused in the file: {_shorten(match.unused)}")
     return "\n".join(lines)
 
 
