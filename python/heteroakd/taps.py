@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -161,9 +162,15 @@ def _device(network: nn.Module) -> torch.device:
     return parameter.device
 
 
+_PROBED: WeakKeyDictionary[TappedNetwork, dict[tuple[int, int], TappedOutput]] = WeakKeyDictionary()
+"""What `probe` found, by network and size."""
+
+
 @torch.no_grad()
 def probe(network: TappedNetwork, image_size: tuple[int, int]) -> TappedOutput:
-    """Feature maps and logits of one zero image [1, 3, H, W] in eval mode: shapes without side effects.
+    """Feature maps and logits of one image [1, 3, H, W] on the meta device: shapes and dtypes, without side effects.
+
+    A network runs once for a size, on a zero image in eval mode: on CPUs a large crop takes seconds.
 
     Raises ValueError if `image_size` is not a multiple of the network's stride.
     """
@@ -172,7 +179,14 @@ def probe(network: TappedNetwork, image_size: tuple[int, int]) -> TappedOutput:
             f"image size {tuple(image_size)} (data.crop_size) must be a multiple of {network.stride}, "
             f"the stride of the network"
         )
-    training = network.training
-    output: TappedOutput = network.eval()(torch.zeros(1, 3, *image_size, device=_device(network)))
-    network.train(training)
-    return output
+    known = _PROBED.setdefault(network, {})
+    size = (image_size[0], image_size[1])
+    if size not in known:
+        training = network.training
+        output: TappedOutput = network.eval()(torch.zeros(1, 3, *size, device=_device(network)))
+        network.train(training)
+        auxiliary = None if output.auxiliary is None else output.auxiliary.to("meta")
+        known[size] = TappedOutput(
+            tuple(features.to("meta") for features in output.maps), output.logits.to("meta"), auxiliary
+        )
+    return known[size]
