@@ -207,7 +207,7 @@ def test_scales_windows_and_mirroring_together_are_the_mean_of_their_softmax() -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (EvaluationConfig(scales=[]), r"evaluation.scales must hold at least one factor above 0, got \[\]"),
+        (EvaluationConfig(scales=[]), r"evaluation.scales must hold at least one factor above 0, up to 16, got \[\]"),
         (EvaluationConfig(scales=[1.0, -0.5]), "evaluation.scales must"),
         (EvaluationConfig(window=(0, 8)), "evaluation.window must be"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from heteroakd.checkpoint import load_checkpoint, save_checkpoint
 from heteroakd.cli import main
-from heteroakd.commands import load_trained
+from heteroakd.commands import choose_evaluation, load_trained, saved_data
 from heteroakd.config import EvaluationConfig
 from heteroakd.data import DataConfig, class_palette
 from heteroakd.data.published import PUBLISHED
@@ -168,10 +169,35 @@ def test_evaluation_options_come_from_the_run_unless_given(
     assert f"{100 * load_checkpoint(checkpoint).metrics['miou']:.2f} %" in tables[0]
 
 
+def test_options_that_are_not_given_stay_the_runs_own(checkpoint: str, tmp_path: Path) -> None:
+    loaded = load_checkpoint(checkpoint)
+    assert choose_evaluation({"scales": [0.5]}, loaded) == EvaluationConfig(scales=[0.5], flip=True)
+    assert choose_evaluation({}, loaded) == choose_evaluation(None, loaded) == EvaluationConfig(flip=True)
+    data = saved_data(checkpoint, loaded, None, {"val_images": 1})
+    assert data == DataConfig(crop_size=(32, 64), image_size=(32, 64), train_images=2, val_images=1)
+    other = saved_data(checkpoint, loaded, str(tmp_path), {"name": "camvid", "evaluation_part": "test"})
+    assert other == DataConfig(name="camvid", root=str(tmp_path), evaluation_part="test")
+    output = tmp_path / "evaluation.json"
+    arguments = ["--data.val_images", "1", "--evaluation.flip", "false", "--output", str(output)]
+    assert main(["evaluate", "--checkpoint", checkpoint, *arguments]) == 0
+    assert json.loads(output.read_text())["images"] == 1
+
+
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
-def test_wrong_options_are_one_message(checkpoint: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "--checkpoint", checkpoint, "--evaluation", "{scales: []}"]) == 1
-    assert capsys.readouterr().err.startswith(f"heteroakd {command}: error: evaluation.scales must hold")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("{scales: []}", "evaluation.scales must hold"),
+        ("{scales: [1000]}", "evaluation.scales must hold"),
+        ("{flop: true}", "evaluation: not a valid EvaluationConfig"),
+        ("{flip: maybe}", "evaluation: not a valid EvaluationConfig"),
+    ],
+)
+def test_wrong_options_are_one_message(
+    checkpoint: str, command: str, options: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--checkpoint", checkpoint, "--evaluation", options]) == 1
+    assert capsys.readouterr().err.startswith(f"heteroakd {command}: error: {message}")
 
 
 @pytest.mark.parametrize("labels", ["true", "false"])

@@ -183,6 +183,15 @@ def test_folders_without_a_run_and_broken_files_are_named(tmp_path: Path, capsys
     (run / "confusion.csv").write_text("a,b\nc,d\n")
     with pytest.raises(ValueError, match=r"confusion\.csv: no table of counts"):
         read(run)
+    (run / "confusion.csv").write_text("a,b,c\nb,1,2\nc,3\n")
+    with pytest.raises(ValueError, match=r"confusion\.csv: no square table of counts: 2 rows of \[2, 1\]"):
+        read(run)
+    (run / "confusion.csv").write_text("a,b,c\nb,1,2\nc,3,4\n")
+    with pytest.raises(ValueError, match=r"confusion\.csv: of 2 classes, metrics\.jsonl has IoU of 3"):
+        read(run)
+    (run / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"summary\.json: lacks steps, miou, pixel_accuracy"):
+        read(run)
     (run / "summary.json").write_text("[")
     with pytest.raises(ValueError, match=r"summary\.json: no JSON object"):
         read(run)
@@ -203,6 +212,22 @@ def test_folders_of_the_same_name_stay_apart(tmp_path: Path, capsys: pytest.Capt
     assert groups[0].iou() != groups[1].iou()
     assert main(["report", "--runs", f"[{folders[0]}, {folders[0]}/]"]) == 1
     assert f"runs must name each folder once, got {folders[0]} twice" in capsys.readouterr().err
+
+
+def test_results_of_no_comparison_are_named(tmp_path: Path) -> None:
+    (tmp_path / "comparison.json").write_text('{"methods": {}}')
+    with pytest.raises(ValueError, match=r"comparison\.json: lacks paired_differences"):
+        read_groups([str(tmp_path)])
+
+
+def test_a_users_own_pictures_beside_the_runs_are_left_out(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    panels, maps = read(run).panels(), read(run).maps()
+    for name in ("step_last_val_01.png", "step_000009_val_01_cut.png", "step_000009_val_01.png.tmp"):
+        (run / "pictures" / name).write_bytes(b"")
+    (run / "maps" / "step_4_val_x.npz").write_bytes(b"")
+    assert (read(run).panels(), read(run).maps()) == (panels, maps)
+    assert [path.name for path in panels] == ["step_000004_val_01.png"]
 
 
 def test_the_current_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -99,6 +100,16 @@ def test_wrong_numbers_of_taps_are_named() -> None:
 def test_a_network_without_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match="the network has no parameters"):
         probe(TappedNetwork(nn.Sequential(nn.Identity()), "0"), (32, 32))
+
+
+def test_what_an_own_network_raises_is_named_and_its_mode_kept() -> None:
+    network = TappedNetwork(TwoStages(CLASSES), "head").train()
+    network.network.head = nn.Linear(7, 7)
+    with pytest.raises(
+        ValueError, match=r"the network TwoStages fails on an image \[1, 3, 32, 64\]: RuntimeError: mat"
+    ):
+        probe(network, (32, 64))
+    assert network.training
 
 
 def test_networks_of_other_classes_are_named() -> None:
@@ -212,8 +223,9 @@ def test_auxiliary_head_learns_at_the_rate_of_the_head() -> None:
 def test_auxiliary_head_is_no_part_of_the_network() -> None:
     module, _ = pair(BOTH[1:], LossConfig(), auxiliary_weight=0.4)
     assert set(module.student.network.state_dict()) == set(TwoStages(CLASSES).state_dict())
-    with pytest.raises(ValueError, match="auxiliary_weight must not be negative, got -1"):
-        pair(BOTH[1:], LossConfig(), auxiliary_weight=-1)
+    for weight in (-1, math.nan):
+        with pytest.raises(ValueError, match=f"auxiliary_weight must be a finite number from 0 on, got {weight}"):
+            pair(BOTH[1:], LossConfig(), auxiliary_weight=weight)
     with pytest.raises(ValueError, match="auxiliary_weight needs a network with an auxiliary_tap"):
         build_distiller(module.student.__class__(TwoStages(CLASSES), "head"), None, "none", LossConfig(), CLASSES, SIZE,
                         auxiliary_weight=0.4)  # fmt: skip

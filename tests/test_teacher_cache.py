@@ -33,7 +33,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "last.pt")
 
 
-def distil(folder: Path, checkpoint: str, cache: Path | None, **changes: Any) -> dict[str, torch.Tensor]:
+def distil(folder: Path, checkpoint: str, cache: Path | str | None, **changes: Any) -> dict[str, torch.Tensor]:
     run = DistillRun(
         data=DATA,
         student=ModelConfig(options={"decoder_segmentation_channels": 16}),
@@ -120,6 +120,8 @@ def test_augmented_runs_and_full_disks_are_refused(
     with pytest.raises(ValueError, match="with data.augment every crop is another: set data.augment to false"):
         distil(tmp_path / "a", teacher, tmp_path / "cache", data=replace(DATA, augment=True))
     assert not (tmp_path / "cache").exists()
+    with pytest.raises(ValueError, match="runtime.teacher_cache must name a folder, or be null, got ''"):
+        distil(tmp_path / "c", teacher, "")
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1000))
     with pytest.raises(OSError, match=r"runtime.teacher_cache: 5 images x .*0 of them there, and only 1e-06 GB free"):

@@ -263,6 +263,13 @@ def test_tensors_beside_the_state_dict_do_not_hide_it(tmp_path: Path) -> None:
     assert "entry 'state_dict'" in report and "unused in the file: fc.weight, fc.bias" in report
 
 
+def test_sparse_tensors_are_read(tmp_path: Path) -> None:
+    state = resnet()
+    dense, _ = loaded(RESNET, saved(tmp_path, state))
+    sparse, _ = loaded(RESNET, saved(tmp_path, {**state, "conv1.weight": state["conv1.weight"].to_sparse()}))
+    assert torch.equal(sparse.encoder.conv1.weight, dense.encoder.conv1.weight)
+
+
 def test_files_with_other_keys_than_names(tmp_path: Path) -> None:
     for contents, message in (({0: 1, 1: "a"}, "got 0, 1"), ({}, "got nothing in it")):
         with pytest.raises(WeightsError, match=message):

@@ -140,10 +140,12 @@ class EvaluateRun:
     """Checkpoint of a teacher or a student."""
     root: str | None = None
     """Folder of the data set where it is not the one that the checkpoint's configuration names."""
-    data: DataConfig | None = None
-    """Data set; null: the one that the checkpoint was trained on."""
-    evaluation: EvaluationConfig | None = None
-    """How the network is applied to the images; null: as the evaluations of its own training did."""
+    data: dict[str, Any] | None = None
+    """Options of the data set, as in `heteroakd distill`; those not given are of the data set that the checkpoint was
+    trained on, or, where `name` is another one, the defaults."""
+    evaluation: dict[str, Any] | None = None
+    """How the network is applied to the images, options as in `heteroakd distill`; those not given are as the
+    evaluations of its own training had them."""
     limit: int | None = None
     """Evaluate the first images only."""
     workers: int = 0
@@ -168,8 +170,9 @@ class PredictRun:
     """Image files or folders of images; none: the val set that the checkpoint was trained with."""
     root: str | None = None
     """Folder of the data set where it is not the one that the checkpoint's configuration names."""
-    evaluation: EvaluationConfig | None = None
-    """How the network is applied to the images; null: as the evaluations of its own training did."""
+    evaluation: dict[str, Any] | None = None
+    """How the network is applied to the images, options as in `heteroakd distill`; those not given are as the
+    evaluations of its own training had them."""
     limit: int | None = None
     """Predict the first images only."""
     alpha: float = 0.55

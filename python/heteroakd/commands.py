@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import yaml  # type: ignore[import-untyped]
@@ -16,7 +16,7 @@ from heteroakd.checkpoint import Checkpoint, CheckpointError, load_checkpoint, l
 from heteroakd.command_config import DistillRun, EvaluateRun, TeacherRun, fill_names
 from heteroakd.config import EvaluationConfig, LossConfig, ModelConfig, TeacherConfig, from_dict, to_dict
 from heteroakd.data import DataConfig, SegmentationData, build_data
-from heteroakd.distiller import METHODS, Teacher, build_distiller
+from heteroakd.distiller import METHODS, Distiller, Teacher, build_distiller
 from heteroakd.distributed import choose_device, main_first, on_main, process_group, say, world_size
 from heteroakd.engine import train
 from heteroakd.evaluate import Evaluation, evaluate
@@ -67,24 +67,7 @@ def _run_teacher(config: TeacherRun, device: torch.device, start: _Start) -> Eva
         config.data.crop_size,
         auxiliary_weight=config.model.auxiliary_weight,
     )
-    return _train(
-        Run(
-            kind="teacher",
-            distiller=distiller.to(device),
-            teacher=None,
-            data=data,
-            schedule=config.schedule,
-            optimizer=config.optimizer,
-            runtime=config.runtime,
-            output=output,
-            config=to_dict(config),
-            model=to_dict(config.model),
-            loss_backend=backend,
-            evaluation=config.evaluation,
-            align_corners=config.loss.logits_align_corners,
-        ),
-        start,
-    )
+    return _train(_run(config, config.model, distiller.to(device), None, data, backend), start)
 
 
 def run_distill(
@@ -129,23 +112,31 @@ def _run_distill(config: DistillRun, device: torch.device, start: _Start) -> Eva
         crop_size,
         auxiliary_weight=config.student.auxiliary_weight,
     )
-    return _train(
-        Run(
-            kind="student",
-            distiller=distiller.to(device),
-            teacher=teacher,
-            data=data,
-            schedule=config.schedule,
-            optimizer=config.optimizer,
-            runtime=config.runtime,
-            output=output,
-            config=to_dict(config),
-            model=to_dict(config.student),
-            loss_backend=backend,
-            evaluation=config.evaluation,
-            align_corners=config.loss.logits_align_corners,
-        ),
-        start,
+    return _train(_run(config, config.student, distiller.to(device), teacher, data, backend), start)
+
+
+def _run(
+    config: TeacherRun | DistillRun,
+    model: ModelConfig,
+    distiller: Distiller,
+    teacher: Teacher | None,
+    data: SegmentationData,
+    backend: str,
+) -> Run:
+    return Run(
+        kind="student" if isinstance(config, DistillRun) else "teacher",
+        distiller=distiller,
+        teacher=teacher,
+        data=data,
+        schedule=config.schedule,
+        optimizer=config.optimizer,
+        runtime=config.runtime,
+        output=Path(config.output),
+        config=to_dict(config),
+        model=to_dict(model),
+        loss_backend=backend,
+        evaluation=config.evaluation,
+        align_corners=config.loss.logits_align_corners,
     )
 
 
@@ -221,18 +212,14 @@ def _json(evaluation: Evaluation) -> str:
 
 
 def load_trained(
-    path: str, data_config: DataConfig | None, root: str | None, device_name: str, threads: int | None
+    path: str, data_options: dict[str, Any] | None, root: str | None, device_name: str, threads: int | None
 ) -> tuple[Checkpoint, TappedNetwork, SegmentationData]:
-    """A checkpoint, its network in eval mode on the device, and the data set it is to be used on.
+    """A checkpoint, its network in eval mode on the device, and the data set it is to be used on, see `saved_data`.
 
     Raises CheckpointError where the data set's classes are not those of the checkpoint.
     """
     checkpoint, network = load_network(path, device_name, threads)
-    if data_config is None:
-        data_config = saved_data(path, checkpoint, root)
-    elif root is not None:
-        data_config = replace(data_config, root=root)
-    data = build_data(data_config)
+    data = build_data(saved_data(path, checkpoint, root, data_options))
     check_classes(path, checkpoint, data)
     return checkpoint, network, data
 
@@ -252,10 +239,19 @@ def restore_network(path: str, checkpoint: Checkpoint, *, tap: list[str] | str |
     return network
 
 
-def saved_data(path: str, checkpoint: Checkpoint, root: str | None) -> DataConfig:
-    """The data set that the checkpoint was trained on, in another folder where `root` is given."""
-    config = from_dict(DataConfig, checkpoint.config["data"], path)
-    return config if root is None else replace(config, root=root)
+def saved_data(
+    path: str, checkpoint: Checkpoint, root: str | None, options: dict[str, Any] | None = None
+) -> DataConfig:
+    """The data set that the checkpoint was trained on, with other options where some are given, or, where they name
+    another data set, that one; in another folder where `root` is given.
+
+    Raises ValueError for options that a data set does not have.
+    """
+    saved = from_dict(DataConfig, checkpoint.config["data"], path)
+    if options:
+        same = options.get("name", saved.name) == saved.name
+        saved = from_dict(DataConfig, {**(to_dict(saved) if same else {}), **options}, "data")
+    return saved if root is None else replace(saved, root=root)
 
 
 def saved_loss(checkpoint: Checkpoint) -> LossConfig:
@@ -268,13 +264,16 @@ def saved_evaluation(checkpoint: Checkpoint) -> EvaluationConfig:
     return from_dict(EvaluationConfig, checkpoint.config.get("evaluation", {}), "checkpoint")
 
 
-def choose_evaluation(given: EvaluationConfig | None, checkpoint: Checkpoint) -> EvaluationConfig:
-    """The options given, or those of the checkpoint's own run; says so where both are there and differ, as nobody sees
-    from the numbers that a window or a scale of the run was left out."""
+def choose_evaluation(given: dict[str, Any] | None, checkpoint: Checkpoint) -> EvaluationConfig:
+    """The options of the checkpoint's own run, with those given in their places; says so where they differ.
+
+    Raises ValueError for options that an evaluation does not have.
+    """
     saved = saved_evaluation(checkpoint)
-    if given is not None and given != saved:
-        say(f"evaluated by {to_dict(given)}; the run's own evaluations: {to_dict(saved)}")
-    return given or saved
+    chosen = from_dict(EvaluationConfig, {**to_dict(saved), **(given or {})}, "evaluation")
+    if chosen != saved:
+        say(f"evaluated by {to_dict(chosen)}; the run's own evaluations: {to_dict(saved)}")
+    return chosen
 
 
 def check_classes(path: str, checkpoint: Checkpoint, data: SegmentationData) -> None:

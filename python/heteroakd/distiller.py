@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -176,8 +177,8 @@ def build_distiller(
         raise ValueError(f"loss.class_weight must hold {num_classes} values, got {len(config.class_weight)}")
     if method != "none" and teacher is None:
         raise ValueError(f"method {method!r} needs a teacher, got None")
-    if auxiliary_weight < 0:
-        raise ValueError(f"auxiliary_weight must not be negative, got {auxiliary_weight}")
+    if not (math.isfinite(auxiliary_weight) and auxiliary_weight >= 0):
+        raise ValueError(f"auxiliary_weight must be a finite number from 0 on, got {auxiliary_weight}")
     ours = probe(student, image_size)
     _check_classes("student" if teacher is not None else "network", ours.logits, num_classes)
     sizes = [(features.shape[2], features.shape[3]) for features in ours.maps]

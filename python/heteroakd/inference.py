@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,12 +11,15 @@ from heteroakd.taps import TappedNetwork, TappedOutput
 
 WHOLE = EvaluationConfig()
 """Whole image, single scale, not mirrored."""
+LARGEST_SCALE = 16  # beyond it a misplaced digit, which would end in the allocator's words
 
 
 def check_options(options: EvaluationConfig) -> None:
     """Raises ValueError, naming the option, for values with which some pixel would get no prediction."""
-    if not options.scales or any(not (math.isfinite(scale) and scale > 0) for scale in options.scales):
-        raise ValueError(f"evaluation.scales must hold at least one factor above 0, got {options.scales}")
+    if not options.scales or any(not 0 < scale <= LARGEST_SCALE for scale in options.scales):
+        raise ValueError(
+            f"evaluation.scales must hold at least one factor above 0, up to {LARGEST_SCALE}, got {options.scales}"
+        )
     if options.window is None:
         if options.window_stride is not None:
             raise ValueError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +16,12 @@ import yaml  # type: ignore[import-untyped]
 from heteroakd.compare import RESULTS
 from heteroakd.logs import METRICS_FILE, read_metrics
 from heteroakd.run import CONFIG, CONFUSION, MAPS, PICTURES, SUMMARY
+
+SUMMARIZED = (
+    *("steps", "miou", "pixel_accuracy", "seconds_per_step", "images_per_second", "peak_memory_bytes"),
+    *("memory_before_training_bytes", "loss_backend", "device"),
+)
+COMPARED = ("methods", "paired_differences")
 
 
 @dataclass(frozen=True)
@@ -42,13 +50,13 @@ class RunFolder:
 
     def panels(self) -> list[Path]:
         """Panels of the last step that has some."""
-        paths = sorted((self.path / PICTURES).glob("step_*_val_*.png"))
+        paths = _numbered(self.path / PICTURES, "png")
         return [path for path in paths if step_and_image(path)[0] == step_and_image(paths[-1])[0]]
 
     def maps(self) -> dict[int, dict[int, Path]]:
         """Files of maps by val image and step."""
         found: dict[int, dict[int, Path]] = {}
-        for path in sorted((self.path / MAPS).glob("step_*_val_*.npz")):
+        for path in _numbered(self.path / MAPS, "npz"):
             step, image = step_and_image(path)
             found.setdefault(image, {})[step] = path
         return found
@@ -58,6 +66,13 @@ def step_and_image(path: Path) -> tuple[int, int]:
     """Step and val image of a file step_STEP_val_IMAGE.*, as `visualize` names panels and maps."""
     _, step, _, image = path.stem.split("_")
     return int(step), int(image)
+
+
+def _numbered(folder: Path, suffix: str) -> list[Path]:
+    """The files that `step_and_image` understands, by step; a user's own beside them are none of them."""
+    return [
+        path for path in sorted(folder.glob("step_*_val_*")) if re.fullmatch(rf"step_\d+_val_\d+\.{suffix}", path.name)
+    ]
 
 
 @dataclass(frozen=True)
@@ -106,7 +121,7 @@ def read_groups(folders: list[str]) -> tuple[list[Group], list[dict[str, Any]]]:
         if not (path / RESULTS).is_file():
             groups.append(Group(folder, [read(path)]))
             continue
-        comparison = _json(path / RESULTS)
+        comparison = _json(path / RESULTS, COMPARED)
         comparisons.append(comparison)
         for method, values in comparison["methods"].items():
             runs = [read(path / f"{method}-seed{seed}") for seed in values["runs"]]
@@ -135,22 +150,32 @@ def read(folder: Path) -> RunFolder:
         raise ValueError(f"{folder / CONFIG}: no YAML: {str(error).splitlines()[0]}") from error
     if not (isinstance(config, dict) and all(isinstance(config.get(part), dict) for part in ("data", "schedule"))):
         raise ValueError(f"{folder / CONFIG}: no configuration of a run")
-    summary = _json(folder / SUMMARY) if (folder / SUMMARY).is_file() else None
+    summary = _json(folder / SUMMARY, SUMMARIZED) if (folder / SUMMARY).is_file() else None
     confusion = _confusion(folder / CONFUSION) if (folder / CONFUSION).is_file() else None
-    return RunFolder(folder, config, read_metrics(folder / METRICS_FILE), summary, confusion)
+    run = RunFolder(folder, config, read_metrics(folder / METRICS_FILE), summary, confusion)
+    classes = len((run.evaluation or {}).get("iou", {}))
+    if confusion is not None and len(confusion) != classes:
+        raise ValueError(f"{folder / CONFUSION}: of {len(confusion)} classes, {METRICS_FILE} has IoU of {classes}")
+    return run
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, required: Sequence[str]) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        contents = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: no JSON object: {error}") from error
+    if missing := [name for name in required if name not in contents]:
+        raise ValueError(f"{path}: lacks {', '.join(missing)}")
+    return contents
 
 
 def _confusion(path: Path) -> list[list[int]]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
     try:
-        return [[int(cell) for cell in row[1:]] for row in rows[1:]]
+        counts = [[int(cell) for cell in row[1:]] for row in rows[1:]]
     except ValueError as error:
         raise ValueError(f"{path}: no table of counts: {error}") from error
+    if not counts or any(len(row) != len(counts) for row in counts):
+        raise ValueError(f"{path}: no square table of counts: {len(counts)} rows of {[len(row) for row in counts]}")
+    return counts

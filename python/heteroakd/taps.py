@@ -162,6 +162,24 @@ def _device(network: nn.Module) -> torch.device:
     return parameter.device
 
 
+def _run_once(network: TappedNetwork, image_size: tuple[int, int]) -> TappedOutput:
+    """A zero image through the network in eval mode. Raises ValueError for whatever a user's own network raises."""
+    training = network.training
+    try:
+        output: TappedOutput = network.eval()(torch.zeros(1, 3, *image_size, device=_device(network)))
+    except ValueError:
+        raise
+    except Exception as error:
+        name = type(network.network).__name__
+        raise ValueError(
+            f"the network {name} fails on an image [1, 3, {image_size[0]}, {image_size[1]}]: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    finally:
+        network.train(training)
+    return output
+
+
 _PROBED: WeakKeyDictionary[TappedNetwork, dict[tuple[int, int], TappedOutput]] = WeakKeyDictionary()
 """What `probe` found, by network and size."""
 
@@ -172,7 +190,7 @@ def probe(network: TappedNetwork, image_size: tuple[int, int]) -> TappedOutput:
 
     A network runs once for a size, on a zero image in eval mode: on CPUs a large crop takes seconds.
 
-    Raises ValueError if `image_size` is not a multiple of the network's stride.
+    Raises ValueError if `image_size` is not a multiple of the network's stride, and for what the network raises.
     """
     if any(size % network.stride for size in image_size):
         raise ValueError(
@@ -182,9 +200,7 @@ def probe(network: TappedNetwork, image_size: tuple[int, int]) -> TappedOutput:
     known = _PROBED.setdefault(network, {})
     size = (image_size[0], image_size[1])
     if size not in known:
-        training = network.training
-        output: TappedOutput = network.eval()(torch.zeros(1, 3, *size, device=_device(network)))
-        network.train(training)
+        output = _run_once(network, size)
         auxiliary = None if output.auxiliary is None else output.auxiliary.to("meta")
         known[size] = TappedOutput(
             tuple(features.to("meta") for features in output.maps), output.logits.to("meta"), auxiliary

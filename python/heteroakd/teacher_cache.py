@@ -114,13 +114,16 @@ def network_digest(network: TappedNetwork, config: ModelConfig | None = None) ->
 def open_cache(config: DistillRun, network: TappedNetwork, data: SegmentationData) -> CachedTeacher:
     """The cache that `runtime.teacher_cache` asks for; prints how large it will be.
 
-    Raises ValueError where the run's images are random, and OSError where the disk has too little space.
+    Raises ValueError where the run's images are random or the folder has no name, and OSError where the disk has too
+    little space.
     """
     if config.data.augment:
         raise ValueError(
             "runtime.teacher_cache keeps an output per training image, and with data.augment every crop is another: "
             "set data.augment to false, or runtime.teacher_cache to null"
         )
+    if not str(config.runtime.teacher_cache).strip():
+        raise ValueError(f"runtime.teacher_cache must name a folder, or be null, got {config.runtime.teacher_cache!r}")
     expected = probe(network, config.data.crop_size)
     height, width = config.data.crop_size
     digest = network_digest(network, config.teacher.model)

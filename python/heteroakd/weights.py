@@ -122,7 +122,11 @@ def _safetensors(path: Path) -> Mapping[str, Any]:
 def _tensors(contents: object) -> State:
     if not isinstance(contents, Mapping):
         return {}
-    return {str(name): value for name, value in contents.items() if isinstance(value, Tensor)}
+    return {
+        str(name): value.to_dense() if value.layout != torch.strided else value
+        for name, value in contents.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def _matches(network: nn.Module, contents: State) -> Iterator[_Match]:
