@@ -82,6 +82,21 @@ class PixelLossTests:
         if kem == "none":
             self.losses.compare(run_segmentation, "segmentation_loss", case, temperature=2.0, label_smoothing=0.1)
 
+    @pytest.mark.parametrize("divergence", ["kl", "ce"])
+    @pytest.mark.parametrize("classes", [7, 200])
+    def test_a_teacher_that_is_very_sure_of_the_label(self, classes, divergence):
+        """As tests/test_edges.py has it: a loss of about 1 from logits of 1e4."""
+        torch.manual_seed(0)
+        student, teacher = torch.randn(2, 1, classes, 3, 4)
+        labels = torch.randint(0, classes, (1, 3, 4))
+        teacher.scatter_(1, labels[:, None], 1e4)
+        for kem in ("class", "spatial", "none"):
+            options = {"divergence": divergence, "kem": kem, "reduction": "none", "proj_weight": 0.0}
+            exact = run_hakd(reference.hakd_loss, (student, teacher, labels), torch.float64, options)
+            fused = run_hakd(self.losses.hakd_loss, (student, teacher, labels), torch.float32, options)
+            for name in ("loss", "student"):
+                assert relative_l2(fused[name], exact[name]) <= 5e-7, (name, kem)
+
     @pytest.mark.parametrize("temperature", [0.05, 1.0, 4.0])
     def test_bounded_and_guarded_agree(self, temperature):
         """One huge logit in a corner sends the tile there through the guarded mathematics: the rest must not notice."""

@@ -179,6 +179,27 @@ def test_a_teacher_that_is_very_sure(any_backend, magnitude):
     assert relative_l2(actual, expected) <= 5e-6
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"divergence": "ce"}, {"kem": "none"}, {"kem": "spatial"}, {"temperature": 2.0}], ids=str
+)
+@pytest.mark.parametrize("classes", [19, 200])
+def test_a_teacher_that_is_very_sure_of_the_label(any_backend, classes, options):
+    """The mixed target has the label's logit of 1e4, the student none above 4: the loss of about 1 is no difference of
+    numbers of that size."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 1, classes, 8, 16)
+    labels = torch.randint(0, classes, (1, 8, 16))
+    teacher.scatter_(1, labels[:, None], 1e4)
+    results = []
+    for dtype, backend in ((torch.float32, any_backend), (torch.float64, "reference")):
+        (s,) = leaves(student, dtype=dtype)
+        loss = functional.hakd_loss(s, teacher.to(dtype), labels, backend=backend, reduction="none", **options)
+        loss.sum().backward()
+        results.append((loss, s.grad))
+    for actual, expected in zip(*results, strict=True):
+        assert relative_l2(actual, expected) <= 5e-7
+
+
 def test_empty_batch(any_backend):
     student, teacher = torch.randn(0, 3, 4, 5, requires_grad=True), torch.randn(0, 3, 2, 2, requires_grad=True)
     labels = torch.zeros(0, 16, 20, dtype=torch.long)

@@ -97,7 +97,7 @@ struct HakdLoop {
     const int64_t classes = problem.classes;
     HakdSums<V> sums;
     const bool spatial = p.kem == Kem::kSpatial;
-    const V lowest(-INFINITY), zero(Real(0)), cold(Real(1) / p.temperature);
+    const V lowest(-INFINITY), zero(Real(0));
     HakdMaxima<V> maxima{lowest, lowest, lowest};
     for (int64_t first = 0; first < classes; first += kChunk) {
       const int64_t end = first + kChunk < classes ? first + kChunk : classes;
@@ -108,21 +108,14 @@ struct HakdLoop {
         measure<Errors>(teacher.logit(c, x), pixels.labels.at(c), p, measured[c], maxima, sums, errors + c);
       }
     }
-    HakdAnchor<V> at_anchor;
-    for (int64_t c = 0; c < classes; ++c) {
-      weigh_student(measured[c], anchors.at(c), p, maxima, sums, at_anchor, kept[c]);
-    }
+    for (int64_t c = 0; c < classes; ++c) weigh_student(measured[c], anchors.at(c), p, maxima, sums, kept[c]);
     for (int64_t c = 0; c < classes; ++c) {
       const V maximum = spatial ? per_class(problem.spatial_maximum, image, c) : zero;
       const V scale = spatial ? per_class(problem.spatial_scale, image, c) : zero;
       weigh_hybrid(measured[c], anchors.at(c), p, maximum, scale, maxima, sums, kept[c]);
     }
     out = sums;
-    V log_ratio = surprise_guarded(sums.student, (maxima.student - at_anchor.z_s) * cold);
-    if (!p.cross_entropy) {
-      log_ratio = log_ratio - surprise_guarded(sums.hybrid, (maxima.hybrid - at_anchor.z_h) * cold);
-    }
-    return finish(sums, p, log_ratio);
+    return finish(sums, p, log_ratio_guarded(sums, p));
   }
 
   template <bool Errors>

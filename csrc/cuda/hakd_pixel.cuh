@@ -135,8 +135,7 @@ class HakdPixelLoss {
     highest_over_group(maxima.score, lanes_);
     add_over_group(sums.proj, lanes_);
 
-    HakdAnchor<V> at_anchor;
-    const auto visit = [&](int i, HakdSums<V>& into, HakdAnchor<V>& at) {
+    const auto visit = [&](int i, HakdSums<V>& into) {
       const V z_t = teacher(i);
       const Chosen<V> label{i == labelled}, anchor{i == anchored};
       HakdMeasured<V> m;
@@ -149,30 +148,22 @@ class HakdPixelLoss {
         highest = V(read(spatial));
         scale = V(read(spatial + p_.classes));
       }
-      weigh_student(m, anchor, p, maxima, into, at, kept);
+      weigh_student(m, anchor, p, maxima, into, kept);
       weigh_hybrid(m, anchor, p, highest, scale, maxima, into, kept);
       return kept;
     };
 #pragma unroll 1
-    for (int i = 0; i < own_classes(); ++i) visit(i, sums, at_anchor);
+    for (int i = 0; i < own_classes(); ++i) visit(i, sums);
     add_over_group(sums, lanes_);
-    add_over_group(at_anchor.z_s, lanes_);
-    add_over_group(at_anchor.z_h, lanes_);
 
-    const V cold(1.f / p.temperature);
-    V log_ratio = surprise_guarded(sums.student, (maxima.student - at_anchor.z_s) * cold);
-    if (!p.cross_entropy) {
-      log_ratio = log_ratio - surprise_guarded(sums.hybrid, (maxima.hybrid - at_anchor.z_h) * cold);
-    }
-    const HakdPixel<V> done = finish(sums, p, log_ratio);
+    const HakdPixel<V> done = finish(sums, p, log_ratio_guarded(sums, p));
     record(done.loss, sums.proj / V(static_cast<float>(p_.classes)));
     if (!wanted) return;
     const HakdFactors<V> factors = gradient_factors(done, V(pixel.factor * hakd_scale_));
     HakdSums<V> unused;
-    HakdAnchor<V> nowhere;
 #pragma unroll 1
     for (int i = 0; i < own_classes(); ++i) {
-      const HakdClass<V> kept = visit(i, unused, nowhere);
+      const HakdClass<V> kept = visit(i, unused);
       gradient_of(i, pixel.masked(gradient(kept, Chosen<V>{i == anchored}, factors)));
     }
   }

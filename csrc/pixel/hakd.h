@@ -57,7 +57,7 @@ struct SplitSum {
 template <class V>
 struct HakdSums {
   SplitSum<V> student, hybrid, weighted;  // of e^{z^s/T}, e^{z^h/T}, W e^{z^h/T}
-  SplitSum<V> value;                      // of v_c (the anchor) and W e^{z^h/T} v_c (the others), see `finish`
+  SplitSum<V> value;                      // v_c of the anchor, W e^{z^h/T} v_c of the others, see `finish`
   V weight = V(0.f), proj = V(0.f);
 };
 
@@ -103,15 +103,6 @@ HK_INLINE V untempered(V tempered, V w, V temperature) {
   if constexpr (Power == 2) return tempered * tempered;
   if constexpr (Power == 4) return (tempered * tempered) * (tempered * tempered);
   return math::exp2_bounded(w * temperature);
-}
-
-template <class V, class Real>
-HK_INLINE void add_class(const HakdClass<V>& kept, V hybrid, V z_s, V step, Chosen<V> anchor,
-                         const HakdParameters<Real>& p, HakdSums<V>& sums) {
-  const V value = p.cross_entropy ? -z_s : step;
-  anchor.add(sums.hybrid, hybrid);
-  anchor.add(sums.weighted, kept.weighted);
-  anchor.add(sums.value, value, kept.weighted * value);
 }
 
 // e^q = e^{H^s} max(1, e^{H^s} / e^{H^h}), of u = e^H = 1 + e^{-+z}.
@@ -165,7 +156,10 @@ HK_INLINE HakdClass<V> weigh(const HakdVisit<V>& visit, V w_t, Label label, Chos
     sums.weight = sums.weight + weight;
     kept.weighted = hybrid * weight;
   }
-  add_class(kept, hybrid, visit.w_s, visit.step, anchor, p, sums);
+  const V value = p.cross_entropy ? -visit.w_s : visit.step;
+  anchor.add(sums.hybrid, hybrid);
+  anchor.add(sums.weighted, kept.weighted);
+  anchor.add(sums.value, value, kept.weighted * value);
   return kept;
 }
 
@@ -182,7 +176,7 @@ HK_INLINE void to_natural(HakdSums<V>& sums, const HakdParameters<Real>& p) {
 // and `score`.
 template <class V>
 struct HakdMeasured {
-  V z_s, step;  // z^s and z^h - z^s; before `score`, step is z^t - z^s
+  V z_s, step;  // z^s and z^t - z^s
   V h_s, h_t;   // H(z^s), H(z^t)
   V z_h, score; // z^h and KEM's q
 };
@@ -203,7 +197,6 @@ HK_INLINE void score(V z_t, Chosen<V> label, bool kmm, HakdMeasured<V>& m) {
   if (kmm) {
     const V ratio = mixing_ratio(m.h_s, m.h_s + m.h_t, V(typename V::Real(kMixGuard)));
     m.z_h = fma(ratio, m.step, m.z_s);
-    m.step = ratio * m.step;
   }
   m.score = m.h_s + maximum(V(0.f), m.h_s - math::softplus(label.negate(m.z_h)));
 }
@@ -219,12 +212,6 @@ HK_INLINE V spatial_score(const HakdVisit<V>& visit, V w_t, Label label, const H
 template <class V>
 struct HakdMaxima {
   V student, hybrid, score;
-};
-
-// The anchor's logits.
-template <class V>
-struct HakdAnchor {
-  V z_s = V(0.f), z_h = V(0.f);
 };
 
 // Second step of the first guarded visit; `reliabilities` was the first.
@@ -244,11 +231,9 @@ HK_INLINE void measure(V z_t, Chosen<V> label, const HakdParameters<Real>& p, Ha
 // Second guarded visit, in two steps so that each one's sums stay in registers.
 template <class V, class Real>
 HK_INLINE void weigh_student(const HakdMeasured<V>& m, Chosen<V> anchor, const HakdParameters<Real>& p,
-                             const HakdMaxima<V>& maxima, HakdSums<V>& sums, HakdAnchor<V>& at_anchor, HakdClass<V>& kept) {
+                             const HakdMaxima<V>& maxima, HakdSums<V>& sums, HakdClass<V>& kept) {
   kept.student = math::exp_nonpositive((m.z_s - maxima.student) * V(Real(1) / p.temperature));
   anchor.add(sums.student, kept.student);
-  at_anchor.z_s = anchor.choose(m.z_s, at_anchor.z_s);
-  at_anchor.z_h = anchor.choose(m.z_h, at_anchor.z_h);
 }
 
 // `spatial_maximum` m and `spatial_scale` 1 / sum_n e^{q - m} are the class's over the image (Kem::kSpatial).
@@ -263,11 +248,14 @@ HK_INLINE void weigh_hybrid(const HakdMeasured<V>& m, Chosen<V> anchor, const Ha
     sums.weight = sums.weight + weight;
     kept.weighted = hybrid * weight;
   }
-  add_class(kept, hybrid, m.z_s, m.step, anchor, p, sums);
+  anchor.add(sums.hybrid, hybrid);
+  anchor.add(sums.weighted, kept.weighted);
+  // From the maxima, which is exact and no larger than it must be, where z^h - z^s may be 1e4 for a loss of 1.
+  const V below = maxima.student - m.z_s;
+  sums.value.others = fma(kept.weighted, p.cross_entropy ? below : below - (maxima.hybrid - m.z_h), sums.value.others);
 }
 
-// -log of the anchor's probability, after the unguarded and the guarded visit. `distance` is (maximum - z_anchor) / T:
-// where it is 0 the anchor's numerator is 1.
+// -log of the anchor's probability, after the unguarded and the guarded visit.
 template <class V>
 HK_INLINE V surprise(const SplitSum<V>& sum) {
   return math::log1p(sum.others / sum.anchor);
@@ -281,9 +269,23 @@ HK_INLINE V surprise_ratio(const SplitSum<V>& a, const SplitSum<V>& b) {
   return select(x > y, log, zero - log);
 }
 
+// log of a sum of numerators e^{(z - maximum) / T}, of which an anchor with the highest logit is 1.
+template <class V>
+HK_INLINE V log_total(const SplitSum<V>& sum) {
+  return select(sum.anchor == V(1.f), math::log1p(sum.others), math::log_from_one(sum.total()));
+}
+
+// `distance` is (maximum - z_anchor) / T.
 template <class V>
 HK_INLINE V surprise_guarded(const SplitSum<V>& sum, V distance) {
-  return distance + select(distance == V(0.f), math::log1p(sum.others), math::log_from_one(sum.total()));
+  return distance + log_total(sum);
+}
+
+// `finish`'s log_ratio after the guarded visit.
+template <class V, class Real>
+HK_INLINE V log_ratio_guarded(const HakdSums<V>& sums, const HakdParameters<Real>& p) {
+  const V student = log_total(sums.student);
+  return p.cross_entropy ? student : student - log_total(sums.hybrid);
 }
 
 template <class V>
@@ -294,8 +296,9 @@ struct HakdPixel {
   V anchor_gradient;    // the same / T for the anchor, without the cancellation
 };
 
-// `log_ratio` is log p^h_a - log p^s_a ("kl") or -log p^s_a ("ce") of the anchor a. With v_c = z^h_c - z^s_c ("kl") or
-// -z^s_c ("ce"), log p^h_c - log p^s_c = log_ratio + (v_c - v_a) / T.
+// log p^h_c - log p^s_c ("kl") or -log p^s_c ("ce") is log_ratio + (v_c - v_a) / T. Unguarded: log_ratio is that of the
+// anchor a, v_c = z^h_c - z^s_c or -z^s_c. Guarded: v_c = (m^s - z^s_c) - (m^h - z^h_c) or m^s - z^s_c, from the maxima,
+// and v_a = 0: the anchor's own is among the others'.
 template <class V, class Real>
 HK_INLINE HakdPixel<V> finish(const HakdSums<V>& sums, const HakdParameters<Real>& p, V log_ratio) {
   const V cold = V(Real(1) / p.temperature), hot = V(p.temperature);

@@ -19,13 +19,13 @@ from .pixel_math import (
     is_class,
     log1p,
     log2_1p,
+    log_total,
     numerators,
     others,
     pick,
     product,
     sigmoid,
     softplus,
-    surprise,
     total,
 )
 
@@ -226,22 +226,19 @@ def reliability(z, labelled):
 
 @triton.jit
 def mix(z_s, z_t, labelled, KMM: tl.constexpr):
-    """Sections 2 to 4: the sum of H(z^s) + H(z^t), z^h - z^s, z^h and KEM's score q."""
+    """Sections 2 to 4: the sum of H(z^s) + H(z^t), z^h and KEM's score q."""
     reliabilities = tl.zeros([z_s[0].shape[1]], tl.float32)
-    step, hybrid, score = (), (), ()
+    hybrid, score = (), ()
     for i in tl.static_range(len(z_s)):
         h_s = reliability(z_s[i], labelled[i])
         both = h_s + reliability(z_t[i], labelled[i])
-        move = z_t[i] - z_s[i]
         z_h = z_t[i]  # itself without mixing: z^s + (z^t - z^s) would round away what a sure teacher says
         if KMM:
-            move = (h_s + MIX_GUARD) / (both + 2.0 * MIX_GUARD) * move
-            z_h = z_s[i] + move
+            z_h = z_s[i] + (h_s + MIX_GUARD) / (both + 2.0 * MIX_GUARD) * (z_t[i] - z_s[i])
         reliabilities += tl.sum(both, 0)
-        step = step + (move,)
         hybrid = hybrid + (z_h,)
         score = score + (h_s + tl.maximum(h_s - reliability(z_h, labelled[i]), 0.0),)
-    return reliabilities, step, hybrid, score
+    return reliabilities, hybrid, score
 
 
 @triton.jit
@@ -271,7 +268,7 @@ def hakd_row(
     ``proj_factor`` r_n, those of z^t only with PROJ."""
     cold = 1.0 / temperature
     labelled = is_class(c, label)
-    reliabilities, step, z_h, score = mix(z_s, z_t, labelled, KMM)
+    reliabilities, z_h, score = mix(z_s, z_t, labelled, KMM)
     weight = evaluate(score, highest(score), c, classes, spatial, KEM)  # beyond K scores are 0, and none is below
     weight_sum = total(weight)
     if KMM:
@@ -286,14 +283,8 @@ def hakd_row(
     s_sums = (pick(student, anchor), others(student, anchor))
     h_sums = (pick(hybrid, anchor), others(hybrid, anchor))
     w_sums = (pick(weighted, anchor), others(weighted, anchor))
-    s_at, h_at = pick(z_s, anchor), pick(z_h, anchor)
-    if CE:
-        v_sums = (-s_at, -others(product(weighted, z_s), anchor))
-    else:
-        v_sums = (pick(step, anchor), others(product(weighted, step), anchor))
-    hakd, factors = finish(
-        s_sums, h_sums, w_sums, v_sums, weight_sum, m_s - s_at, m_h - h_at, temperature, hakd_factor, KEM, CE
-    )
+    value = total(product(weighted, values(z_s, m_s, z_h, m_h, CE)))
+    hakd, factors = finish(s_sums, h_sums, w_sums, value, weight_sum, temperature, hakd_factor, KEM, CE)
     g_s, g_t = (), ()
     for i in tl.static_range(len(c)):
         g, t = gradient_block(
@@ -305,28 +296,38 @@ def hakd_row(
 
 
 @triton.jit
-def finish(
-    student, hybrid, weighted, value, weight_sum, s_distance, h_distance, temperature, hakd_factor,
-    KEM: tl.constexpr, CE: tl.constexpr,
-):  # fmt: skip
-    """l_n and the factors of its gradient, from sums over classes that are pairs: the anchor's value, the others' sum.
+def values(z_s, m_s, z_h, m_h, CE: tl.constexpr):
+    """v of csrc/pixel/hakd.h's guarded `finish`: (m^s - z^s) - (m^h - z^h), or m^s - z^s for divergence "ce"."""
+    out = ()
+    for i in tl.static_range(len(z_s)):
+        v = m_s[None, :] - z_s[i]
+        if not CE:
+            v -= m_h[None, :] - z_h[i]
+        out = out + (v,)
+    return out
 
-    Of e^{(z^s - m) / T}, e^{(z^h - m) / T}, W e^{(z^h - m) / T}, and of v_c = z^h_c - z^s_c ("kl") or -z^s_c ("ce"):
-    v of the anchor, W e^{(z^h - m) / T} v of the others. The distances are from the anchor's logits to the maxima.
+
+@triton.jit
+def finish(
+    student, hybrid, weighted, value, weight_sum, temperature, hakd_factor, KEM: tl.constexpr, CE: tl.constexpr,
+):  # fmt: skip
+    """l_n and the factors of its gradient, from sums over classes.
+
+    Pairs, the anchor's part and the others': of e^{(z^s - m) / T}, e^{(z^h - m) / T} and W e^{(z^h - m) / T}. Over all
+    classes: of W e^{(z^h - m) / T} v, see :func:`values`, and of W.
     """
     cold = 1.0 / temperature
-    # log p^h_c - log p^s_c = log_ratio + (v_c - v_a) / T.
-    log_ratio = surprise(student[0], student[1], s_distance * cold)
+    # log p^h_c - log p^s_c = log_ratio + v_c / T.
+    log_ratio = log_total(student[0], student[1])
     if not CE:
-        log_ratio -= surprise(hybrid[0], hybrid[1], h_distance * cold)
+        log_ratio -= log_total(hybrid[0], hybrid[1])
     s_sum, h_sum, w_sum = student[0] + student[1], hybrid[0] + hybrid[1], weighted[0] + weighted[1]
     if KEM == "class":
         h_sum *= weight_sum
     inverse = 1.0 / h_sum
     student_factor = w_sum * inverse / s_sum
     anchored = student[0] / s_sum * (weighted[1] * inverse) - weighted[0] * inverse * (student[1] / s_sum)
-    differences = value[1] - value[0] * weighted[1]
-    hakd = temperature * temperature * inverse * (w_sum * log_ratio + differences * cold)
+    hakd = temperature * temperature * inverse * (w_sum * log_ratio + value * cold)
     hot = temperature * hakd_factor
     return hakd, (hot * student_factor, hot * inverse, hot * anchored)
 

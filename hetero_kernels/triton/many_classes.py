@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .hakd_math import evaluate, finish, gradient_block, mix
+from .hakd_math import evaluate, finish, gradient_block, mix, values
 from .pixel_math import PADDING, best_class, exp_nonpositive, numerators, others
 from .reduction import store_maps, store_sums, term_scale
 from .segmentation_math import (
@@ -154,7 +154,7 @@ def hakd_many_kernel(
     a = best[None, :]
     a_s = load_pixels(student, a, classes, pixels, y, s_site, STUDENT_DIRECT)
     a_t = load_pixels(teacher, a, classes, pixels, y, t_site, TEACHER_DIRECT)
-    a_both, a_step, a_h, a_score = mix((a_s,), (a_t,), (a == label[None, :],), KMM)
+    a_both, a_h, a_score = mix((a_s,), (a_t,), (a == label[None, :],), KMM)
     # Maxima start at the anchor; each block's may raise them, which rescales what was added up before.
     s_at, h_at = tl.sum(a_s, 0), tl.sum(a_h[0], 0)
     m_s, m_h, m_q = s_at, h_at, tl.sum(a_score[0], 0)
@@ -165,12 +165,15 @@ def hakd_many_kernel(
         anchor = (c == a,)
         z_s = load_pixels(student, c, classes, pixels, y, s_site, STUDENT_DIRECT)
         z_t = load_pixels(teacher, c, classes, pixels, y, t_site, TEACHER_DIRECT)
-        both, step, z_h, score = mix((z_s,), (z_t,), (c == label[None, :],), KMM)
+        both, z_h, score = mix((z_s,), (z_t,), (c == label[None, :],), KMM)
         reliabilities += both
         now_s, now_h = tl.maximum(m_s, tl.max(z_s, 0)), tl.maximum(m_h, tl.max(z_h[0], 0))
         now_q = tl.maximum(m_q, tl.max(score[0], 0))
         s_scale, h_scale = exp_nonpositive((m_s - now_s) * cold), exp_nonpositive((m_h - now_h) * cold)
         q_scale = exp_nonpositive(m_q - now_q)
+        rise = now_s - m_s  # of every v so far
+        if not CE:
+            rise -= now_h - m_h
         m_s, m_h, m_q = now_s, now_h, now_q
         hybrid = numerators(z_h, m_h, cold)
         weight = evaluate(score, m_q, (c,), classes, measures(spatial_sums, pixels, c, classes, KEM), KEM)
@@ -181,20 +184,17 @@ def hakd_many_kernel(
         w_scale = h_scale
         if KEM == "class":
             w_scale *= q_scale
+        v = values((z_s,), m_s, z_h, m_h, CE)
+        v_others = (v_others + w_others * rise) * w_scale + others((weighted * v[0],), anchor)
         w_others = w_others * w_scale + others((weighted,), anchor)
-        v = step[0]
-        if CE:
-            v = -z_s
-        v_others = v_others * w_scale + others((weighted * v,), anchor)
 
     a_weight = evaluate(a_score, m_q, (a,), classes, measures(spatial_sums, pixels, a, classes, KEM), KEM)
     s_anchor, h_anchor = exp_nonpositive((s_at - m_s) * cold), exp_nonpositive((h_at - m_h) * cold)
-    v_anchor = tl.sum(a_step[0], 0)
-    if CE:
-        v_anchor = -s_at
+    w_anchor = h_anchor * tl.sum(a_weight[0], 0)
+    value = v_others + w_anchor * tl.sum(values((a_s,), m_s, a_h, m_h, CE)[0], 0)
     hakd, factors = finish(
-        (s_anchor, s_others), (h_anchor, h_others), (h_anchor * tl.sum(a_weight[0], 0), w_others),
-        (v_anchor, v_others), weight_sum, m_s - s_at, m_h - h_at, temperature, hakd_factor, KEM, CE,
+        (s_anchor, s_others), (h_anchor, h_others), (w_anchor, w_others), value, weight_sum, temperature, hakd_factor,
+        KEM, CE,
     )  # fmt: skip
     proj, nothing = reliabilities / classes, tl.where(wrong, float("nan"), 0.0)
     hakd, proj = tl.where(valid, hakd, nothing), tl.where(valid, proj, nothing)
@@ -207,7 +207,7 @@ def hakd_many_kernel(
             labelled = c == label[None, :]
             z_s = load_pixels(student, c, classes, pixels, y, s_site, STUDENT_DIRECT)
             z_t = load_pixels(teacher, c, classes, pixels, y, t_site, TEACHER_DIRECT)
-            both, step, z_h, score = mix((z_s,), (z_t,), (labelled,), KMM)
+            both, z_h, score = mix((z_s,), (z_t,), (labelled,), KMM)
             weight = evaluate(score, m_q, (c,), classes, measures(spatial_sums, pixels, c, classes, KEM), KEM)
             weighted = numerators(z_h, m_h, cold)[0] * weight[0]
             numerator = numerators((z_s,), m_s, cold)[0]

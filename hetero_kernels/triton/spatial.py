@@ -41,7 +41,7 @@ def scores_kernel(
         t_f = fraction(y, t_row, teacher.height, grid.height, ALIGN)
         z_s = logits_of(s_band, s_f, STUDENT_DIRECT)
         z_t = logits_of(t_band, t_f, TEACHER_DIRECT)
-        _, _, _, score = mix(z_s, z_t, is_class(c, label), KMM)
+        _, _, score = mix(z_s, z_t, is_class(c, label), KMM)
         new_highest, new_sums = (), ()
         for i in tl.static_range(len(c)):
             q = tl.where(valid[None, :], score[i], 0.0)
