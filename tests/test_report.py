@@ -5,11 +5,12 @@ import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from heteroakd.diagrams import svg
-from heteroakd.report import Bars, Curve, Matrix, Picture, Section, Table, write_report
+from heteroakd.report import Bars, Curve, Matrix, Picture, Section, Table, write_figures, write_report
 from PIL import Image
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -191,6 +192,23 @@ def test_report_errors_keep_the_old_one(tmp_path: Path):
         write_report(path, title="t", introduction="", pictures=[Picture("P", tmp_path / "nothing.png")])
     assert path.read_text() == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["picture.png", "report.html"]
+
+
+def test_figures_are_files_of_their_own(tmp_path: Path):
+    curve = Curve("mIoU, % on *val*", "step", "mIoU", {"none": [(0, 0.1), (1, 0.2)]})
+    sections = [
+        Section("A", diagrams=[curve, curve], pictures=[Picture("A map", png())]),
+        Section("B", diagrams=[Curve("µ", "x", "y", {})]),
+    ]
+    paths = write_figures(tmp_path / "figures", sections)
+    assert [path.name for path in paths] == ["miou-on-val.svg", "miou-on-val-2.svg", "a-map.png", "figure.svg"]
+    assert paths[2].read_bytes() == png()
+    root = ElementTree.parse(paths[0]).getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.get("color") == "#808080"
+    assert "currentColor" in paths[0].read_text()
+    with pytest.raises(ValueError, match="picture 'P': its bytes: expected a PNG"):
+        write_figures(tmp_path / "none", [Section("C", diagrams=[curve], pictures=[Picture("P", b"GIF89a")])])
+    assert not (tmp_path / "none").exists()
 
 
 def test_names_are_shown_as_they_are():

@@ -115,7 +115,10 @@ def test_report_of_a_comparison_averages_over_seeds(tmp_path: Path) -> None:
     assert groups[0].series("train", "task") == [(2, 2.0), (4, 1.5)]  # seeds 0 and 1 differ by 1
     assert groups[0].iou() == {"road": pytest.approx(0.905), "sky": None, "car": 0.125}
     assert groups[1].confusion() == [[15, 0, 6], [0, 0, 0], [2, 0, 2]]
-    path = run_report.run_report(ReportRun(runs=[str(folder)], output=str(tmp_path / "r.html"), measure=False))
+    options = {"measure": False, "figures": str(tmp_path / "figures")}
+    path = run_report.run_report(ReportRun(runs=[str(folder)], output=str(tmp_path / "r.html"), **options))
+    figures = {figure.name for figure in (tmp_path / "figures").iterdir()}
+    assert {"miou-on-the-val-set.svg", "iou-per-class.svg", "none.svg", "heteroakd-val-image-1.png"} <= figures
     words = [word for word in Page(path.read_text()).text if word]
     assert {"heteroakd minus none", "+1.23", "0.20", "better", "none-seed0", "heteroakd-seed1"} <= set(words)
 

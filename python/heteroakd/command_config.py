@@ -219,6 +219,8 @@ class ReportRun:
     """Folders of `heteroakd teacher`, `distill` or `compare`."""
     output: str | None = None
     """The file; null: report.html in the first of the folders."""
+    figures: str | None = None
+    """Folder for the page's diagrams as SVG files and its pictures as PNGs; null: none."""
     measure: bool = True
     """Measure, on this machine, what the loss costs by the run's backend and by the reference: this takes seconds to
     minutes, and the memory of eager PyTorch."""

@@ -3,16 +3,19 @@
 import base64
 import html
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from heteroakd.checkpoint import atomic_file
 from heteroakd.diagrams import Bars, Curve, Diagram, Matrix, svg
 
-__all__ = ["Bars", "Curve", "Matrix", "Picture", "Section", "Table", "write_report"]
+__all__ = ["Bars", "Curve", "Matrix", "Picture", "Section", "Table", "write_figures", "write_report"]
 
 
+_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _STYLE = """
@@ -119,11 +122,16 @@ def _diagram(diagram: Diagram) -> str:
     return f"<figure><figcaption>{html.escape(diagram.title)}</figcaption>{svg(diagram)}</figure>"
 
 
-def _picture(picture: Picture) -> str:
+def _png(picture: Picture) -> bytes:
     data = picture.png if isinstance(picture.png, bytes) else Path(picture.png).read_bytes()
     if not data.startswith(_PNG_SIGNATURE):
         where = "its bytes" if isinstance(picture.png, bytes) else picture.png
         raise ValueError(f"picture {picture.caption!r}: {where}: expected a PNG")
+    return data
+
+
+def _picture(picture: Picture) -> str:
+    data = _png(picture)
     caption = html.escape(picture.caption)
     encoded = base64.b64encode(data).decode("ascii")
     return (
@@ -148,6 +156,36 @@ def _section(section: Section) -> str:
         shown = "\n".join(map(_picture, section.pictures))
         parts.append(f'<div class="pictures">{shown}</div>')
     return "\n".join(parts) + "</section>"
+
+
+def write_figures(folder: str | Path, sections: Sequence[Section]) -> list[Path]:
+    """Write the sections' diagrams as SVG files and their pictures as PNGs, named by their titles; returns the paths.
+
+    Text and axes are gray, for light and dark pages. Files of the same name are replaced. Raises as `write_report`.
+    """
+    files: dict[str, bytes] = {}
+    for section in sections:
+        for diagram in section.diagrams:
+            files[_free_name(diagram.title, ".svg", files)] = _standalone(svg(diagram)).encode()
+        for picture in section.pictures:
+            files[_free_name(picture.caption, ".png", files)] = _png(picture)
+    paths = [Path(folder) / name for name in files]
+    for path, contents in zip(paths, files.values(), strict=True):
+        with atomic_file(path) as file:
+            file.write(contents)
+    return paths
+
+
+def _standalone(element: str) -> str:
+    """An SVG element of a page as a file of its own."""
+    spaces = f'xmlns="{_SVG}" xmlns:xlink="{_XLINK}" color="#808080"'
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{element.replace("<svg", f"<svg {spaces}", 1)}'
+
+
+def _free_name(title: str, suffix: str, taken: Container[str]) -> str:
+    stem = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "figure"
+    names = (f"{stem}{'' if number == 1 else f'-{number}'}{suffix}" for number in count(1))
+    return next(name for name in names if name not in taken)
 
 
 def write_report(

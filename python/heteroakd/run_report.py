@@ -15,7 +15,7 @@ from heteroakd.command_config import ReportRun
 from heteroakd.logs import TERMS
 from heteroakd.loss_cost import LossCost, measure_apart
 from heteroakd.pictures import heatmap, panel
-from heteroakd.report import Bars, Curve, Matrix, Picture, Section, Table, write_report
+from heteroakd.report import Bars, Curve, Matrix, Picture, Section, Table, write_figures, write_report
 from heteroakd.run_folder import Group, RunFolder, read_groups, step_and_image
 from heteroakd.visualize import load_maps
 
@@ -32,7 +32,8 @@ TRUST_EXPLAINED = (
 
 
 def run_report(config: ReportRun) -> Path:
-    """Write `config.output` (report.html in the first folder, unless it is given); returns its path.
+    """Write `config.output` (report.html in the first folder, unless it is given) and any figures asked for; returns
+    the page's path.
 
     Raises ValueError, naming it, for a folder without a run or with files that cannot be read.
     """
@@ -50,6 +51,8 @@ def run_report(config: ReportRun) -> Path:
         sections=sections,
     )
     print(f"written: {path}", flush=True)
+    if config.figures is not None:
+        print(f"written: {len(write_figures(config.figures, sections))} figures in {config.figures}", flush=True)
     return path
 
 
