@@ -148,6 +148,11 @@ class EvaluateRun:
     evaluations of its own training had them."""
     limit: int | None = None
     """Evaluate the first images only."""
+    projections: bool = False
+    """Of a run of the method heteroakd, measure the teacher too, and both networks' projected features as if they were
+    predictions: what each knows in the space that they are matched in."""
+    teacher: str | None = None
+    """Checkpoint of the teacher for `projections`; null: the teacher as the run names it."""
     workers: int = 0
     """Processes that read the images; 0 does it in the evaluating process."""
     output: str | None = None

@@ -22,6 +22,7 @@ from heteroakd.engine import train
 from heteroakd.evaluate import Evaluation, evaluate
 from heteroakd.logs import METRICS_FILE
 from heteroakd.models import build_tapped
+from heteroakd.projections import evaluate_projections, projections_table, student_run
 from heteroakd.recipe import recipe
 from heteroakd.run import BEST, CONFIG, CONFUSION, LAST, MAPS, PICTURES, SUMMARY, Run
 from heteroakd.taps import TappedNetwork, probe
@@ -191,24 +192,39 @@ def run_evaluate(config: EvaluateRun) -> Evaluation:
         checkpoint, network, data = load_trained(
             config.checkpoint, config.data, config.root, config.device, config.threads
         )
-        evaluation = evaluate(
-            network,
-            data.val,
-            data.classes,
-            choose_evaluation(config.evaluation, checkpoint),
-            align_corners=saved_loss(checkpoint).logits_align_corners,
+        teacher = _teacher_of(config, checkpoint, data, network) if config.projections else None
+        measure = partial(
+            evaluate,
+            dataset=data.val,
+            classes=data.classes,
+            options=choose_evaluation(config.evaluation, checkpoint),
             limit=config.limit,
             workers=config.workers,
             progress=True,
         )
+        evaluation = measure(network, align_corners=saved_loss(checkpoint).logits_align_corners)
         say(evaluation.table())
+        numbers = _numbers(evaluation)
+        if teacher is not None:
+            found = evaluate_projections(config.checkpoint, checkpoint, network, teacher, measure)
+            say(projections_table(evaluation, found))
+            numbers["projections"] = {name: _numbers(each) for name, each in found.items()}
         if config.output is not None:
-            on_main(partial(write_text, Path(config.output), _json(evaluation)))
+            on_main(partial(write_text, Path(config.output), json.dumps(numbers, indent=2) + "\n"))
     return evaluation
 
 
-def _json(evaluation: Evaluation) -> str:
-    return json.dumps({**evaluation.to_dict(), "confusion": evaluation.confusion.tolist()}, indent=2) + "\n"
+def _teacher_of(
+    config: EvaluateRun, checkpoint: Checkpoint, data: SegmentationData, student: TappedNetwork
+) -> TappedNetwork:
+    named = student_run(config.checkpoint, checkpoint).teacher
+    teacher, source = load_teacher(named if config.teacher is None else replace(named, checkpoint=config.teacher), data)
+    say(f"teacher: {source}")
+    return teacher.to(next(student.parameters()).device).eval()
+
+
+def _numbers(evaluation: Evaluation) -> dict[str, Any]:
+    return {**evaluation.to_dict(), "confusion": evaluation.confusion.tolist()}
 
 
 def load_trained(

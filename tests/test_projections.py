@@ -1,0 +1,85 @@
+"""`heteroakd evaluate --projections`: what both networks know in the space that they are matched in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from heteroakd.checkpoint import load_checkpoint
+from heteroakd.cli import main
+from heteroakd.commands import load_trained
+from heteroakd.distiller import Teacher, build_distiller
+from heteroakd.projections import student_run
+
+DATA = "{crop_size: [32, 64], image_size: [32, 64], train_images: 2, val_images: 2}"
+NETWORK = "{architecture: fpn, encoder: tu-mobilenetv3_small_050, weights: null, tap: %s}"
+COMMON = [
+    *("--data", DATA, "--schedule", "{steps: 2, batch_size: 2}", "--optimizer.lr", "0.01"),
+    *("--runtime", "{device: cpu, threads: 1, tensorboard: false, progress: none, pictures: 0}"),
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("projections")
+    taps = "[encoder, decoder]"
+    teacher = ["teacher", "--model", NETWORK % taps, "--output", str(folder / "teacher")]
+    assert main([*teacher, *COMMON]) == 0
+    for method in ("kd", "heteroakd"):
+        student = ["distill", "--student", NETWORK % taps, "--method", method, "--output", str(folder / method)]
+        assert main([*student, "--teacher.checkpoint", str(folder / "teacher" / "last.pt"), *COMMON]) == 0
+    return folder
+
+
+def test_projections_are_measured_as_predictions(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint, output = str(runs / "heteroakd" / "last.pt"), runs / "numbers.json"
+    assert main(["evaluate", "--checkpoint", checkpoint, "--projections", "true", "--output", str(output)]) == 0
+    numbers = json.loads(output.read_text())
+    names = [
+        "teacher",
+        *(f"{who}, projected from {tap}" for tap in ("encoder", "decoder") for who in ("student", "teacher")),
+    ]
+    assert list(numbers["projections"]) == names
+    shown = capsys.readouterr().out
+    for name, found in {"student": numbers, **numbers["projections"]}.items():
+        assert f"{name:<31}  mIoU {100 * found['miou']:6.2f} %" in shown
+
+    saved, student, data = load_trained(checkpoint, None, None, "cpu", 1)
+    _, teacher, _ = load_trained(str(runs / "teacher" / "last.pt"), None, None, "cpu", 1)
+    run = student_run(checkpoint, saved)
+    classes = len(data.classes)
+    distiller = build_distiller(student, Teacher(teacher), run.method, run.loss, classes, run.data.crop_size).eval()
+    distiller.loss.load_state_dict(saved.loss)
+    confusion = torch.zeros(4, classes, classes, dtype=torch.int64)
+    for image, label in data.val:
+        for tap, pair in enumerate(distiller.loss.pairs):
+            for who, (network, projector) in enumerate(
+                ((student, pair.student_projector), (teacher, pair.teacher_projector))
+            ):
+                with torch.no_grad():
+                    logits = projector(network(image[None]).maps[tap])
+                prediction = F.interpolate(logits, size=label.shape, mode="bilinear").argmax(1)[0]
+                for row, column in zip(label.flatten().tolist(), prediction.flatten().tolist(), strict=True):
+                    if row != 255:
+                        confusion[2 * tap + who, row, column] += 1
+    assert torch.equal(confusion, torch.tensor([numbers["projections"][name]["confusion"] for name in names[1:]]))
+    teacher_alone = load_checkpoint(runs / "teacher" / "last.pt").metrics["miou"]
+    assert numbers["projections"]["teacher"]["miou"] == pytest.approx(teacher_alone)
+
+
+def test_a_teacher_elsewhere_and_runs_without_projectors(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    student = ["evaluate", "--checkpoint", str(runs / "heteroakd" / "last.pt"), "--projections", "true"]
+    moved = (runs / "teacher" / "last.pt").rename(runs / "moved.pt")
+    try:
+        assert main(student) == 1
+        assert f"{runs / 'teacher' / 'last.pt'}: " in capsys.readouterr().err
+        assert main([*student, "--teacher", str(moved)]) == 0
+    finally:
+        moved.rename(runs / "teacher" / "last.pt")
+    for name in ("kd", "teacher"):
+        assert main(["evaluate", "--checkpoint", str(runs / name / "last.pt"), "--projections", "true"]) == 1
+        message = f"projections: {runs / name / 'last.pt'} is of the method '{'kd' if name == 'kd' else 'none'}'"
+        assert message in capsys.readouterr().err
