@@ -46,13 +46,15 @@ PROJECTED = {
 
 @dataclass
 class Kernel:
-    """A compiled kernel; ``loop``: opcodes of a row of pixels, of the unguarded mathematics; ``code``: all opcodes."""
+    """A compiled kernel; ``loop``: opcodes of a row of pixels, of the unguarded mathematics; ``code``: all opcodes;
+    ``wide_loads``: those that read 16 bytes of global memory."""
 
     name: str
     registers: int
     stack_bytes: int
     loop: collections.Counter
     code: collections.Counter
+    wide_loads: int = 0
 
     @property
     def instructions(self) -> float:
@@ -116,7 +118,8 @@ def inspect(cubin: Path) -> list[Kernel]:
             elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s*(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)(.*)", line):
                 code.append((found[1], found[2]))
         opcodes = collections.Counter(opcode.split(".")[0] for opcode, _ in code if opcode != "NOP")
-        kernels.append(Kernel(_readable(mangled), *used[mangled], _row_loop(code, labels), opcodes))
+        wide = sum(bool(re.match(r"LDG\.E\.128", opcode)) for opcode, _ in code)
+        kernels.append(Kernel(_readable(mangled), *used[mangled], _row_loop(code, labels), opcodes, wide))
     return kernels
 
 
