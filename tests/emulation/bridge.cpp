@@ -13,6 +13,8 @@
 
 namespace py = pybind11;
 using namespace hetero::cuda;
+using hetero::LabelType;
+using hetero::Reduction;
 
 namespace {
 
