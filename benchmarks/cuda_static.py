@@ -116,14 +116,9 @@ def _row_loop(code: list[tuple[str, str]], labels: dict[str, int]) -> collection
 
 
 def _product_loops(code: list[tuple[str, str]], labels: dict[str, int]) -> collections.Counter:
-    """Those with tensor core instructions, together; of two that overlap (code jumps back into one) the shorter."""
-    total: collections.Counter = collections.Counter()
-    taken: list[tuple[int, int]] = []
-    for _, begin, end in sorted(_loops(code, labels, "HMMA"), key=lambda s: s[2] - s[1]):
-        if all(end < b or e < begin for b, e in taken):
-            taken.append((begin, end))
-            total += _opcodes(code[begin : end + 1])
-    return total
+    """Those with tensor core instructions and no copies, together; where there are none, the shortest with any."""
+    found = sorted((_opcodes(code[b : e + 1]) for _, b, e in _loops(code, labels, "HMMA")), key=lambda c: c.total())
+    return sum((c for c in found if not c["LDGSTS"]), collections.Counter()) or next(iter(found), collections.Counter())
 
 
 def inspect(cubin: Path) -> list[Kernel]:

@@ -149,8 +149,8 @@ def eager_feature_bytes(launch: gpu_static.Launch) -> int:
 
 
 def predict_features(card: Card, launches: list[gpu_static.Launch]) -> float:
-    """Milliseconds of the launches of ``projected_hakd_loss`` and its backward: of each the longest of its bytes, its
-    products' instructions and its products; what it reads again of its own counts nothing."""
+    """Milliseconds of the launches of ``projected_hakd_loss`` and its backward: of each the longer of its bytes and its
+    products' instructions; what it reads again of its own counts nothing."""
     first = launches[0].arguments
     features = sum(first[k].data.numel() * first[k].data.element_size() for k in ("student", "teacher"))
     student = first["student"].data.numel() * first["student"].data.element_size()
@@ -178,8 +178,7 @@ def predict_features(card: Card, launches: list[gpu_static.Launch]) -> float:
         multiplications = pixels * columns * channels / 1000
         cycles = card.multiprocessors * card.clock * 1e6
         issue = counted["instructions"] * multiplications / ISSUE_LANES / cycles
-        tensor = 1000 * multiplications * cuda_model.PRODUCTS / card.tensor_multiplications / cycles
-        total += max(issue, tensor, moved[launch.name] / (card.bandwidth * 1e6))
+        total += max(issue, moved[launch.name] / (card.bandwidth * 1e6))
     return total
 
 
