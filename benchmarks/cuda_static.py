@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import gpu_static
@@ -46,13 +46,17 @@ PROJECTED = {
 
 @dataclass
 class Kernel:
-    """A compiled kernel; ``loop``: opcodes of a row of pixels, of the unguarded mathematics; ``code``: all opcodes."""
+    """A compiled kernel; ``loop``: opcodes of a row of pixels, of the unguarded mathematics; ``code``: all opcodes;
+    ``wide_loads``: those that read 16 bytes of global memory; ``products``: opcodes of the loops around tensor core
+    instructions."""
 
     name: str
     registers: int
     stack_bytes: int
     loop: collections.Counter
     code: collections.Counter
+    wide_loads: int = 0
+    products: collections.Counter = field(default_factory=collections.Counter)
 
     @property
     def instructions(self) -> float:
@@ -62,6 +66,11 @@ class Kernel:
     @property
     def special_functions(self) -> float:
         return self.loop["MUFU"] / CLASSES_PER_THREAD
+
+    @property
+    def instructions_of_a_product(self) -> float:
+        """That there are for each tensor core instruction in the loops around them."""
+        return sum(self.products.values()) / self.products["HMMA"]
 
     def warps(self, target: str, threads: int = THREADS) -> int:
         """That fit a multiprocessor's registers, which a block takes in units of 8 for each thread."""
@@ -83,21 +92,33 @@ def _readable(mangled: str) -> str:
     return name[1] + (f"<{','.join(arguments)}>" if arguments else "")
 
 
-def _row_loop(code: list[tuple[str, str]], labels: dict[str, int]) -> collections.Counter:
-    """The loop with most special functions that holds no other loop with any."""
+def _loops(code: list[tuple[str, str]], labels: dict[str, int], kind: str) -> list[tuple[int, int, int]]:
+    """Loops with opcodes of a kind that hold no other such loop: how many there are, first and last instruction."""
     spans = []
     for end, (opcode, rest) in enumerate(code):
         jump = re.search(r"\.L_x_\d+", rest) if opcode.startswith("BRA") else None
         if jump and labels.get(jump[0], end) < end:
             begin = labels[jump[0]]
-            special = sum(o.startswith("MUFU") for o, _ in code[begin : end + 1])
-            if special:
-                spans.append((special, begin, end))
-    simple = [s for s in spans if not any(s != t and s[1] <= t[1] and t[2] <= s[2] for t in spans)]
-    if not simple:
-        return collections.Counter()
-    _, begin, end = max(simple)
-    return collections.Counter(o.split(".")[0] for o, _ in code[begin : end + 1] if o != "NOP")
+            found = sum(o.startswith(kind) for o, _ in code[begin : end + 1])
+            if found:
+                spans.append((found, begin, end))
+    return [s for s in spans if not any(s != t and s[1] <= t[1] and t[2] <= s[2] for t in spans)]
+
+
+def _opcodes(code: list[tuple[str, str]]) -> collections.Counter:
+    return collections.Counter(o.split(".")[0] for o, _ in code if o != "NOP")
+
+
+def _row_loop(code: list[tuple[str, str]], labels: dict[str, int]) -> collections.Counter:
+    """The loop with most special functions that holds no other loop with any."""
+    _, begin, end = max(_loops(code, labels, "MUFU"), default=(0, 0, -1))
+    return _opcodes(code[begin : end + 1])
+
+
+def _product_loops(code: list[tuple[str, str]], labels: dict[str, int]) -> collections.Counter:
+    """Those with tensor core instructions and no copies, together; where there are none, the shortest with any."""
+    found = sorted((_opcodes(code[b : e + 1]) for _, b, e in _loops(code, labels, "HMMA")), key=lambda c: c.total())
+    return sum((c for c in found if not c["LDGSTS"]), collections.Counter()) or next(iter(found), collections.Counter())
 
 
 def inspect(cubin: Path) -> list[Kernel]:
@@ -115,8 +136,11 @@ def inspect(cubin: Path) -> list[Kernel]:
                 labels[label[1]] = len(code)
             elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s*(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)(.*)", line):
                 code.append((found[1], found[2]))
-        opcodes = collections.Counter(opcode.split(".")[0] for opcode, _ in code if opcode != "NOP")
-        kernels.append(Kernel(_readable(mangled), *used[mangled], _row_loop(code, labels), opcodes))
+        wide = sum(bool(re.match(r"LDG\.E\.128", opcode)) for opcode, _ in code)
+        kernels.append(Kernel(
+            _readable(mangled), *used[mangled], _row_loop(code, labels), _opcodes(code), wide,
+            _product_loops(code, labels),
+        ))  # fmt: skip
     return kernels
 
 

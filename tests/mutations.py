@@ -50,6 +50,7 @@ TRITON = Suite(
 TILINGS, FEATURES = "tests/triton_backend/test_interpreted_tuning.py", "tests/test_projected_losses.py"
 CUDA = Suite("cuda", "csrc/cuda", "tests/cuda_backend/test_emulated_pixel_losses.py", {})
 CUDA_FEATURES = "tests/cuda_backend/test_emulated_projected_losses.py"
+CUDA_LABELS = "tests/cuda_backend/test_emulated_labels.py"
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ CUDA_MUTATIONS = (
     cuda("unmasked-terms", "and losses", "walk.cuh",
          "pixel.valid ? first.v : nothing", "first.v", "hakd_options or nan"),
     cuda("uncounted-inside", "pixels beyond the grid count", "hakd_pixel.cuh",
-         "counts = inside && label != p.labels.ignore_index", "counts = label != p.labels.ignore_index", "shapes"),
+         "const bool valid = inside && known >= 0;", "const bool valid = known >= 0;", "shapes"),
     cuda("map-beyond", "and are written to maps", "walk.cuh",
          "return inside_ ? (tile_.image", "return true ? (tile_.image", "hakd_options or orders"),
     cuda("every-lane-speaks", "lanes that share a pixel count it each", "walk.cuh",
@@ -198,11 +199,18 @@ CUDA_MUTATIONS = (
     cuda("wrong-divisor", "the mean is divided by every pixel once more", "reduction.cuh",
          "const float scale = f.deferred ? inverse : 1.f;", "const float scale = inverse;", "hakd_options"),
     cuda("missing-upstream", "reduction='none' forgets the upstream gradient", "walk.cuh",
-         "p_.upstream ? read(p_.upstream + upstream_ + y * p_.upstream_stride[1]) : 1.f", "1.f", "none"),
+         "p_.upstream ? read(factor) : 1.f", "1.f", "none"),
     cuda("unscaled-scores", "kem='spatial' adds up tiles' scores without their maxima", "hakd.cuh",
          "sum = fma(s, math::exp_nonpositive(m - highest), sum);", "sum = sum + s;", "spatial"),
     cuda("sampled-never", "labels of another size are not sampled", "call.cuh",
          "a.label_height != rows.fine || a.label_width != columns.fine", "false", "feature"),
+    # Labels.
+    cuda("label-run-before", "a run is read whole that begins before the row", "labels.cuh",
+         "run * kRun >= skew_ && (run", "(run", "layouts", CUDA_LABELS),
+    cuda("label-run-beyond", "or one that ends beyond it", "labels.cuh",
+         " && (run + 1) * kRun <= skew_ + count_;", ";", "layouts", CUDA_LABELS),
+    cuda("unaligned-label-runs", "runs begin where the row does", "labels.cuh",
+         "reinterpret_cast<uintptr_t>(labels) % kBytes / sizeof(T)", "0 * sizeof(T)", "layouts", CUDA_LABELS),
     # The loss on features.
     cuda("no-wait-for-slices", "slices are read before their copies have landed", "features.cuh",
          "    wait_until(ring_ - 1 - passed);\n", "", "other_shapes", CUDA_FEATURES),

@@ -25,8 +25,6 @@ struct Labels {  // [B, height, width]
   int64_t height, width;
 };
 
-enum class Reduction : int { kMean, kSum, kNone };
-
 template <class Real>
 struct LossArguments {
   int64_t batch, classes;

@@ -7,13 +7,13 @@
 
 #include <cstdint>
 
+#include "../arguments.h"
 #include "../pixel/hakd.h"
 #include "../pixel/segmentation.h"
 
 namespace hetero::cpu {
 
 enum class DType : int { kFloat, kBFloat16, kHalf, kDouble };
-enum class LabelType : int { kInt64, kInt32, kUInt8 };
 
 constexpr int kMaxLanes = 32;
 

@@ -1,22 +1,15 @@
-// What the operators' registrations share: torch tensors through the stable ABI as the loops' plain pointers.
+// What the registrations of the CPU kernels share: torch tensors as the loops' plain pointers.
 #pragma once
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "../torch_ops.h"
 #include "pixel_losses.h"
 
 namespace hetero::cpu {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 inline DType float_type(const Tensor& x, const char* name) {
   switch (x.scalar_type()) {
@@ -40,12 +33,6 @@ Tensor empty_like_compute(const Tensor& like, const std::vector<int64_t>& size) 
   return torch::stable::new_empty(like, size, std::is_same_v<Real, double> ? ScalarType::Double : ScalarType::Float);
 }
 
-inline std::vector<int64_t> sizes(const Tensor& x) {
-  std::vector<int64_t> out(x.dim());
-  for (int64_t i = 0; i < x.dim(); ++i) out[i] = x.size(i);
-  return out;
-}
-
 template <class Real>
 Tensor empty_gradient(const Tensor& logits, bool wanted) {
   return empty_like_compute<Real>(logits, wanted ? sizes(logits) : std::vector<int64_t>{0});
@@ -61,16 +48,9 @@ Logits<Real> describe(const Tensor& x, const char* name, const Tensor& gradient,
 }
 
 inline Labels describe(const Tensor& labels, int64_t batch) {
-  STD_TORCH_CHECK(labels.dim() == 3 && labels.size(0) == batch, "labels has the wrong shape, expected [B, H, W]");
-  Labels out{labels.const_data_ptr(), LabelType::kInt64, {}, labels.size(1), labels.size(2)};
+  const LabelType type = label_type(labels, batch);
+  Labels out{labels.const_data_ptr(), type, {}, labels.size(1), labels.size(2)};
   for (int i = 0; i < 3; ++i) out.stride[i] = labels.stride(i);
-  if (labels.scalar_type() == ScalarType::Int) {
-    out.type = LabelType::kInt32;
-  } else if (labels.scalar_type() == ScalarType::Byte) {
-    out.type = LabelType::kUInt8;
-  } else {
-    STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long, "labels has an unsupported dtype, expected int64, int32 or uint8");
-  }
   return out;
 }
 
@@ -79,14 +59,6 @@ inline std::optional<double> scalar(const std::optional<Tensor>& x) {
   if (!x) return std::nullopt;
   const Tensor wide = torch::stable::to(*x, ScalarType::Double);
   return *static_cast<const double*>(wide.const_data_ptr());
-}
-
-inline std::vector<double> scalars(const Tensor& packed, int64_t count) {
-  STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Double && packed.numel() == count, "scalars must be float64 [", count, "]");
-  const Tensor dense = torch::stable::contiguous(packed);
-  const double* values = static_cast<const double*>(dense.const_data_ptr());
-  STD_TORCH_CHECK(values[0] >= 1e-6 && values[0] <= 1e6, "temperature is ", values[0], ", expected a number in [1e-6, 1e6]");
-  return {values, values + count};
 }
 
 // torch's threads and torch's allocator: what profilers see is what is used.
@@ -131,9 +103,7 @@ struct Bound {
     a.label_resolution = label_resolution;
     a.align_corners = align_corners;
     a.ignore_index = ignore_index;
-    a.reduction = reduction == "mean" ? Reduction::kMean : reduction == "sum" ? Reduction::kSum : Reduction::kNone;
-    STD_TORCH_CHECK(a.reduction != Reduction::kNone || reduction == "none", "reduction is '", reduction,
-                    "', expected 'mean', 'sum' or 'none'");
+    a.reduction = reduction_of(reduction);
     std::vector<int64_t> shape;
     if (a.reduction == Reduction::kNone) {
       shape = {a.batch, label_resolution ? a.labels.height : student.height, label_resolution ? a.labels.width : student.width};
@@ -155,12 +125,5 @@ struct Bound {
   Bound(const Bound&) = delete;  // arguments point into this object
   Bound& operator=(const Bound&) = delete;
 };
-
-inline Kem kem_of(const std::string& kem) {
-  if (kem == "none") return Kem::kNone;
-  if (kem == "class") return Kem::kClass;
-  STD_TORCH_CHECK(kem == "spatial", "kem is '", kem, "', expected 'class', 'spatial' or 'none'");
-  return Kem::kSpatial;
-}
 
 }  // namespace hetero::cpu

@@ -12,8 +12,8 @@ class HakdLoss {
 
  public:
   HK_DEVICE HakdLoss(const HakdProblem& p, const Tile& tile, const Lane& lane, const TileNetwork& student,
-                     const TileNetwork& teacher, const float (&scale)[2])
-      : p_(p), tile_(tile), lane_(lane), student_(student), teacher_(teacher), reader_(p, tile, lane), terms(p, tile, lane),
+                     const TileNetwork& teacher, const BandLabels& labels, const float (&scale)[2])
+      : p_(p), tile_(tile), lane_(lane), student_(student), teacher_(teacher), reader_(p, tile, lane, labels), terms(p, tile, lane),
         loss_(p, lane, scale), first_(Single ? 0 : lane.position(0)) {}
 
   HK_DEVICE void band(int row, int end, bool bounded) {
@@ -122,11 +122,12 @@ __global__ void __launch_bounds__(128, 2) hakd_kernel(const HakdProblem p) {
   const CommonArrays arrays(memory, ClassOrder(p.classes, p.lanes));
   const Tile tile(p);
   const Lane lane(p, tile);
+  const BandLabels labels(p, tile, memory);
   TileNetwork student(p.student, p, tile, memory, p.student.gradient), teacher(p.teacher, p, tile, memory, p.teacher.gradient);
   const float scale[2] = {p.term[0].weight * p.term[0].share * inverse_divisor(p.term[0], arrays.scratch[0]),
                           p.term[1].weight * p.term[1].share * inverse_divisor(p.term[1], arrays.scratch[1])};
-  HakdLoss<Default, Power, Proj, Single> loss(p, tile, lane, student, teacher, scale);
-  walk(p, tile, lane, student, &teacher, loss);
+  HakdLoss<Default, Power, Proj, Single> loss(p, tile, lane, student, teacher, labels, scale);
+  walk(p, tile, lane, labels, student, &teacher, loss);
   loss.terms.finish(arrays.scratch[0], arrays.scratch[1], arrays.counts);
 }
 
@@ -137,8 +138,8 @@ class HakdScores {
 
  public:
   HK_DEVICE HakdScores(const HakdProblem& p, const Tile& tile, const Lane& lane, const TileNetwork& student,
-                       const TileNetwork& teacher, Shared<float> scores)
-      : p_(p), tile_(tile), lane_(lane), student_(student), teacher_(teacher), reader_(p, tile, lane), scores_(scores) {
+                       const TileNetwork& teacher, const BandLabels& labels, Shared<float> scores)
+      : p_(p), tile_(tile), lane_(lane), student_(student), teacher_(teacher), reader_(p, tile, lane, labels), scores_(scores) {
     for (int c = lane.member; lane.inside && c < p.classes; c += lane.lanes) {
       scores_.set(at(0, c, lane.column), 0.f);
       scores_.set(at(1, c, lane.column), 0.f);
@@ -194,9 +195,10 @@ HK_KERNEL void __launch_bounds__(128, 4) hakd_scores_kernel(const HakdProblem p)
   SharedAllocator memory(dynamic_shared_memory());
   const Tile tile(p);
   const Lane lane(p, tile);
+  const BandLabels labels(p, tile, memory);
   TileNetwork student(p.student, p, tile, memory, false), teacher(p.teacher, p, tile, memory, false);
-  HakdScores scores(p, tile, lane, student, teacher, memory.take<float>(2 * p.classes * tile.capacity));
-  walk(p, tile, lane, student, &teacher, scores);
+  HakdScores scores(p, tile, lane, student, teacher, labels, memory.take<float>(2 * p.classes * tile.capacity));
+  walk(p, tile, lane, labels, student, &teacher, scores);
   scores.finish();
 }
 

@@ -15,9 +15,16 @@ struct Pixel {
 
   HK_DEVICE Value masked(Value x) const { return select(valid, x, Value(0.f)); }
 
-  HK_DEVICE static Pixel make(const Problem& p, int64_t label, bool inside, float factor) {
-    const bool counts = inside && label != p.labels.ignore_index, known = label >= 0 && label < p.classes;
-    return {counts && known ? static_cast<int>(label) : -1, counts && known, counts && !known, factor};
+  // A label's class, or what it is else.
+  static constexpr int kIgnored = -1, kWrong = -2;
+  HK_DEVICE static int class_of(const Problem& p, int64_t label) {
+    return label == p.labels.ignore_index ? kIgnored : label >= 0 && label < p.classes ? static_cast<int>(label) : kWrong;
+  }
+
+  // `known`: class_of its label.
+  HK_DEVICE static Pixel make(int known, bool inside, float factor) {
+    const bool valid = inside && known >= 0;
+    return {valid ? known : -1, valid, inside && known == kWrong, factor};
   }
 };
 

@@ -34,6 +34,28 @@ HK_DEVICE void write(T* p, T value) {
   *p = value;
 }
 
+// 16 bytes, and elements of them that the compiler knows the places of.
+struct alignas(16) Wide {
+  uint32_t word[4];
+
+  template <class T>
+  HK_DEVICE T element(int i) const {
+    if constexpr (sizeof(T) == 8) return static_cast<T>(uint64_t(word[2 * i + 1]) << 32 | word[2 * i]);
+    constexpr int kInWord = 4 / int(sizeof(T)) > 0 ? 4 / int(sizeof(T)) : 1;
+    return static_cast<T>(word[i / kInWord] >> 8 * int(sizeof(T)) * (i % kInWord));
+  }
+};
+
+// By one load, from a multiple of 16 bytes.
+HK_DEVICE Wide read_wide(const void* p) {
+#if defined(HK_EMULATION)
+  return read(static_cast<const Wide*>(p));
+#else
+  const uint4 v = __ldg(static_cast<const uint4*>(p));
+  return {{v.x, v.y, v.z, v.w}};
+#endif
+}
+
 HK_DEVICE float half_to_float(uint16_t bits) {
 #if defined(__CUDA_ARCH__)
   float x;

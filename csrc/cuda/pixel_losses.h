@@ -24,8 +24,6 @@ struct Logits {
   float* gradient;
 };
 
-enum class Reduction : int { kMean, kSum, kNone };
-
 struct Arguments {
   int64_t batch, classes;
   Logits student, teacher;

@@ -24,7 +24,7 @@ HakdOutput hakd_loss_cuda(Tensor student, Tensor teacher, Tensor labels, Tensor 
                           std::string divergence, std::string resolution, bool align_corners, int64_t ignore_index,
                           std::string reduction, bool student_grad, bool teacher_grad) {
   const std::vector<double> values = scalars(packed, 3);
-  const int weighing = kem_of(kem);
+  const int weighing = static_cast<int>(kem_of(kem));
   Bound bound(student, describe(student, "student_logits"), labels, hakd_normalizer, proj_normalizer, upstream, resolution == "label", align_corners,
               ignore_index, reduction);
   bound.set_teacher(teacher, "teacher_logits", "student_logits");

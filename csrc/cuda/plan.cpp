@@ -37,7 +37,7 @@ Plan make_plan(const PlanRequest& r, const Card& card) {
       if (rows <= fewest || plan.blocks >= int64_t(card.multiprocessors) * kBlocksPerCard) break;
     }
     const int classes = static_cast<int>(r.classes);
-    plan.shared_bytes = common_bytes(ClassOrder(classes, plan.lanes));
+    plan.shared_bytes = common_bytes(ClassOrder(classes, plan.lanes)) + label_bytes(plan.rows.size, columns);
     for (NetworkPlan* n : {&plan.student, &plan.teacher}) {
       n->span = plan.columns.widest_reach(n->columns);
       n->slot_rows = plan.rows.widest_reach(n->rows);

@@ -199,7 +199,7 @@ struct ProjectedTile {
         read_label(p.labels.data, p.labels.type, tile.image * stride[0] + label_y * stride[1] + label_x * stride[2]);
     const int64_t* upstream = p.upstream_stride;
     const Pixel pixel = Pixel::make(
-        p, label, inside, p.upstream ? read(p.upstream + tile.image * upstream[0] + y * upstream[1] + x * upstream[2]) : 1.f);
+        Pixel::class_of(p, label), inside, p.upstream ? read(p.upstream + tile.image * upstream[0] + y * upstream[1] + x * upstream[2]) : 1.f);
     if (share.member == 0) counts.set(column, pixel.valid);
 
     const float scale[2] = {scales[0], scales[1]};

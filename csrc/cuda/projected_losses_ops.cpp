@@ -67,7 +67,7 @@ ProjectedOutput projected_hakd_loss_cuda(Tensor student_features, Tensor teacher
   a.classes = student_weight.size(0);
   a.temperature = values[0];
   for (int i = 0; i < 2; ++i) a.weight[i] = values[1 + i];
-  projected_hakd_loss(a, student.view, teacher.view, kmm, kem_of(kem), divergence == "ce", bound.runtime);
+  projected_hakd_loss(a, student.view, teacher.view, kmm, static_cast<int>(kem_of(kem)), divergence == "ce", bound.runtime);
   return {bound.loss, bound.terms[0], bound.terms[1], student.logit_gradient, teacher.logit_gradient,
           student.weight_gradient, teacher.weight_gradient, student.bias_gradient, teacher.bias_gradient};
 }

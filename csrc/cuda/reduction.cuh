@@ -14,19 +14,18 @@ HK_KERNEL void __launch_bounds__(128) divisors_kernel(const Problem p, const flo
   SharedAllocator memory(dynamic_shared_memory());
   const CommonArrays arrays(memory, ClassOrder(1, 1));
   float count = 0.f, weights = 0.f;
-  const int64_t rows = p.batch * p.rows.fine;
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const int64_t image = row / p.rows.fine, y = row % p.rows.fine;
-    const int64_t label_row = p.labels.sampled ? nearest_index(y, p.rows.fine, p.labels.height) : y;
-    const int64_t start = image * p.labels.stride[0] + label_row * p.labels.stride[1];
-    for (int64_t x = threadIdx.x; x < p.columns.fine; x += blockDim.x) {
-      const int64_t column = p.labels.sampled ? nearest_index(x, p.columns.fine, p.labels.width) : x;
-      const int64_t label = read_label(p.labels.data, p.labels.type, start + column * p.labels.stride[2]);
-      if (label == p.labels.ignore_index || label < 0 || label >= p.classes) continue;
-      count += 1.f;
-      if (class_weight) weights += read(class_weight + label);
-    }
-  }
+  // A block's rows: every gridDim.x-th.
+  const int64_t rows = p.batch * p.rows.fine, block = blockIdx.x;
+  const auto offset = [&](int i) {
+    const int64_t row = block + int64_t(i) * gridDim.x;
+    return label_row(p, row / p.rows.fine, row % p.rows.fine);
+  };
+  each_label(p, static_cast<int>((rows - block + gridDim.x - 1) / gridDim.x), 0, static_cast<int>(p.columns.fine), offset,
+             [&](int, int, int64_t label) {
+               const int known = Pixel::class_of(p, label);
+               count += known >= 0 ? 1.f : 0.f;
+               if (class_weight && known >= 0) weights += read(class_weight + known);
+             });
   count = sum_over_block(count, arrays.scratch[0]);
   weights = sum_over_block(weights, arrays.scratch[1]);
   if (threadIdx.x != 0) return;

@@ -23,8 +23,9 @@ class SegmentationLoss {
 
  public:
   HK_DEVICE SegmentationLoss(const SegmentationProblem& p, const Tile& tile, const Lane& lane, const TileNetwork& student,
-                             const TileNetwork* teacher, Shared<float> class_weight, float weight_sum, const float (&scale)[2])
-      : p_(p), lane_(lane), student_(student), teacher_(teacher), class_weight_(class_weight), reader_(p, tile, lane),
+                             const TileNetwork* teacher, const BandLabels& labels, Shared<float> class_weight, float weight_sum,
+                             const float (&scale)[2])
+      : p_(p), lane_(lane), student_(student), teacher_(teacher), class_weight_(class_weight), reader_(p, tile, lane, labels),
         terms(p, tile, lane), lanes_(Single ? 1 : lane.lanes), first_(Single ? 0 : lane.position(0)),
         parameters_{p.temperature, Smooth ? p.smoothing : 0.f,
                     Smooth ? p.smoothing / static_cast<float>(p.classes) : 0.f, weight_sum},
@@ -197,6 +198,7 @@ __global__ void __launch_bounds__(128, 2) segmentation_kernel(const Segmentation
   const CommonArrays arrays(memory, ClassOrder(p.classes, p.lanes));
   const Tile tile(p);
   const Lane lane(p, tile);
+  const BandLabels labels(p, tile, memory);
   TileNetwork student(p.student, p, tile, memory, p.student.gradient);
   float weight_sum = 0.f;
   for (int c = threadIdx.x; c < p.classes; c += blockDim.x) {
@@ -209,12 +211,12 @@ __global__ void __launch_bounds__(128, 2) segmentation_kernel(const Segmentation
                           p.term[1].weight * p.term[1].share * inverse_divisor(p.term[1], arrays.scratch[1])};
   if constexpr (Teacher) {
     TileNetwork teacher(p.teacher, p, tile, memory, false);
-    SegmentationLoss<Teacher, Power, Smooth, Single> loss(p, tile, lane, student, &teacher, arrays.per_class, weight_sum, scale);
-    walk(p, tile, lane, student, &teacher, loss);
+    SegmentationLoss<Teacher, Power, Smooth, Single> loss(p, tile, lane, student, &teacher, labels, arrays.per_class, weight_sum, scale);
+    walk(p, tile, lane, labels, student, &teacher, loss);
     loss.terms.finish(arrays.scratch[0], arrays.scratch[1], arrays.counts);
   } else {
-    SegmentationLoss<Teacher, Power, Smooth, Single> loss(p, tile, lane, student, nullptr, arrays.per_class, weight_sum, scale);
-    walk(p, tile, lane, student, nullptr, loss);
+    SegmentationLoss<Teacher, Power, Smooth, Single> loss(p, tile, lane, student, nullptr, labels, arrays.per_class, weight_sum, scale);
+    walk(p, tile, lane, labels, student, nullptr, loss);
     loss.terms.finish(arrays.scratch[0], arrays.scratch[1], arrays.counts);
   }
 }

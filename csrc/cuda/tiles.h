@@ -65,6 +65,10 @@ struct ClassOrder {
 
 constexpr int kScratch = 32;  // values that a sum over a block needs
 
+// Rows of a band whose labels are in shared memory at a time: few, so that blocks stay small, in a power of two.
+constexpr int kLabelRows = 8;
+HK_INLINE int label_rows(int rows) { return rows < kLabelRows ? rows : kLabelRows; }
+
 // Bytes of a block's arrays, as the kernels take them (tile.cuh).
 constexpr int64_t array_bytes(int64_t count, int64_t size) { return (count * size + 15) / 16 * 16; }
 
@@ -72,6 +76,8 @@ inline int64_t network_bytes(int classes, int lanes, int span, int rows, int col
   return array_bytes(int64_t(span) * ClassOrder(classes, lanes).pitch, 8) + 2 * array_bytes(columns, 4) + array_bytes(span + 2, 4) +
          2 * array_bytes(rows, 4) + (accumulates ? array_bytes(2 * int64_t(classes) * columns, 4) : 0);
 }
+
+inline int64_t label_bytes(int rows, int columns) { return array_bytes(int64_t(label_rows(rows)) * columns, 2); }
 
 inline int64_t common_bytes(const ClassOrder& order) { return 4 * array_bytes(kScratch, 4) + array_bytes(order.pitch, 4); }
 

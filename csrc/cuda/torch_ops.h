@@ -1,12 +1,8 @@
-// Unpacking of tensors that the registrations of the CUDA kernels share, through torch's stable ABI.
+// What the registrations of the CUDA kernels share: torch tensors as the launchers' plain pointers.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <memory>
 #include <optional>
@@ -14,12 +10,10 @@
 #include <tuple>
 #include <vector>
 
+#include "../torch_ops.h"
 #include "pixel_losses.h"
 
 namespace hetero::cuda {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 inline DType float_type(const Tensor& x, const char* name) {
   switch (x.scalar_type()) {
@@ -35,12 +29,6 @@ inline DType float_type(const Tensor& x, const char* name) {
   }
 }
 
-inline std::vector<int64_t> sizes(const Tensor& x) {
-  std::vector<int64_t> out(x.dim());
-  for (int64_t i = 0; i < x.dim(); ++i) out[i] = x.size(i);
-  return out;
-}
-
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size) { return torch::stable::new_empty(like, size, ScalarType::Float); }
 
 inline float* pointer(Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
@@ -50,22 +38,6 @@ inline Logits describe(const Tensor& x, const char* name) {
   Logits out{x.const_data_ptr(), float_type(x, name), {}, x.size(2), x.size(3), nullptr};
   for (int i = 0; i < 4; ++i) out.stride[i] = x.stride(i);
   return out;
-}
-
-// Numbers on the CPU, where reading them waits for nothing.
-inline std::vector<double> scalars(const Tensor& packed, int64_t count) {
-  STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Double && packed.numel() == count && packed.is_cpu(),
-                  "scalars must be float64 [", count, "] on the CPU");
-  const Tensor dense = torch::stable::contiguous(packed);
-  const double* values = static_cast<const double*>(dense.const_data_ptr());
-  STD_TORCH_CHECK(values[0] >= 1e-6 && values[0] <= 1e6, "temperature is ", values[0], ", expected a number in [1e-6, 1e6]");
-  return {values, values + count};
-}
-
-// The number that kernels know `kem` by.
-inline int kem_of(const std::string& kem) {
-  STD_TORCH_CHECK(kem == "none" || kem == "class" || kem == "spatial", "kem is '", kem, "', expected 'class', 'spatial' or 'none'");
-  return kem == "none" ? 0 : kem == "class" ? 1 : 2;
 }
 
 // The device and stream of a call, and the tensors that live as long as it does.
@@ -105,21 +77,15 @@ class Bound : public Surroundings {
     a.student = student_grid;
     a.batch = student.size(0);
     a.classes = student.size(1);
-    STD_TORCH_CHECK(labels.dim() == 3 && labels.size(0) == a.batch, "labels has the wrong shape, expected [B, H, W]");
+    a.label_type = label_type(labels, a.batch);
     a.labels = labels.const_data_ptr();
-    a.label_type = labels.scalar_type() == ScalarType::Int ? LabelType::kInt32
-                   : labels.scalar_type() == ScalarType::Byte ? LabelType::kUInt8 : LabelType::kInt64;
-    STD_TORCH_CHECK(a.label_type != LabelType::kInt64 || labels.scalar_type() == ScalarType::Long,
-                    "labels has an unsupported dtype, expected int64, int32 or uint8");
     for (int i = 0; i < 3; ++i) a.label_stride[i] = labels.stride(i);
     a.label_height = labels.size(1);
     a.label_width = labels.size(2);
     a.label_resolution = label_resolution;
     a.align_corners = align_corners;
     a.ignore_index = ignore_index;
-    a.reduction = reduction == "mean" ? Reduction::kMean : reduction == "sum" ? Reduction::kSum : Reduction::kNone;
-    STD_TORCH_CHECK(a.reduction != Reduction::kNone || reduction == "none", "reduction is '", reduction,
-                    "', expected 'mean', 'sum' or 'none'");
+    a.reduction = reduction_of(reduction);
     const std::optional<Tensor>* given[2] = {&first_normalizer, &second_normalizer};
     for (int i = 0; i < 2; ++i) {
       if (!*given[i]) continue;

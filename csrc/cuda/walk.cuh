@@ -1,32 +1,56 @@
 // The walk over a tile that every loss shares: bands, rows, pixels; the sums of the two terms.
 #pragma once
 
+#include "labels.cuh"
 #include "tile.cuh"
 
 namespace hetero::cuda {
 
-// Reads the pixels of a thread's column.
+// The classes that a band's pixels are labelled with (Pixel::class_of), in shared memory.
+class BandLabels {
+ public:
+  HK_DEVICE BandLabels(const Problem& p, const Tile& tile, SharedAllocator& memory) : p_(p), tile_(tile) {
+    classes_ = memory.take<int16_t>(label_rows(p.rows.size) * tile.capacity);
+  }
+
+  // Rows [row, end) of the tile, at most kLabelRows, between two barriers.
+  HK_DEVICE void stage(int row, int end) const {
+    each_label(p_, end - row, tile_.x, tile_.columns, [&](int i) { return label_row(p_, tile_.image, tile_.y + row + i); },
+               [&](int i, int column, int64_t label) {
+                 classes_.set(at(row + i, column), static_cast<int16_t>(Pixel::class_of(p_, label)));
+               });
+  }
+
+  HK_DEVICE int known(int row, int column) const { return classes_[at(row, column)]; }
+
+ private:
+  // Rows follow each other in a circle.
+  HK_DEVICE int at(int row, int column) const { return row % kLabelRows * tile_.capacity + column; }
+
+  const Problem& p_;
+  const Tile& tile_;
+  Shared<int16_t> classes_;
+};
+
+// The pixels of a thread's column.
 class PixelReader {
  public:
-  HK_DEVICE PixelReader(const Problem& p, const Tile& tile, const Lane& lane) : p_(p), tile_(tile), inside_(lane.inside) {
-    const int64_t x = tile.x + lane.column;
-    const int64_t column = p.labels.sampled ? nearest_index(x, p.columns.fine, p.labels.width) : x;
-    label_ = tile.image * p.labels.stride[0] + column * p.labels.stride[2];
-    upstream_ = tile.image * p.upstream_stride[0] + x * p.upstream_stride[2];
+  HK_DEVICE PixelReader(const Problem& p, const Tile& tile, const Lane& lane, const BandLabels& labels)
+      : p_(p), tile_(tile), lane_(lane), labels_(labels) {
+    upstream_ = tile.image * p.upstream_stride[0] + (tile.x + lane.column) * p.upstream_stride[2];
   }
 
   HK_DEVICE Pixel at(int row) const {
-    const int64_t y = tile_.y + row;
-    const int64_t label_row = p_.labels.sampled ? nearest_index(y, p_.rows.fine, p_.labels.height) : y;
-    const int64_t label = read_label(p_.labels.data, p_.labels.type, label_ + label_row * p_.labels.stride[1]);
-    return Pixel::make(p_, label, inside_, p_.upstream ? read(p_.upstream + upstream_ + y * p_.upstream_stride[1]) : 1.f);
+    const float* factor = p_.upstream + upstream_ + (tile_.y + row) * p_.upstream_stride[1];
+    return Pixel::make(labels_.known(row, lane_.column), lane_.inside, p_.upstream ? read(factor) : 1.f);
   }
 
  private:
   const Problem& p_;
   const Tile& tile_;
-  const bool inside_;
-  int64_t label_, upstream_;
+  const Lane& lane_;
+  const BandLabels& labels_;
+  int64_t upstream_;
 };
 
 // The terms of a thread's pixels. A wrong label makes them NaN.
@@ -112,17 +136,19 @@ struct CommonArrays {
   }
 };
 
-// Visits a tile's bands: `loss.band(student, teacher, row, end, bounded)` between the barriers.
+// Visits a tile's bands, in parts of at most kLabelRows rows: `loss.band(row, end, bounded)` between the barriers.
 template <class Loss>
-HK_DEVICE void walk(const Problem& p, const Tile& tile, const Lane& lane, TileNetwork& student, TileNetwork* teacher,
-                    Loss& loss) {
+HK_DEVICE void walk(const Problem& p, const Tile& tile, const Lane& lane, const BandLabels& labels, TileNetwork& student,
+                    TileNetwork* teacher, Loss& loss) {
   student.prepare();
   if (teacher) teacher->prepare();
   __syncthreads();
   for (int row = 0; row < tile.rows;) {
     const int upper = student.upper_row(row), other = teacher ? teacher->upper_row(row) : 0;
+    const int most = row + kLabelRows < tile.rows ? row + kLabelRows : tile.rows;
     int end = row + 1;
-    while (end < tile.rows && student.upper_row(end) == upper && (!teacher || teacher->upper_row(end) == other)) ++end;
+    while (end < most && student.upper_row(end) == upper && (!teacher || teacher->upper_row(end) == other)) ++end;
+    labels.stage(row, end);
     bool beyond = student.stage(upper, p.limit);
     if (teacher) beyond = teacher->stage(other, p.limit) || beyond;
     const bool bounded = !__syncthreads_or(beyond);

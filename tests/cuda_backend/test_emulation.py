@@ -13,6 +13,7 @@ MISTAKES = {
     "beyond_array": "index 64 of a shared array of 64",
     "beyond_memory": "an array beyond the block's shared memory",
     "beyond_buffer": "write outside every buffer",
+    "misaligned": "an access of 16 bytes to workspace 0 is not aligned",
     "guard_zone": "the guard zone of workspace 0 was written to",
     "meeting_blocks": "of a launch meet in word",
     "early_copy": "is touched while a copy to it is under way",

@@ -230,10 +230,15 @@ projected_hakd_loss = _emulated(functional.projected_hakd_loss)
 
 def take_traffic() -> tuple[int, int, int, list[str]]:
     """Bytes read and written by kernels since the last call, launches, and the kernels' names."""
-    read, written, launches, names, _ = module().take_traffic()
+    read, written, launches, names, *_ = module().take_traffic()
     return read, written, launches, names.split()
 
 
 def take_traffic_by_buffer() -> dict[str, tuple[int, int]]:
     """Bytes read and written since the last call, by the buffers' names."""
     return module().take_traffic()[4]
+
+
+def take_loads() -> dict[str, int]:
+    """How often threads read since the last call, by the buffers' names."""
+    return module().take_traffic()[5]

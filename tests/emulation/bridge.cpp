@@ -13,6 +13,8 @@
 
 namespace py = pybind11;
 using namespace hetero::cuda;
+using hetero::LabelType;
+using hetero::Reduction;
 
 namespace {
 
@@ -191,7 +193,7 @@ PYBIND11_MODULE(HK_MODULE, m) {
   m.def("take_traffic", [] {
     const emulation::Traffic t = emulation::traffic();
     emulation::traffic() = {};
-    return py::make_tuple(t.read, t.written, t.launches, t.names, t.buffers);
+    return py::make_tuple(t.read, t.written, t.launches, t.names, t.buffers, t.loads);
   });
   m.def("selftest", &selftest::run, "Runs a kernel with a known mistake, or none, by name.");
 }

@@ -57,7 +57,7 @@ struct Buffer {
   bool writable;
   std::unique_ptr<char[]> memory;  // of allocated ones, with the guard zones
   std::vector<int32_t> reader, writer;  // of every word: stamp of the block that touched it last, 0 for none
-  int64_t bytes_read = 0, bytes_written = 0;
+  int64_t bytes_read = 0, bytes_written = 0, loads = 0;
 };
 
 constexpr int64_t kWatched = 256 << 20;  // larger buffers are checked for their bounds alone
@@ -308,6 +308,8 @@ void observe_global(const void* address, int size, bool writes) {
   Buffer* buffer = find(address, size);
   if (!buffer) fail(std::string(writes ? "write" : "read") + " outside every buffer");
   if (writes && !buffer->writable) fail("write to " + buffer->name);
+  if (reinterpret_cast<uintptr_t>(address) % size) fail("an access of " + std::to_string(size) + " bytes to " + buffer->name + " is not aligned");
+  buffer->loads += !writes;
   if (buffer->reader.empty()) return;
   const int64_t first = (static_cast<const char*>(address) - buffer->base) / 4;
   const int64_t last = (static_cast<const char*>(address) + size - 1 - buffer->base) / 4;
@@ -383,6 +385,7 @@ void release_buffers() {
     auto& [read, written] = machine.traffic.buffers[b.name];
     read += b.bytes_read;
     written += b.bytes_written;
+    machine.traffic.loads[b.name] += b.loads;
     for (int64_t i = 0; b.memory && i < kGuard; ++i) {
       const auto byte = [&](int64_t at) { return static_cast<unsigned char>(b.base[at]); };
       if (byte(-1 - i) != kGuardByte || byte(b.bytes + i) != kGuardByte) damaged = b.name;

@@ -1,7 +1,7 @@
 // Runs a kernel's threads as fibers on the host and watches them. Reported, as exceptions from `run`: barriers that not
 // every thread reaches, collectives with lanes that do not take part, races in shared memory between two barriers (of lanes
 // of a warp: between two __syncwarp), reads of shared memory that nobody wrote or that a copy is under way to, accesses
-// outside arrays and buffers, blocks that touch what another one writes.
+// outside arrays and buffers or not aligned, blocks that touch what another one writes.
 #pragma once
 
 #include <cstdint>
@@ -53,6 +53,7 @@ struct Traffic {
   int64_t launches = 0;
   std::string names;              // of the kernels, in order
   std::map<std::string, std::pair<int64_t, int64_t>> buffers;  // read and written, by the buffers' names
+  std::map<std::string, int64_t> loads;                         // how often a thread read, of whatever size
 };
 Traffic& traffic();
 

@@ -51,6 +51,7 @@ inline void unwritten(float* out) { write(out + threadIdx.x, array(64)[threadIdx
 inline void beyond_array(float*) { array(64).set(threadIdx.x + 1, 0.f); }
 inline void beyond_memory(float*) { array(65).set(64, 0.f); }
 inline void beyond_buffer(float* out) { write(out + threadIdx.x + 1, 0.f); }
+inline void misaligned(float* out) { read_wide(out + 1 + threadIdx.x % 8 * 4); }
 inline void meeting_blocks(float* out) { write(out + threadIdx.x, 0.f); }
 inline void shuffles(float* out) {
   const float x = static_cast<float>(threadIdx.x), y = __shfl_xor_sync(0xffffffffu, x, 5), z = __shfl_down_sync(0xffffffffu, x, 3);
@@ -123,6 +124,7 @@ inline double run(const std::string& name) {
   if (name == "beyond_array") return start(beyond_array);
   if (name == "beyond_memory") return start(beyond_memory);
   if (name == "beyond_buffer") return start(beyond_buffer);
+  if (name == "misaligned") return start(misaligned);
   if (name == "guard_zone") return start(guard_zone);
   if (name == "shuffles") return start(shuffles);
   if (name == "wild_write") return start(wild_write);

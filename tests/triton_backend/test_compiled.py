@@ -184,7 +184,7 @@ def test_the_model_of_time_on_features():
     from benchmarks import gpu_model
 
     launches = gpu_static.projected_launches(torch.float32, 19)
-    slow = gpu_model.Card("slow", "sm_90", 10**6, 2.0, 1, 128)
+    slow = gpu_model.Card("slow", "sm_90", 10**6, 2.0, 1, 128, 512)
     student, teacher, logits = (8 * channels * 16 * 32 * 4 for channels in (256, 512, 2 * 19))
     moved = (student + teacher + logits) * 2 + logits + student
     assert gpu_model.predict_features(slow, launches) == pytest.approx(moved / 1e6)

@@ -1,0 +1,126 @@
+"""The model of time (gpu_model.py) for the CUDA kernels on features: of each launch the longest of its bytes over
+bandwidth, its instructions over issue slots and its products over the tensor cores' rate. **Predicted**, never
+measured.
+
+Bytes are those that the emulation counts, each word once for every block that touches it; how a call is cut, the
+host's plan says; instructions of a product are those of the loops around tensor core instructions, whatever element
+types and layouts are told apart there, and the loss is taken at the cost of lanes that share a pixel of logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hetero_kernels import native
+
+if TYPE_CHECKING:
+    from . import cuda_static
+    from .gpu_model import Card
+
+SHARED = {"sm_80": (163, 164), "sm_89": (99, 100), "sm_90": (227, 228)}  # KB, of a block and of a multiprocessor
+WARPS, SLICE, BACK_PIXELS, WEIGHT_TILES = 8, 16, 32, 24  # csrc/cuda/features.h
+PRODUCTS = 3  # of float32 factors, in parts of 11 bits
+MULTIPLICATIONS = 16 * 8 * 8  # of a tensor core instruction
+ISSUED = 4  # warps' instructions of a multiprocessor, a clock
+DIVISORS = 256  # blocks that count valid pixels, csrc/cuda/reduction.cuh
+
+
+@dataclass(frozen=True)
+class Call:
+    """``projected_hakd_loss`` in float32 with biases and L_proj, all gradients but the teacher's features', and its
+    backward. ``pixels`` of an image."""
+
+    batch: int
+    classes: int
+    grid: tuple[int, int]
+    channels: tuple[int, int]
+
+    @property
+    def all_pixels(self) -> int:
+        return self.batch * self.grid[0] * self.grid[1]
+
+    @property
+    def slices(self) -> tuple[int, int]:
+        return -(-self.channels[0] // SLICE), -(-self.channels[1] // SLICE)
+
+    @property
+    def class_tiles(self) -> int:
+        return -(-self.classes // 8)
+
+    def floor(self) -> int:
+        """Bytes that any implementation moves: features and labels in, gradients of features and weights out."""
+        features = self.all_pixels * sum(self.channels)
+        return 4 * (features + self.all_pixels * self.channels[0] + 2 * self.classes * sum(self.channels)) + (
+            8 * self.all_pixels
+        )
+
+
+def plan_of(call: Call, target: str, multiprocessors: int) -> dict[str, Any]:
+    block, multiprocessor = SHARED[target]
+    return native.host_module().cuda_projected_plan(
+        batch=call.batch, classes=call.classes, grid=call.grid, student_channels=call.channels[0],
+        teacher_channels=call.channels[1], multiprocessors=multiprocessors, shared_per_block=block << 10,
+        shared_per_multiprocessor=multiprocessor << 10,
+    )  # fmt: skip
+
+
+def launch_bytes(call: Call, plan: dict[str, Any], multiprocessors: int) -> dict[str, int]:
+    """Bytes that each launch reads and writes."""
+    pixels, classes, blocks = call.all_pixels, call.classes, plan["blocks"]
+    features, logits = 4 * pixels * sum(call.channels), 4 * pixels * classes  # logits: of one network
+    weights, biases = 4 * classes * sum(call.channels), 8 * classes
+    labels, divisors = 8 * pixels, 4 * DIVISORS
+    back_blocks = min(call.batch * -(-(pixels // call.batch) // BACK_PIXELS), 2 * multiprocessors)
+    slots = blocks if plan["on_chip"] else plan["weight_splits"]
+    terms = 8  # a block's sums
+    moved = {
+        "divisors_kernel": labels + 2 * divisors,
+        "projected_hakd_kernel": features + labels + (1 if plan["on_chip"] else 2) * logits
+        + blocks * (weights * (2 if plan["on_chip"] else 1) + 2 * biases + divisors + terms),
+        "finish_projected_kernel": (slots + 1) * weights + (blocks + 1) * biases + blocks * terms + divisors,
+        "project_back_kernel": logits + 4 * pixels * call.channels[0] + back_blocks * 4 * classes * call.channels[0],
+    }  # fmt: skip
+    if not plan["on_chip"]:
+        columns, tiles = plan["weight_columns"], plan["tiles"]
+        moved["projected_hakd_kernel"] += 4 * tiles
+        moved["weight_gradients_kernel"] = features + sum(columns) * (logits + 4 * tiles) + slots * weights
+    return moved
+
+
+def launch_work(
+    call: Call, plan: dict[str, Any], kernels: dict[str, cuda_static.Kernel], multiprocessors: int
+) -> dict[str, tuple[float, float]]:
+    """Of the busiest multiprocessor in each launch: warps' instructions, and tensor core instructions among them."""
+    pixels, tiles, compiled = plan["pixels"], plan["tiles"], plan["class_tiles"]
+    name = f"projected_hakd_kernel<{pixels // 16},{compiled},{int(plan['on_chip'])},{int(plan['resident_weights'])}>"
+    slices = WARPS * -(-sum(call.slices) // WARPS)  # warps wait for the one with most
+    products = PRODUCTS * slices * (pixels // 8) * call.class_tiles  # of a projection, and of the weights' gradient
+    mine = products * (2 if plan["on_chip"] else 1)
+    loss = kernels["hakd_kernel<1,2,1,0>"].instructions * pixels * 8 * call.class_tiles / 32
+    rounds = -(-tiles // plan["blocks"])
+    work = {"projected_hakd_kernel": (rounds * (mine * kernels[name].instructions_of_a_product + loss), rounds * mine)}
+    if not plan["on_chip"]:
+        of_warp = WEIGHT_TILES // compiled
+        back = kernels[f"weight_gradients_kernel<{of_warp},{compiled},{pixels}>"]
+        waves = -(-sum(plan["weight_columns"]) * plan["weight_splits"] // multiprocessors)
+        products = PRODUCTS * WARPS * of_warp * (pixels // 8) * call.class_tiles
+        products *= waves * -(-tiles // plan["weight_splits"])
+        work["weight_gradients_kernel"] = (products * back.instructions_of_a_product, products)
+    tiles = call.batch * -(-(call.all_pixels // call.batch) // BACK_PIXELS)
+    products = PRODUCTS * call.slices[0] * (BACK_PIXELS // 8) * call.class_tiles * -(-tiles // multiprocessors)
+    work["project_back_kernel"] = (products * kernels["project_back_kernel"].instructions_of_a_product, products)
+    return work
+
+
+def predict(card: Card, call: Call, kernels: dict[str, cuda_static.Kernel]) -> dict[str, dict[str, float]]:
+    """Milliseconds by launch and cause."""
+    plan = plan_of(call, card.target, card.multiprocessors)
+    moved = launch_bytes(call, plan, card.multiprocessors)
+    work = launch_work(call, plan, kernels, card.multiprocessors)
+    cycles = card.clock * 1e6  # in a millisecond
+    times = {name: {"bytes": n / (card.bandwidth * 1e6)} for name, n in moved.items()}
+    for name, (instructions, products) in work.items():
+        times[name]["issue"] = instructions / ISSUED / cycles
+        times[name]["tensor cores"] = products * MULTIPLICATIONS / card.tensor_multiplications / cycles
+    return times

@@ -1,0 +1,41 @@
+"""What predicted times of the loss on features are made of (benchmarks/cuda_model.py): bytes, cuts, products."""
+
+import collections
+
+import pytest
+from test_emulated_projected_losses import total, traffic
+
+from benchmarks import cuda_model
+
+
+@pytest.mark.parametrize(
+    "channels, classes, grid, multiprocessors",
+    [((256, 512), 19, 32, 3), ((512, 512), 19, 16, 3), ((64, 96), 150, 12, 4)],
+    ids=["one read", "two reads", "many classes"],
+)
+def test_the_emulation_counts_the_same_bytes(channels, classes, grid, multiprocessors):
+    """But for biases, read and summed by every block, which the emulation's call lacks."""
+    moved = traffic(channels, classes, (grid, grid), 1.0, multiprocessors)[0]
+    call = cuda_model.Call(1, classes, (grid, grid), channels)
+    plan = cuda_model.plan_of(call, "sm_90", multiprocessors)
+    predicted = cuda_model.launch_bytes(call, plan, multiprocessors)
+    biases = (3 * plan["blocks"] + 1) * 8 * classes
+    assert sum(predicted.values()) - biases == pytest.approx(total(moved), rel=0.002), (predicted, moved)
+
+
+class Counted:
+    """A kernel of 20 instructions for each product, and for each (pixel, class)."""
+
+    instructions_of_a_product = instructions = 20.0
+
+
+@pytest.mark.parametrize("classes, weights", [(24, "projected_hakd_kernel"), (64, "weight_gradients_kernel")])
+def test_products_are_those_of_the_matrices(classes, weights):
+    """Three for each multiplication of the projections, of the weights' gradient and of the features', on one
+    multiprocessor, where nothing is padded."""
+    call = cuda_model.Call(1, classes, (8, 32), (256, 512))
+    plan = cuda_model.plan_of(call, "sm_90", 1)
+    work = cuda_model.launch_work(call, plan, collections.defaultdict(Counted), 1)
+    once = 3 * 256 * classes * 768 / cuda_model.MULTIPLICATIONS
+    assert sum(products for _, products in work.values()) == once * 2 + once / 3
+    assert weights in work and work["project_back_kernel"] == (20 * once / 3, once / 3)
