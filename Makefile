@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.14.1 torchvision==0.29.1
-# Tests and demo need one CUDA architecture compiled, not the release list.
-CUDA_ARCHS ?= 90
+# Tests and demo need one CUDA architecture compiled, not the release list: this machine's GPU's, else an H100's.
+CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .),90)
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
 .PHONY: demo test test-triton test-emulation test-kernels test-trainer test-packaging lint bench bench-quick gpu-check clean
@@ -54,11 +54,13 @@ gpu-check:
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu_check $(GPU_CHECK)
 
 $(VENV)/torch:
+	@echo "installing torch into $(VENV): gigabytes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q $(TORCH)
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
+	@echo "compiling the kernels: about five minutes on two idle cores, without a word"
 	HETERO_KERNELS_CUDA_ARCHS=$(CUDA_ARCHS) $(BIN)/pip install -q -e ".[train,export,bench,test]"
 	touch $@
 

@@ -207,6 +207,7 @@ class HeteroAKDLoss(nn.Module):
         weights = {"task": task_weight, "kd": kd_weight, "hakd": hakd_weight, "proj": proj_weight}
         for name, weight in weights.items():
             check.check_number(f"{name}_weight", weight)
+        self.num_classes = num_classes
         self.student_projector = PixelProjector(student_channels, num_classes, projector)
         self.teacher_projector = PixelProjector(teacher_channels, num_classes, projector)
         if class_weight is not None:
@@ -258,6 +259,13 @@ class HeteroAKDLoss(nn.Module):
             ("teacher_features", teacher_features, self.teacher_projector),
         ):
             _check_projector(name, features, f"{name.removesuffix('features')}projector.", projector)
+        for name, logits in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
+            if logits is not None:
+                check.check_maps(name, logits, "K")
+                if logits.shape[1] != self.num_classes:
+                    raise ValueError(
+                        f"{name} is {list(logits.shape)}, expected {self.num_classes} classes as constructed"
+                    )
         check.split_normalizer(normalizer, ("task", "kd", "hakd", "proj"), student_features)
         distilled = self._distil(student_features, teacher_features, labels, _for_terms(normalizer, ("hakd", "proj")))
         loss, hakd, proj = distilled

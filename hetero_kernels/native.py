@@ -61,7 +61,10 @@ def _load_cuda() -> Library:
     host = host_module()
     info = {"cuda": "", "cuda_architectures": ""} if host is None else host.build_info()
     if not info["cuda"]:
-        return Library(None, "the CUDA library was not built (no CUDA toolkit or CPU-only torch at build time)")
+        return Library(
+            None,
+            "the CUDA library was not built (HETERO_KERNELS_CUDA=0, or no CUDA toolkit that fits torch, at build time)",
+        )
     if not torch.cuda.is_available():
         return Library(None, "torch sees no CUDA device")
     for device in range(torch.cuda.device_count()):

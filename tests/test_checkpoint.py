@@ -176,7 +176,8 @@ def test_state_of_another_network_is_refused() -> None:
 def test_resuming_with_other_options_names_them() -> None:
     saved = {"schedule": {"steps": 9, "seed": 0}, "runtime": {"workers": 0}}
     check_same_run(Path("last.pt"), saved, {**saved, "runtime": {"workers": 4}}, may_differ={"runtime"})
-    with pytest.raises(CheckpointError, match=r"other options: schedule\.seed \(0 there, 1 now\)$"):
+    message = r"other options: schedule\.seed \(0 there, 1 now\)\. Its own are in config\.yaml"
+    with pytest.raises(CheckpointError, match=message):
         check_same_run(Path("last.pt"), saved, {**saved, "schedule": {"steps": 9, "seed": 1}}, may_differ={"runtime"})
 
 

@@ -108,13 +108,32 @@ def test_a_student_may_teach(workplace: Path) -> None:
     assert main(second) == 0
 
 
-def test_resume_by_the_command_line(workplace: Path) -> None:
+def test_resume_by_the_command_line(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = distill(workplace, "resumed", "--method", "none", "--schedule.steps", "3")
     assert main(arguments) == 0
-    finished = load_checkpoint(workplace / "resumed" / "last.pt")
-    assert main([*arguments, "--resume"]) == 0
-    again = load_checkpoint(workplace / "resumed" / "last.pt")
+    folder = workplace / "resumed"
+    finished = load_checkpoint(folder / "last.pt")
+    kept = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    capsys.readouterr()
+    for flag in ("--resume", "--resume_or_start"):
+        assert main([*arguments, flag]) == 0
+        assert (
+            f"{folder}: finished before, all 3 steps and the evaluation; nothing is written" in capsys.readouterr().out
+        )
+    assert {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()} == kept
+    (folder / "summary.json").unlink()  # as if it had been stopped in its last evaluation
+    assert main([*arguments, "--resume"]) == 0 and (folder / "summary.json").is_file()
+    again = load_checkpoint(folder / "last.pt")
     assert again.step == 3 and all(torch.equal(v, again.network[k]) for k, v in finished.network.items())
+
+
+def test_wrong_usage_is_two_lines(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in (["--metod", "kd"], ["--method", "heteroadk"], ["--config", "nowhere.yaml"]):
+        with pytest.raises(SystemExit):
+            main(["distill", *wrong])
+        first, *rest = capsys.readouterr().err.splitlines()
+        assert first == "usage: heteroakd distill [--config FILE] [options]; heteroakd distill --help lists them"
+        assert len(rest) <= 6 and any(wrong[-1] in line or wrong[0] in line for line in rest)
 
 
 def test_predict_on_files_and_folders(workplace: Path, tmp_path: Path) -> None:

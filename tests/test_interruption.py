@@ -94,7 +94,8 @@ def test_signal_ends_the_run_after_its_step_with_a_checkpoint(
     assert signal.getsignal(number) is before
     errors = capfd.readouterr().err
     assert "stopping after this step" in errors
-    assert f"heteroakd teacher: stopped at step 3 of 6; --resume continues from {tmp_path}/run/last.pt" in errors
+    stopped = f"stopped at step 3 of 6; the same command with --resume continues from {tmp_path}/run/last.pt"
+    assert f"heteroakd teacher: {stopped}" in errors
     assert load_checkpoint(tmp_path / "run" / "last.pt").step == 3
     resume_and_compare(tmp_path / "run", whole)
 

@@ -150,3 +150,13 @@ def test_overfits_a_batch(batch):
         optimizer.step()
         values.append(out.loss.item())
     assert values[-1] < 0.5 * values[0]
+
+
+@pytest.mark.parametrize("name", ["student_logits", "teacher_logits"])
+def test_logits_of_other_classes_are_named(name):
+    criterion = HeteroAKDLoss(4, 6, 3)
+    maps = {"student_features": torch.randn(1, 4, 2, 2), "teacher_features": torch.randn(1, 6, 2, 2)}
+    logits = {"student_logits": torch.randn(1, 3, 2, 2), "teacher_logits": torch.randn(1, 3, 2, 2)}
+    logits[name] = torch.randn(1, 2, 2, 2)
+    with pytest.raises(ValueError, match=rf"{name} is \[1, 2, 2, 2\], expected 3 classes as constructed"):
+        criterion(**maps, **logits, labels=torch.zeros(1, 4, 4, dtype=torch.long))

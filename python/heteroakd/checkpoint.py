@@ -207,7 +207,10 @@ def check_same_run(path: Path, saved: dict[str, Any], current: dict[str, Any], *
         if name.partition(".")[0] not in may_differ and saved.get(name) != current.get(name)
     ]
     if differing:
-        raise CheckpointError(f"{path}: cannot be resumed with other options: {'; '.join(differing)}")
+        raise CheckpointError(
+            f"{path}: cannot be resumed with other options: {'; '.join(differing)}. "
+            "Its own are in config.yaml beside it; another --output begins another run"
+        )
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -47,7 +47,11 @@ def build_parser() -> ArgumentParser:
     )
     subcommands = parser.add_subcommands(dest="command", required=True)
     for name, (config_class, summary) in COMMANDS.items():
-        command = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False)
+        command = ArgumentParser(
+            usage=f"heteroakd {name} [--config FILE] [options]; heteroakd {name} --help lists them",
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            allow_abbrev=False,
+        )
         command.add_argument("--config", action="config", help="YAML file of the options below; may be repeated.")
         command.add_class_arguments(config_class)
         if name in TRAINING:

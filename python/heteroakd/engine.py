@@ -11,7 +11,7 @@ import torch
 from heteroakd.batches import mix, training_batches
 from heteroakd.checkpoint import remove_leftovers, write_text
 from heteroakd.distiller import Distiller
-from heteroakd.distributed import is_main, largest_over_processes, on_main, rank, share_buffers, world_size
+from heteroakd.distributed import is_main, largest_over_processes, on_main, rank, say, share_buffers, world_size
 from heteroakd.evaluate import Evaluation, evaluate
 from heteroakd.inference import check_options
 from heteroakd.interruption import StoppedError, StopRequest
@@ -30,7 +30,8 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
     Writes into `run.output`: last.pt and those before it (and best.pt where evaluations happen on the way),
     metrics.jsonl, TensorBoard events, pictures/ and summary.json. With `resume`, continues from last.pt or, where that
     is damaged, from the one before it; on a CPU with the same number of threads the result is bit for bit that of the
-    uninterrupted run. At SIGINT and SIGTERM it finishes the step, writes last.pt and raises StoppedError.
+    uninterrupted run, and a run that is finished is left as it is. At SIGINT and SIGTERM it finishes the step, writes
+    last.pt and raises StoppedError.
 
     Raises CheckpointError where there is nothing fitting to resume, DivergedError when loss or network are not finite
     (no such network is ever saved), and OSError where a file cannot be written.
@@ -52,6 +53,10 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
     on_main(partial(remove_leftovers, run.output))
     if resume:
         first_step, best_miou = keeper.restore()
+        finished = on_main(partial(_finished, run)) if first_step == schedule.steps else None
+        if finished is not None:
+            say(f"{run.output}: finished before, all {schedule.steps} steps and the evaluation; nothing is written")
+            return finished
     batches = training_batches(
         run.data.train,
         batch_size=schedule.batch_size,
@@ -93,7 +98,8 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
                 keeper.save(LAST, step, float("nan"), best_miou)
             if signal_number:
                 raise StoppedError(
-                    f"stopped at step {step} of {schedule.steps}; --resume continues from {run.output / LAST}",
+                    f"stopped at step {step} of {schedule.steps}; the same command with --resume continues from "
+                    f"{run.output / LAST}",
                     signal_number,
                 )
 
@@ -124,6 +130,18 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
     on_main(partial(write_text, run.output / CONFUSION, evaluation.confusion_csv()))
     on_main(partial(write_text, run.output / SUMMARY, json.dumps(summary, indent=2) + "\n"))
     return evaluation
+
+
+def _finished(run: Run) -> Evaluation | None:
+    """The evaluation after the last step, where the run got as far as its summary."""
+    try:
+        summary = json.loads((run.output / SUMMARY).read_text(encoding="utf-8"))
+        counts = torch.tensor(Evaluation.read_confusion(run.output / CONFUSION))
+        if summary["steps"] == run.schedule.steps and len(counts) == len(run.data.classes):
+            return Evaluation(counts, run.data.classes, summary["images"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # damaged or not there: the evaluation is done again
+    return None
 
 
 def _due(step: int, every: int) -> bool:

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,6 +77,19 @@ class Evaluation:
         rows.writerow(["labelled \\ predicted", *self.classes])
         rows.writerows([name, *row] for name, row in zip(self.classes, self.confusion.tolist(), strict=True))
         return buffer.getvalue()
+
+    @staticmethod
+    def read_confusion(path: Path) -> list[list[int]]:
+        """The counts [K][K] of a file written from `confusion_csv`. Raises ValueError, naming it, for any other."""
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))
+        try:
+            counts = [[int(cell) for cell in row[1:]] for row in rows[1:]]
+        except ValueError as error:
+            raise ValueError(f"{path}: no table of counts: {error}") from error
+        if not counts or any(len(row) != len(counts) for row in counts):
+            raise ValueError(f"{path}: no square table of counts: {len(counts)} rows of {[len(row) for row in counts]}")
+        return counts
 
     def table(self) -> str:
         """Text for a terminal: one line per class, then the mean and what it leaves out."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from heteroakd.compare import RESULTS
+from heteroakd.evaluate import Evaluation
 from heteroakd.logs import METRICS_FILE, read_metrics
 from heteroakd.run import CONFIG, CONFUSION, MAPS, PICTURES, SUMMARY
 
@@ -151,7 +151,7 @@ def read(folder: Path) -> RunFolder:
     if not (isinstance(config, dict) and all(isinstance(config.get(part), dict) for part in ("data", "schedule"))):
         raise ValueError(f"{folder / CONFIG}: no configuration of a run")
     summary = _json(folder / SUMMARY, SUMMARIZED) if (folder / SUMMARY).is_file() else None
-    confusion = _confusion(folder / CONFUSION) if (folder / CONFUSION).is_file() else None
+    confusion = Evaluation.read_confusion(folder / CONFUSION) if (folder / CONFUSION).is_file() else None
     run = RunFolder(folder, config, read_metrics(folder / METRICS_FILE), summary, confusion)
     classes = len((run.evaluation or {}).get("iou", {}))
     if confusion is not None and len(confusion) != classes:
@@ -167,15 +167,3 @@ def _json(path: Path, required: Sequence[str]) -> dict[str, Any]:
     if missing := [name for name in required if name not in contents]:
         raise ValueError(f"{path}: lacks {', '.join(missing)}")
     return contents
-
-
-def _confusion(path: Path) -> list[list[int]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))
-    try:
-        counts = [[int(cell) for cell in row[1:]] for row in rows[1:]]
-    except ValueError as error:
-        raise ValueError(f"{path}: no table of counts: {error}") from error
-    if not counts or any(len(row) != len(counts) for row in counts):
-        raise ValueError(f"{path}: no square table of counts: {len(counts)} rows of {[len(row) for row in counts]}")
-    return counts
