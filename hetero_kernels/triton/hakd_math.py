@@ -283,7 +283,9 @@ def hakd_row(
     s_sums = (pick(student, anchor), others(student, anchor))
     h_sums = (pick(hybrid, anchor), others(hybrid, anchor))
     w_sums = (pick(weighted, anchor), others(weighted, anchor))
-    value = total(product(weighted, values(z_s, m_s, z_h, m_h, CE)))
+    value = tl.zeros_like(m_s)
+    for i in tl.static_range(len(c)):
+        value += tl.sum(weighted[i] * value_of(z_s[i], m_s, z_h[i], m_h, CE), 0)
     hakd, factors = finish(s_sums, h_sums, w_sums, value, weight_sum, temperature, hakd_factor, KEM, CE)
     g_s, g_t = (), ()
     for i in tl.static_range(len(c)):
@@ -296,15 +298,12 @@ def hakd_row(
 
 
 @triton.jit
-def values(z_s, m_s, z_h, m_h, CE: tl.constexpr):
-    """v of csrc/pixel/hakd.h's guarded `finish`: (m^s - z^s) - (m^h - z^h), or m^s - z^s for divergence "ce"."""
-    out = ()
-    for i in tl.static_range(len(z_s)):
-        v = m_s[None, :] - z_s[i]
-        if not CE:
-            v -= m_h[None, :] - z_h[i]
-        out = out + (v,)
-    return out
+def value_of(z_s, m_s, z_h, m_h, CE: tl.constexpr):
+    """v of csrc/pixel/hakd.h's guarded `finish`, of a block: (m^s - z^s) - (m^h - z^h), or m^s - z^s for "ce"."""
+    v = m_s[None, :] - z_s
+    if not CE:
+        v -= m_h[None, :] - z_h
+    return v
 
 
 @triton.jit
@@ -314,7 +313,7 @@ def finish(
     """l_n and the factors of its gradient, from sums over classes.
 
     Pairs, the anchor's part and the others': of e^{(z^s - m) / T}, e^{(z^h - m) / T} and W e^{(z^h - m) / T}. Over all
-    classes: of W e^{(z^h - m) / T} v, see :func:`values`, and of W.
+    classes: of W e^{(z^h - m) / T} v, see :func:`value_of`, and of W.
     """
     cold = 1.0 / temperature
     # log p^h_c - log p^s_c = log_ratio + v_c / T.

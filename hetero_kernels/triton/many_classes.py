@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .hakd_math import evaluate, finish, gradient_block, mix, values
+from .hakd_math import evaluate, finish, gradient_block, mix, value_of
 from .pixel_math import PADDING, best_class, exp_nonpositive, numerators, others
 from .reduction import store_maps, store_sums, term_scale
 from .segmentation_math import (
@@ -178,20 +178,20 @@ def hakd_many_kernel(
         hybrid = numerators(z_h, m_h, cold)
         weight = evaluate(score, m_q, (c,), classes, measures(spatial_sums, pixels, c, classes, KEM), KEM)
         weighted = hybrid[0] * weight[0]
-        s_others = s_others * s_scale + others(numerators((z_s,), m_s, cold), anchor)
-        h_others = h_others * h_scale + others(hybrid, anchor)
-        weight_sum = weight_sum * q_scale + tl.sum(weight[0], 0)
         w_scale = h_scale
         if KEM == "class":
             w_scale *= q_scale
-        v = values((z_s,), m_s, z_h, m_h, CE)
-        v_others = (v_others + w_others * rise) * w_scale + others((weighted * v[0],), anchor)
+        v = value_of(z_s, m_s, z_h[0], m_h, CE)
+        v_others = (v_others + w_others * rise) * w_scale + others((weighted * v,), anchor)
         w_others = w_others * w_scale + others((weighted,), anchor)
+        s_others = s_others * s_scale + others(numerators((z_s,), m_s, cold), anchor)
+        h_others = h_others * h_scale + others(hybrid, anchor)
+        weight_sum = weight_sum * q_scale + tl.sum(weight[0], 0)
 
     a_weight = evaluate(a_score, m_q, (a,), classes, measures(spatial_sums, pixels, a, classes, KEM), KEM)
     s_anchor, h_anchor = exp_nonpositive((s_at - m_s) * cold), exp_nonpositive((h_at - m_h) * cold)
     w_anchor = h_anchor * tl.sum(a_weight[0], 0)
-    value = v_others + w_anchor * tl.sum(values((a_s,), m_s, a_h, m_h, CE)[0], 0)
+    value = v_others + w_anchor * tl.sum(value_of(a_s, m_s, a_h[0], m_h, CE), 0)
     hakd, factors = finish(
         (s_anchor, s_others), (h_anchor, h_others), (w_anchor, w_others), value, weight_sum, temperature, hakd_factor,
         KEM, CE,

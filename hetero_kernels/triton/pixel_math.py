@@ -169,8 +169,8 @@ def numerators(z, m, cold):
 
 @triton.jit
 def surprise(anchor, rest, distance):
-    """-log of a class's probability; ``distance`` is (maximum - its logit) / T."""
-    return distance + log_total(anchor, rest)
+    """-log of a class's probability; ``distance`` is (maximum - its logit) / T: at 0 its numerator is 1."""
+    return distance + log1p(tl.where(distance == 0.0, rest, anchor + rest - 1.0))
 
 
 @triton.jit
