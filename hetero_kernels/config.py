@@ -41,7 +41,7 @@ def describe_config() -> str:
         architectures = built.pop("cuda_architectures")
         lines.append("build: " + ", ".join(f"{key} {value or 'none'}" for key, value in built.items()))
         if architectures:
-            lines.append(f"cuda architectures: {architectures.replace(';', ', ')}")
+            lines.append(f"cuda architectures: {', '.join(architectures.split())}")
         try:
             active = host.active_instruction_set()
         except RuntimeError as error:

@@ -43,9 +43,9 @@ def _load(name: str) -> Library:
 
 
 def serves(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether code for ``architectures`` (CMake's notation, "80-real;90-real;120") runs on a GPU of this compute
+    """Whether code for ``architectures`` (CMake's notation, "80-real 90-real 120") runs on a GPU of this compute
     capability: machine code within its major version, on the same minor one or a later; PTX on everything later."""
-    for entry in filter(None, architectures.split(";")):
+    for entry in architectures.split():
         number, _, kind = entry.partition("-")
         specific = number[-1] in "af"  # sm_90a and the like run nowhere else
         major, minor = divmod(int(number.rstrip("af")), 10)

@@ -137,15 +137,15 @@ def test_cuda_library_is_a_library_of_its_own():
 @pytest.mark.parametrize(
     "architectures, capability, served",
     [
-        ("80-real;86-real;90-real;120", (8, 0), True),
-        ("80-real;86-real;90-real;120", (8, 7), True),  # machine code runs on later minor versions
-        ("80-real;86-real;90-real;120", (7, 5), False),
-        ("80-real;86-real;90-real;120", (10, 0), False),  # no machine code for it, and PTX for later ones only
-        ("80-real;86-real;90-real;120", (12, 1), True),
+        ("80-real 86-real 90-real 120", (8, 0), True),
+        ("80-real 86-real 90-real 120", (8, 7), True),  # machine code runs on later minor versions
+        ("80-real 86-real 90-real 120", (7, 5), False),
+        ("80-real 86-real 90-real 120", (10, 0), False),  # no machine code for it, and PTX for later ones only
+        ("80-real 86-real 90-real 120", (12, 1), True),
         ("90", (10, 3), True),
         ("90-virtual", (9, 0), True),
         ("90a-real", (9, 0), True),
-        ("100f-real;90a-virtual", (10, 3), False),
+        ("100f-real 90a-virtual", (10, 3), False),
         ("", (9, 0), False),
     ],
 )
@@ -155,7 +155,7 @@ def test_which_gpus_a_build_serves(architectures, capability, served):
 
 def test_an_older_gpu_falls_back_to_triton_with_one_warning(monkeypatch):
     """The CUDA library is left alone, its reason is said, and the automatic choice is the next backend."""
-    build = {"cuda": "13.0", "cuda_architectures": "90-real;120"}
+    build = {"cuda": "13.0", "cuda_architectures": "90-real 120"}
     monkeypatch.setattr(native, "host_module", lambda: SimpleNamespace(build_info=lambda: dict(build)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -167,7 +167,7 @@ def test_an_older_gpu_falls_back_to_triton_with_one_warning(monkeypatch):
     monkeypatch.setattr(backends, "_triton_problem", lambda: None)
     backends._automatic.cache_clear()
     try:
-        with pytest.warns(RuntimeWarning, match="runs its 'triton' backend for cuda tensors .*built for 90-real;120"):
+        with pytest.warns(RuntimeWarning, match="runs its 'triton' backend for cuda tensors .*built for 90-real 120"):
             assert backends.select(None, "cuda") == "triton"
         with warnings.catch_warnings():
             warnings.simplefilter("error")

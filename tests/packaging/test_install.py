@@ -11,8 +11,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import hetero_kernels
+from hetero_kernels import native
 
 ROOT = Path(__file__).parents[2]
 OLD_TORCH = "2.13.0"
@@ -128,6 +130,21 @@ def test_what_keeps_cuda_from_being_built_is_said_in_one_message(source, tmp_pat
     last = out.strip().splitlines()[-1]
     begin = "hetero-kernels: HETERO_KERNELS_CUDA=1 insists on the CUDA library: "
     assert re.match(f"{begin}.*{expected}$", last), out[-2000:]
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_the_default_architectures_are_built_for_and_named(source, tmp_path):
+    """The configuration of a plain `pip install .` beside CUDA; of the code only what says so: kernels take minutes."""
+    import pybind11
+
+    folder = Path(torch.__file__).parent
+    options = {"Python_EXECUTABLE": sys.executable, "pybind11_DIR": pybind11.get_cmake_dir(), "HK_TORCH_DIR": folder,
+               "HK_TORCH_VERSION": torch.__version__, "HK_TORCH_CUDA": torch.version.cuda, "HK_CUDA": "ON"}  # fmt: skip
+    run("cmake", "-S", source, "-B", tmp_path, "-G", "Ninja", *(f"-D{name}={value}" for name, value in options.items()))
+    run("cmake", "--build", tmp_path, "--target", "_host")
+    out = run(sys.executable, "-c", "import _host; print(_host.build_info()['cuda_architectures'])", cwd=tmp_path)
+    assert out.split()[:4] == ["80-real", "86-real", "89-real", "90-real"] or out.split()[-1] == "90"
+    assert native.serves(out, (8, 6)) and native.serves(out, (9, 0)) and native.serves(out, (13, 0))
 
 
 def test_a_compiler_that_fails_is_said_in_one_message(source, tmp_path):
