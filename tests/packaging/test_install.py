@@ -140,8 +140,10 @@ def test_the_default_architectures_are_built_for_and_named(source, tmp_path):
     folder = Path(torch.__file__).parent
     options = {"Python_EXECUTABLE": sys.executable, "pybind11_DIR": pybind11.get_cmake_dir(), "HK_TORCH_DIR": folder,
                "HK_TORCH_VERSION": torch.__version__, "HK_TORCH_CUDA": torch.version.cuda, "HK_CUDA": "ON"}  # fmt: skip
-    run("cmake", "-S", source, "-B", tmp_path, "-G", "Ninja", *(f"-D{name}={value}" for name, value in options.items()))
-    run("cmake", "--build", tmp_path, "--target", "_host")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # pip's cmake and ninja, where the system has none
+    settings = (f"-D{name}={value}" for name, value in options.items())
+    run("cmake", "-S", source, "-B", tmp_path, "-G", "Ninja", *settings, PATH=path)
+    run("cmake", "--build", tmp_path, "--target", "_host", PATH=path)
     out = run(sys.executable, "-c", "import _host; print(_host.build_info()['cuda_architectures'])", cwd=tmp_path)
     assert out.split()[:4] == ["80-real", "86-real", "89-real", "90-real"] or out.split()[-1] == "90"
     assert native.serves(out, (8, 6)) and native.serves(out, (9, 0)) and native.serves(out, (13, 0))
