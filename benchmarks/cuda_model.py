@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from hetero_kernels import native
 
+from . import gpu_static
+
 if TYPE_CHECKING:
     from . import cuda_static
     from .gpu_model import Card
 
-SHARED = {"sm_80": (163, 164), "sm_89": (99, 100), "sm_90": (227, 228)}  # KB, of a block and of a multiprocessor
 WARPS, SLICE, BACK_PIXELS, WEIGHT_TILES = 8, 16, 32, 24  # csrc/cuda/features.h
 PRODUCTS = 3  # of float32 factors, in parts of 11 bits
 MULTIPLICATIONS = 16 * 8 * 8  # of a tensor core instruction
@@ -57,7 +58,8 @@ class Call:
 
 
 def plan_of(call: Call, target: str, multiprocessors: int) -> dict[str, Any]:
-    block, multiprocessor = SHARED[target]
+    block = gpu_static.SHARED[target]  # KB
+    multiprocessor = block + 1  # a block has 1 KB of the driver's besides
     return native.host_module().cuda_projected_plan(
         batch=call.batch, classes=call.classes, grid=call.grid, student_channels=call.channels[0],
         teacher_channels=call.channels[1], multiprocessors=multiprocessors, shared_per_block=block << 10,

@@ -12,7 +12,7 @@ from heteroakd.checkpoint import load_checkpoint
 from heteroakd.cli import main
 from heteroakd.commands import load_trained
 from heteroakd.distiller import Teacher, build_distiller
-from heteroakd.projections import student_run
+from heteroakd.projections import run_with_projectors
 
 DATA = "{crop_size: [32, 64], image_size: [32, 64], train_images: 2, val_images: 2}"
 NETWORK = "{architecture: fpn, encoder: tu-mobilenetv3_small_050, weights: null, tap: %s}"
@@ -49,7 +49,7 @@ def test_projections_are_measured_as_predictions(runs: Path, capsys: pytest.Capt
 
     saved, student, data = load_trained(checkpoint, None, None, "cpu", 1)
     _, teacher, _ = load_trained(str(runs / "teacher" / "last.pt"), None, None, "cpu", 1)
-    run = student_run(checkpoint, saved)
+    run = run_with_projectors(checkpoint, saved)
     classes = len(data.classes)
     distiller = build_distiller(student, Teacher(teacher), run.method, run.loss, classes, run.data.crop_size).eval()
     distiller.loss.load_state_dict(saved.loss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -183,24 +184,17 @@ def test_folders_without_a_run_and_broken_files_are_named(tmp_path: Path, capsys
     (run / "maps" / "step_000004_val_01.npz").write_text("no maps")
     assert main(["report", "--runs", f"[{run}]", "--measure", "false"]) == 1
     assert "step_000004_val_01.npz: not a file of maps" in capsys.readouterr().err
-    (run / "confusion.csv").write_text("a,b\nc,d\n")
-    with pytest.raises(ValueError, match=r"confusion\.csv: no table of counts"):
-        read(run)
-    (run / "confusion.csv").write_text("a,b,c\nb,1,2\nc,3\n")
-    with pytest.raises(ValueError, match=r"confusion\.csv: no square table of counts: 2 rows of \[2, 1\]"):
-        read(run)
-    (run / "confusion.csv").write_text("a,b,c\nb,1,2\nc,3,4\n")
-    with pytest.raises(ValueError, match=r"confusion\.csv: of 2 classes, metrics\.jsonl has IoU of 3"):
-        read(run)
-    (run / "summary.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"summary\.json: lacks steps, miou, pixel_accuracy"):
-        read(run)
-    (run / "summary.json").write_text("[")
-    with pytest.raises(ValueError, match=r"summary\.json: no JSON object"):
-        read(run)
-    (run / "config.yaml").write_text("a: [")
-    with pytest.raises(ValueError, match=r"config\.yaml: no YAML"):
-        read(run)
+    for name, contents, message in (  # each is read before those above it
+        ("confusion.csv", "a,b\nc,d\n", "no table of counts"),
+        ("confusion.csv", "a,b,c\nb,1,2\nc,3\n", "no square table of counts: 2 rows of [2, 1]"),
+        ("confusion.csv", "a,b,c\nb,1,2\nc,3,4\n", "of 2 classes, metrics.jsonl has IoU of 3"),
+        ("summary.json", "{}", "lacks steps, miou, pixel_accuracy"),
+        ("summary.json", "[", "no JSON object"),
+        ("config.yaml", "a: [", "no YAML"),
+    ):
+        (run / name).write_text(contents)
+        with pytest.raises(ValueError, match=re.escape(f"{name}: {message}")):
+            read(run)
     assert not (run / "report.html").exists()
 
 

@@ -22,7 +22,7 @@ from heteroakd.engine import train
 from heteroakd.evaluate import Evaluation, evaluate
 from heteroakd.logs import METRICS_FILE
 from heteroakd.models import build_tapped
-from heteroakd.projections import evaluate_projections, projections_table, student_run
+from heteroakd.projections import evaluate_projections, projections_table, run_with_projectors
 from heteroakd.recipe import recipe
 from heteroakd.run import BEST, CONFIG, CONFUSION, LAST, MAPS, PICTURES, SUMMARY, Run
 from heteroakd.taps import TappedNetwork, probe
@@ -192,7 +192,8 @@ def run_evaluate(config: EvaluateRun) -> Evaluation:
         checkpoint, network, data = load_trained(
             config.checkpoint, config.data, config.root, config.device, config.threads
         )
-        teacher = _teacher_of(config, checkpoint, data, network) if config.projections else None
+        run = run_with_projectors(config.checkpoint, checkpoint) if config.projections else None
+        teacher = None if run is None else _teacher_of(run, config.teacher, data, network)
         measure = partial(
             evaluate,
             dataset=data.val,
@@ -205,8 +206,8 @@ def run_evaluate(config: EvaluateRun) -> Evaluation:
         evaluation = measure(network, align_corners=saved_loss(checkpoint).logits_align_corners)
         say(evaluation.table())
         numbers = _numbers(evaluation)
-        if teacher is not None:
-            found = evaluate_projections(config.checkpoint, checkpoint, network, teacher, measure)
+        if run is not None and teacher is not None:
+            found = evaluate_projections(run, config.checkpoint, checkpoint, network, teacher, measure)
             say(projections_table(evaluation, found))
             numbers["projections"] = {name: _numbers(each) for name, each in found.items()}
         if config.output is not None:
@@ -215,10 +216,10 @@ def run_evaluate(config: EvaluateRun) -> Evaluation:
 
 
 def _teacher_of(
-    config: EvaluateRun, checkpoint: Checkpoint, data: SegmentationData, student: TappedNetwork
+    run: DistillRun, elsewhere: str | None, data: SegmentationData, student: TappedNetwork
 ) -> TappedNetwork:
-    named = student_run(config.checkpoint, checkpoint).teacher
-    teacher, source = load_teacher(named if config.teacher is None else replace(named, checkpoint=config.teacher), data)
+    config = run.teacher if elsewhere is None else replace(run.teacher, checkpoint=elsewhere)
+    teacher, source = load_teacher(config, data)
     say(f"teacher: {source}")
     return teacher.to(next(student.parameters()).device).eval()
 

@@ -48,7 +48,7 @@ class ProjectedNetwork(nn.Module):
         return TappedOutput(output.maps, self.projector(output.maps[self.tap]))
 
 
-def student_run(path: str, checkpoint: Checkpoint) -> DistillRun:
+def run_with_projectors(path: str, checkpoint: Checkpoint) -> DistillRun:
     """The configuration of a run with projectors. Raises ValueError, naming `path`, for any other."""
     method = checkpoint.config.get("method", "none")
     if not method.startswith("heteroakd"):
@@ -57,13 +57,17 @@ def student_run(path: str, checkpoint: Checkpoint) -> DistillRun:
 
 
 def evaluate_projections(
-    path: str, checkpoint: Checkpoint, student: TappedNetwork, teacher: TappedNetwork, measure: Measure
+    run: DistillRun,
+    path: str,
+    checkpoint: Checkpoint,
+    student: TappedNetwork,
+    teacher: TappedNetwork,
+    measure: Measure,
 ) -> dict[str, Evaluation]:
-    """The teacher's output and both networks' projections at every tap, by name; `path` is the checkpoint's.
+    """The teacher's output and both networks' projections at every tap, by name; `path` holds the run's checkpoint.
 
     Raises CheckpointError where its projectors do not fit the networks.
     """
-    run = student_run(path, checkpoint)
     num_classes, size = len(checkpoint.classes), run.data.crop_size
     distiller = build_distiller(student, Teacher(teacher), run.method, run.loss, num_classes, size)
     load_state(distiller.loss.load_state_dict, checkpoint.loss, path)
