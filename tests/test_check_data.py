@@ -147,6 +147,11 @@ def test_public_sets_are_compared_with_what_is_published(tmp_path: Path, capsys:
     assert "train: 1 pairs (published: 367)" in printed and "val: 1 pairs (published: 101)" in printed
 
 
+def test_own_sets_are_told_apart_by_their_folders(folder: Path, tmp_path: Path) -> None:
+    run_check_data(config_for(folder, tmp_path / "check-{name}", timed_batches=0))
+    assert (tmp_path / "check-folder-set" / "check.json").is_file()
+
+
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--data.image_size", "[32,48]", "--data.crop_size", "[32,32]", "--data.train_images", "3"]
     small += ["--data.val_images", "2", "--timed_batches", "2", "--batch_size", "1"]

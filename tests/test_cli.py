@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -117,14 +118,44 @@ def test_resume_by_the_command_line(workplace: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     for flag in ("--resume", "--resume_or_start"):
         assert main([*arguments, flag]) == 0
-        assert (
-            f"{folder}: finished before, all 3 steps and the evaluation; nothing is written" in capsys.readouterr().out
-        )
+        printed = capsys.readouterr().out
+        assert f"{folder}: finished before, all 3 steps and the evaluation; nothing is written" in printed
+        assert "written: " not in printed
     assert {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()} == kept
     (folder / "summary.json").unlink()  # as if it had been stopped in its last evaluation
     assert main([*arguments, "--resume"]) == 0 and (folder / "summary.json").is_file()
     again = load_checkpoint(folder / "last.pt")
     assert again.step == 3 and all(torch.equal(v, again.network[k]) for k, v in finished.network.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["distill", "--loss.tempratur", "4"], "unrecognized arguments: --loss.tempratur 4; did you mean loss.temp"),
+        (["distill", "--config", "wrong.yaml"], "does not accept option 'loss.kme'; did you mean loss.kmm or loss.kem"),
+        (["compare", "--seds", "[1]"], "unrecognized arguments: --seds [1]; did you mean seeds?"),
+        (["report", "--quite_another", "1"], "unrecognized arguments: --quite_another 1"),
+    ],
+)
+def test_the_nearest_option_is_named(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("wrong.yaml").write_text("loss: {kme: spatial}")
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2 and message in last and ("did you mean" in last) == ("did you mean" in message)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"heteroakd {version('hetero-kernels')}\n"
 
 
 def test_wrong_usage_is_two_lines(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

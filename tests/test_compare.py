@@ -104,6 +104,8 @@ def test_failing_run_ends_the_comparison_with_its_message(tmp_path: Path, capfd:
     assert main(["compare", *options]) == 1
     errors = capfd.readouterr().err
     assert "none.pt: no such checkpoint" in errors and "ended with status 1; its message is above" in errors
+    assert main(["compare", *options, "--method", "kd"]) == 1  # as a file of `heteroakd distill` may have it
+    assert "method kd is not used: compared are the methods kd" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,11 @@ def test_wrong_numbers_of_taps_are_named() -> None:
         TappedNetwork(TwoStages(CLASSES), [])
 
 
+def test_a_network_of_one_module_has_no_candidates() -> None:
+    with pytest.raises(ValueError, match="tap 'encoder' names no module of the network; candidates: none, as no mod"):
+        TappedNetwork(nn.Conv2d(3, CLASSES, 1), "encoder")
+
+
 def test_a_network_without_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match="the network has no parameters"):
         probe(TappedNetwork(nn.Sequential(nn.Identity()), "0"), (32, 32))

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from heteroakd.batches import training_batches
 from heteroakd.checkpoint import write_text
 from heteroakd.command_config import CheckDataRun
-from heteroakd.data import IGNORE_INDEX, DataError, SegmentationData, build_data, denormalize
+from heteroakd.data import IGNORE_INDEX, DataConfig, DataError, SegmentationData, build_data, denormalize
 from heteroakd.data.files import FileSource
 from heteroakd.data.published import PUBLISHED
 from heteroakd.data.samples import SegmentationDataset, Source
@@ -142,7 +142,7 @@ def run_check_data(config: CheckDataRun) -> dict[str, PartReport]:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     # Without the cache: every picture is needed once.
     data = build_data(replace(config.data, cache=False))
-    output = Path(config.output.replace("{name}", config.data.name))
+    output = Path(config.output.replace("{name}", _name_of_set(config.data)))
     published = PUBLISHED[config.data.name].images if config.data.name in PUBLISHED else {}
     reports = {}
     for name, part in parts(config, data).items():
@@ -176,6 +176,11 @@ def run_check_data(config: CheckDataRun) -> dict[str, PartReport]:
     if beyond_limit is not None:
         raise beyond_limit
     return reports
+
+
+def _name_of_set(data: DataConfig) -> str:
+    """The data set's name; of the user's own sets, which share one, with their folder's."""
+    return f"{data.name}-{Path(data.root).resolve().name}" if data.name == "folder" and data.root else data.name
 
 
 def parts(config: CheckDataRun, data: SegmentationData) -> dict[str, SegmentationDataset]:

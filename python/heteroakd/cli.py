@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -36,18 +39,33 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "demo": (DemoRun, "teacher, three students and a report on built-in data, in minutes on two CPU cores"),
 }
 TRAINING = ("teacher", "distill")
+UNKNOWN = re.compile(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'")
+"""How the parser says that it does not know an option."""
+
+
+class _Parser(ArgumentParser):
+    """A parser that names the nearest option where it does not know one."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        parser: ArgumentParser = getattr(ex, "subcommand_parser", None) or self
+        if unknown := UNKNOWN.search(message):
+            known = parser.get_defaults(skip_validation=True).keys()
+            if near := get_close_matches(unknown[1] or unknown[2], known):
+                message += f"; did you mean {' or '.join(near)}?"
+        super().error(message, ex)
 
 
 def build_parser() -> ArgumentParser:
     """The parser of the command line: one subcommand per entry of COMMANDS."""
-    parser = ArgumentParser(
+    parser = _Parser(
         prog="heteroakd",
         description="Distil segmentation networks across architectures with HeteroAKD.",
         allow_abbrev=False,
+        version=_version(),
     )
     subcommands = parser.add_subcommands(dest="command", required=True)
     for name, (config_class, summary) in COMMANDS.items():
-        command = ArgumentParser(
+        command = _Parser(
             usage=f"heteroakd {name} [--config FILE] [options]; heteroakd {name} --help lists them",
             description=f"{summary[0].upper()}{summary[1:]}.",
             allow_abbrev=False,
@@ -64,6 +82,13 @@ def build_parser() -> ArgumentParser:
             command.add_argument("--overwrite", action="store_true", help="Replace the run in the output folder.")
         subcommands.add_subcommand(name, command, help=summary)
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("hetero-kernels")
+    except PackageNotFoundError:  # a checkout on PYTHONPATH
+        return "(not installed)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

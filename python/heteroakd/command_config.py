@@ -114,7 +114,7 @@ class CompareRun:
     """Folder for the table (comparison.md, comparison.json) and the runs, METHOD-seedN; {method} is "compare", {data}
     the data set's name."""
     method: Method | None = None
-    """Ignored, so that a configuration file of `heteroakd distill` serves as it is."""
+    """Not used, and said to be; here so that a configuration file of `heteroakd distill` serves as it is."""
 
 
 Named = TypeVar("Named", TeacherRun, DistillRun, CompareRun)
@@ -238,7 +238,8 @@ class CheckDataRun:
     data: DataConfig = field(default_factory=DataConfig)
     """Data set."""
     output: str = "runs/check-{name}"
-    """Folder for check.json and contact_sheet.png; {name} stands for data.name."""
+    """Folder for check.json and contact_sheet.png; {name} stands for data.name, of a set of the kind folder followed by
+    the name of its own folder."""
     samples: int = 8
     """Samples of each part on the contact sheet; 0: no sheet."""
     limit: int | None = None

@@ -174,7 +174,7 @@ def _train(run: Run, start: _Start) -> Evaluation:
     say(text)
     on_main(partial(_prepare, run, start, text))
     evaluation = train(run, resume=start.resume)
-    say(f"{evaluation.table()}\nwritten: {run.output / LAST}")
+    say(evaluation.table())
     return evaluation
 
 

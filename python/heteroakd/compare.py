@@ -41,6 +41,8 @@ def run_compare(config: CompareRun) -> Path:
         raise ValueError(f"methods must be among {', '.join(METHODS)}, got {', '.join(unknown)}")
     if config.processes < 1:
         raise ValueError(f"processes must be at least 1, got {config.processes}")
+    if config.method is not None:
+        print(f"method {config.method} is not used: compared are the methods {', '.join(config.methods)}", flush=True)
     config = fill_names(config, "compare")
     folder = Path(config.output)
     runs = [distill_run(config, method, seed) for seed in config.seeds for method in config.methods]

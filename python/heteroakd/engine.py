@@ -129,6 +129,7 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
     }
     on_main(partial(write_text, run.output / CONFUSION, evaluation.confusion_csv()))
     on_main(partial(write_text, run.output / SUMMARY, json.dumps(summary, indent=2) + "\n"))
+    say(f"written: {run.output / LAST}")
     return evaluation
 
 

@@ -151,6 +151,8 @@ def _candidates(network: nn.Module, limit: int = 24) -> str:
             module._forward_hooks.update(outer_hooks[name])
         network.train(training)
     names = sorted(found, key=lambda name: (name.count("."), name))
+    if not names:
+        return "none, as no module inside the network returns a feature map"
     listed = ", ".join(f"{name} ({found[name][0]} channels)" for name in names[:limit])
     return f"{listed}{' and deeper ones' if len(names) > limit else ''}"
 
