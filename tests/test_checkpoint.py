@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from heteroakd.checkpoint import (
@@ -17,12 +19,11 @@ from heteroakd.checkpoint import (
     load_latest,
     load_state,
     older,
-    random_states,
     remove_leftovers,
-    restore_random_states,
     save_checkpoint,
     write_text,
 )
+from heteroakd.random_state import random_states, restore_random_states, seed_generators
 from torch import nn
 
 
@@ -181,8 +182,30 @@ def test_resuming_with_other_options_names_them() -> None:
         check_same_run(Path("last.pt"), saved, {**saved, "schedule": {"steps": 9, "seed": 1}}, may_differ={"runtime"})
 
 
-def test_random_states_continue_the_stream() -> None:
-    states = random_states()
-    expected = torch.rand(4)
-    restore_random_states(states)
-    assert torch.equal(torch.rand(4), expected)
+def draw() -> tuple[float, ...]:
+    return random.random(), random.gauss(), float(np.random.normal()), float(torch.rand(()))
+
+
+def test_random_states_continue_the_stream_of_every_generator(tmp_path: Path) -> None:
+    seed_generators(2**40)
+    first = draw()
+    saved = checkpoint()
+    expected = draw(), draw()
+    save_checkpoint(tmp_path / "last.pt", saved)
+    restore_random_states(load_checkpoint(tmp_path / "last.pt").random_states[0])
+    assert (draw(), draw()) == expected
+    seed_generators(2**40)
+    assert draw() == first
+
+
+def test_flipped_bits_are_noticed(tmp_path: Path) -> None:
+    saved = checkpoint()
+    for name in ("last.pt", "last.1.pt"):
+        save_checkpoint(tmp_path / name, saved)
+    contents = bytearray((tmp_path / "last.pt").read_bytes())
+    contents[contents.index(saved.network["weight"].numpy().tobytes()) + 3] ^= 1
+    (tmp_path / "last.pt").write_bytes(contents)
+    with pytest.raises(CheckpointError, match=r"last\.pt: damaged, its record '.*data/\d+' is not what was written"):
+        load_checkpoint(tmp_path / "last.pt")
+    said: list[str] = []
+    assert load_latest(tmp_path / "last.pt", said.append)[0].name == "last.1.pt" and len(said) == 1

@@ -379,6 +379,9 @@ def test_own_network_from_the_current_folder(
     monkeypatch.setattr(sys, "path", list(sys.path))
     own = "{architecture: 'mine_of_this_test:network', tap: '0', options: {}}"
     options = ["teacher", "--config", str(workplace / "tiny.yaml"), "--output", "run", "--model"]
+    assert main([*options, own]) == 1  # by default a teacher's encoder is pretrained
+    assert "must be null, for what its function sets" in (message := capsys.readouterr().err) and "'pypi'" in message
+    own = own.replace("options", "weights: null, options")
     assert main([*options, own]) == 0
     assert main([*options, own.replace("{}", "{depth: 3}"), "--overwrite"]) == 1
     assert "cannot be called with num_classes and options {'depth': 3}" in capsys.readouterr().err

@@ -91,6 +91,11 @@ def test_comparison_continues_where_it_stopped(
     differences = [runs["cwd"][seed]["miou"] - runs["none"][seed]["miou"] for seed in ("3", "4")]
     assert pair["seeds"] == 2 and pair["mean"] == pytest.approx(sum(differences) / 2)
     assert "| cwd | 2 |" in table.read_text()
+    summary = tmp_path / "runs-compare" / "cwd-seed4" / "summary.json"
+    summary.write_text(summary.read_text().replace(json.loads(summary.read_text())["teacher"], "another"))
+    (tmp_path / "runs-compare" / "none-seed3" / "summary.json").unlink()
+    with pytest.raises(CheckpointError, match="cwd-seed4 has another teacher than the other runs"):
+        run_compare(config)
     with pytest.raises(CheckpointError, match=r"schedule\.steps \(2 there, 3 now\)"):
         run_compare(CompareRun(**{**vars(config), "schedule": ScheduleConfig(steps=3, batch_size=2)}))
 
@@ -100,12 +105,18 @@ def _shared(config: CompareRun) -> dict[str, object]:
 
 
 def test_failing_run_ends_the_comparison_with_its_message(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    options = ["--teacher.checkpoint", str(tmp_path / "none.pt"), "--methods", "[kd]", "--output", str(tmp_path / "x")]
-    assert main(["compare", *options]) == 1
+    data = ["--data.name", "camvid", "--data.root", str(tmp_path / "nowhere")]
+    assert main(["compare", *data, "--methods", "[none]", "--output", str(tmp_path / "x")]) == 1
     errors = capfd.readouterr().err
-    assert "none.pt: no such checkpoint" in errors and "ended with status 1; its message is above" in errors
+    assert "/nowhere" in errors and "ended with status 1; its message is above" in errors
+
+
+def test_a_missing_teacher_is_named_before_any_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--teacher.checkpoint", str(tmp_path / "none.pt"), "--output", str(tmp_path / "x")]
     assert main(["compare", *options, "--method", "kd"]) == 1  # as a file of `heteroakd distill` may have it
-    assert "method kd is not used: compared are the methods kd" in capfd.readouterr().out
+    printed, errors = capfd.readouterr()
+    assert "method kd is not used: compared are the methods none, kd, cwd, heteroakd" in printed
+    assert "none.pt: no such checkpoint" in errors and not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

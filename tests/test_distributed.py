@@ -132,17 +132,29 @@ with distributed.process_group(torch.device("cpu")):
 """
 
 
-def torchrun(*arguments: str, folder: Path, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+def start_torchrun(*arguments: str, folder: Path, restarts: int = 0) -> subprocess.Popen[str]:
     """Two processes on this machine."""
     path = [str(Path(__file__).parent), str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
-    return subprocess.run(
+    return subprocess.Popen(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
             *("--max-restarts", str(restarts), *arguments),
         ],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
-        cwd=folder, capture_output=True, text=True, check=False, timeout=300,
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def torchrun(*arguments: str, folder: Path, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """As `start_torchrun`, to the end."""
+    process = start_torchrun(*arguments, folder=folder, restarts=restarts)
+    try:
+        printed, errors = process.communicate(timeout=300)
+    except BaseException:
+        process.terminate()  # its processes with it
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, printed, errors)
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +214,7 @@ def test_batches_of_several_processes_are_the_parts_of_one() -> None:
 CONFIG = """
 data: {crop_size: [32, 32], image_size: [32, 32], train_images: 5, val_images: 3}
 model: {architecture: "fragile:build", tap: encoder, weights: null, options: {}}
+optimizer: {ema_decay: 0.5}
 schedule: {steps: 6, batch_size: 4}
 runtime: {device: cpu, threads: 1, tensorboard: false, progress: none, pictures: 1, save_every: 2, log_every: 1}
 """
@@ -237,6 +250,7 @@ def test_torchrun_restarts_a_killed_worker_from_the_last_checkpoint(
     a, b = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "killed"))
     assert a.step == b.step == 6 and len(a.random_states) == 2
     assert all(torch.equal(value, b.network[name]) for name, value in a.network.items())
+    assert a.updated and all(torch.equal(value, b.updated[name]) for name, value in a.updated.items())
     first, second = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
     losses = [line["loss"] for line in first if line["event"] == "train"]
     assert losses == [line["loss"] for line in second if line["event"] == "train"] and len(losses) == 6

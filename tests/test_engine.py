@@ -118,6 +118,21 @@ def test_resumed_run_is_bit_identical_to_the_uninterrupted_one(
     assert steps == [("train", 2), ("train", 4), ("train", 6), ("evaluation", 6)]
 
 
+def test_another_teacher_at_the_same_place_is_noticed(tmp_path: Path, teacher_checkpoint: str) -> None:
+    path = tmp_path / "teacher.pt"
+    teacher = load_checkpoint(teacher_checkpoint)
+    save_checkpoint(path, teacher)
+    run = distill_run(tmp_path / "run", str(path), method="kd", schedule=ScheduleConfig(steps=1, batch_size=2))
+    run_distill(run)
+    run_distill(run, resume=True)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["teacher"] == load_checkpoint(tmp_path / "run" / "last.pt").teacher != ""
+    next(iter(teacher.network.values())).view(-1)[0] += 1
+    save_checkpoint(path, teacher)
+    with pytest.raises(CheckpointError, match=r"last\.pt: has another teacher than the one that is there now"):
+        run_distill(run, resume=True)
+
+
 def test_resume_refuses_another_run(tmp_path: Path, teacher_checkpoint: str) -> None:
     run = distill_run(tmp_path, teacher_checkpoint, method="none")
     with pytest.raises(CheckpointError, match=r"last\.pt: no such checkpoint"):

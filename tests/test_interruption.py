@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from heteroakd import evaluate as evaluation
 from heteroakd.checkpoint import load_checkpoint, load_latest
 from heteroakd.cli import main
 from heteroakd.distiller import Distiller
@@ -82,7 +83,10 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object
     monkeypatch.setattr(Distiller, "forward", acting)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
 def test_signal_ends_the_run_after_its_step_with_a_checkpoint(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
     number: signal.Signals, status: int,
@@ -113,6 +117,53 @@ def test_second_signal_stops_at_once(
     assert "heteroakd teacher: interrupted" in capfd.readouterr().err
     assert load_checkpoint(tmp_path / "run" / "last.pt").step == 2
     resume_and_compare(tmp_path / "run", whole)
+
+
+def test_sigterm_that_comes_twice_is_one_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`timeout` sends it to its child and to the group that this is in."""
+
+    def twice() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    at_step(monkeypatch, 3, twice)
+    assert main(arguments(tmp_path / "run")) == 143
+    assert load_checkpoint(tmp_path / "run" / "last.pt").step == 3
+
+
+@pytest.mark.parametrize(("at", "step"), [(1, 2), (2, 4), (3, 6)])
+def test_signal_during_an_evaluation_leaves_it_for_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, step: int
+) -> None:
+    options = ("--runtime.evaluate_every", "2", "--runtime.save_every", "0", "--data.val_images", "2")
+    assert main(arguments(tmp_path / "whole", *options)) == 0
+    predicted: Callable[..., Any] = evaluation.predict
+    images = 0
+
+    def predict(*inputs: Any, **named: Any) -> Any:
+        nonlocal images
+        images += 1
+        if images == 2 * at - 1:  # the first image of two
+            signal.raise_signal(signal.SIGTERM)
+        return predicted(*inputs, **named)
+
+    with monkeypatch.context() as context:
+        context.setattr(evaluation, "predict", predict)
+        assert main(arguments(tmp_path / "cut", *options)) == 143
+    assert images == 2 * at - 1 and load_checkpoint(tmp_path / "cut" / "last.pt").step == step
+    assert main(arguments(tmp_path / "cut", *options, "--resume")) == 0
+    ours, theirs = (
+        [
+            {key: value for key, value in line.items() if not key.startswith(("seconds", "images"))}
+            for line in read_metrics(tmp_path / name / "metrics.jsonl")
+        ]
+        for name in ("cut", "whole")
+    )
+    assert ours == theirs and [line["step"] for line in ours if line["event"] == "evaluation"] == [2, 4, 6]
+    for name in ("last.pt", "best.pt"):
+        ours, theirs = (load_checkpoint(tmp_path / folder / name) for folder in ("cut", "whole"))
+        assert (ours.step, ours.metrics) == (theirs.step, theirs.metrics)
+        assert all(torch.equal(value, ours.network[key]) for key, value in theirs.network.items())
 
 
 def test_ignored_signal_stays_ignored() -> None:
@@ -166,12 +217,16 @@ def wait_for_step(output: Path, step: int, process: subprocess.Popen[str]) -> No
 LONG = ("--schedule.steps", "100000", "--runtime.save_every", "1", "--runtime.workers", "1")
 
 
-def test_ctrl_c_on_a_terminal_reaches_the_workers_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
+def test_signal_to_the_process_group_leaves_the_workers_alone(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    """As a terminal sends Ctrl-C, and torchrun SIGTERM."""
     with command(arguments(tmp_path / "run", *LONG)) as process:
         wait_for_step(tmp_path / "run", 2, process)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in errors
+    assert process.returncode == status and "Traceback" not in errors
     assert errors.count("stopping after this step") == 1  # the workers have nothing to say
     step = load_checkpoint(tmp_path / "run" / "last.pt").step
     assert step >= 2 and f"stopped at step {step} of 100000" in errors

@@ -118,6 +118,10 @@ def test_own_network_by_import_path() -> None:
     [
         (ModelConfig(architecture="segfromer"), "architecture must be one of .*segformer.*'segfromer'"),
         (ModelConfig(architecture="no_such_package:function"), "cannot be imported.*no_such_package"),
+        (
+            ModelConfig(architecture=f"{__name__}:own_network", weights="imagenet"),
+            "weights of the own network '.*own_network' must be null, .* or a file .*; got 'imagenet'",
+        ),
         (ModelConfig(encoder="mit_b9"), "encoder 'mit_b9'.*cannot be built"),
         (ModelConfig(options={"nonsense": 1}), "options .*decoder_segmentation_channels.*; got nonsense"),
         (

@@ -8,7 +8,7 @@ import torch
 from cases import leaves, make_case, relative_l2
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from hetero_kernels import functional
+from hetero_kernels import available_backends, functional
 from hetero_kernels.ops import backends, pixel_losses
 from hetero_kernels.ops.library import pack_scalars, scale_gradient_op
 
@@ -246,6 +246,7 @@ def test_operators_that_a_backend_lacks_go_to_the_next_that_has_them(monkeypatch
     monkeypatch.delenv("HETERO_KERNELS_BACKEND", raising=False)
     backends._automatic.cache_clear()
     try:
+        assert available_backends("cuda") == ("cuda", "triton", "reference")
         assert backends.select_among(("cpu", "triton"), None, "cuda") == "triton"
         assert backends.select_among(("cpu",), None, "cuda") == "cuda"
         assert backends.select_among(("cpu", "triton"), "cuda", "cuda") == "cuda"

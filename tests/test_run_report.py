@@ -21,6 +21,8 @@ from heteroakd.visualize import KnowledgeMaps, save_maps
 from PIL import Image
 from test_report import Page
 
+import hetero_kernels
+
 CLASSES = ("road", "sky", "car")
 INPUTS = {
     "student": {"maps": [[8, 4, 4]], "logits": [3, 16, 16], "auxiliary": [4, 8, 8]},
@@ -130,18 +132,19 @@ def test_costs_are_measured_and_shared_out(
     def measured(folder: Path, backend: str) -> LossCost | str:
         if folder.name == "other":
             return "MemoryError" if backend == "reference" else LossCost("cpu", 0.1, 2**20, "M")
-        return LossCost(
-            backend, {"cpu": 0.1, "reference": 0.6}[backend], {"cpu": 2**20, "reference": 2**23}[backend], "M"
-        )
+        seconds, peak = {"cpu": (0.1, 2**20), "triton": (0.2, 2**21), "reference": (0.6, 2**23)}[backend]
+        return LossCost(backend, seconds, peak, "M")
 
     monkeypatch.setattr(run_report, "measure_apart", measured)
+    monkeypatch.setattr(hetero_kernels, "available_backends", lambda device: {"cpu": ("triton", "reference")}[device])
     here, other = run_folder(tmp_path / "here"), run_folder(tmp_path / "other", machine="another")
     run_report.run_report(ReportRun(runs=[str(here), str(other)]))
     words = [word for word in Page((here / "report.html").read_text()).text if word]
     start = words.index("share of the memory") + 1
     assert words[start : start + 6] == ["here", "cpu", "100.00", "20.0 %", "1.0 MiB", "12.5 %"]
-    assert words[start + 6 : start + 12] == ["here", "reference", "600.00", "60.0 %", "8.0 MiB", "53.3 %"]
-    assert words[start + 12 : start + 18] == ["other", "cpu", "100.00", "–", "1.0 MiB", "–"]
+    assert words[start + 6 : start + 12] == ["here", "triton", "200.00", "33.3 %", "2.0 MiB", "22.2 %"]
+    assert words[start + 12 : start + 18] == ["here", "reference", "600.00", "60.0 %", "8.0 MiB", "53.3 %"]
+    assert words[start + 18 : start + 24] == ["other", "cpu", "100.00", "–", "1.0 MiB", "–"]
     assert "other, reference: MemoryError" in words
     assert json.loads((here / "loss_cost.json").read_text())["reference"]["seconds"] == 0.6
 

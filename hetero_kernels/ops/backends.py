@@ -41,12 +41,16 @@ def unavailable(backend: str) -> str | None:
     return native.libraries()[backend].problem
 
 
+def available(device: str) -> tuple[str, ...]:
+    """Names of the backends that can run for tensors on ``device`` ("cpu", "cuda", ...), the one that an automatic
+    choice prefers first; the reference, which runs everywhere, last."""
+    return tuple(b for b in _BY_DEVICE.get(device, ("reference",)) if unavailable(b) is None)
+
+
 @functools.cache
 def _automatic(device: str) -> str:
     candidates = _BY_DEVICE.get(device, ("reference",))
-    for backend in candidates:
-        if unavailable(backend) is None:
-            break
+    backend = available(device)[0]
     if backend != candidates[0]:
         reasons = "; ".join(f"{b}: {unavailable(b)}" for b in candidates[: candidates.index(backend)])
         warnings.warn(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
@@ -43,7 +45,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     """state_dict of the optimiser."""
     random_states: list[dict[str, Any]]
-    """From `random_states`, one per process."""
+    """From `random_state.random_states`, one per process."""
     metrics: dict[str, float]
     """miou of the evaluation at this step (NaN where there was none) and best_miou of the run so far."""
     scaler: dict[str, Any] = field(default_factory=dict)
@@ -52,20 +54,8 @@ class Checkpoint:
     """state_dict of the auxiliary head, where the run has one."""
     updated: dict[str, Tensor] = field(default_factory=dict)
     """state_dict of the network that the optimiser updates, where `network` is its moving average; else empty."""
-
-
-def random_states() -> dict[str, Any]:
-    """States of this process's generators: torch's on the CPU, and that of its CUDA device, if it uses one. (Order and
-    augmentation of images depend on seed and step alone.)"""
-    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Undo what happened since `random_states`."""
-    torch.set_rng_state(states["cpu"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"][0])
+    teacher: str = ""
+    """`state_digest` of the teacher, where the run has one."""
 
 
 @contextmanager
@@ -141,26 +131,33 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, keep: int = 1) -> Non
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint onto the CPU, executing nothing that is in it (`weights_only=True`).
 
-    Raises CheckpointError, naming the file, where it is missing, truncated or not written by `save_checkpoint`.
+    Raises CheckpointError, naming the file, where it is missing, truncated, otherwise damaged or not written by
+    `save_checkpoint`.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as records:
+            damaged = records.testzip()  # torch does not look for flipped bits
     except Exception as error:  # zip, pickle and OS errors: torch documents no common kind
         # Of a foreign pickle torch says how to load it after all: no advice to pass on.
         first_line = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise CheckpointError(
             f"{path}: truncated or not a checkpoint ({type(error).__name__}: {first_line})"
         ) from error
+    if damaged is not None:
+        raise CheckpointError(f"{path}: damaged, its record {damaged!r} is not what was written")
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise CheckpointError(f"{path}: a file of torch, but not a checkpoint that heteroakd wrote")
     if contents.get("version") != VERSION:
         raise CheckpointError(f"{path}: version {contents.get('version')}, expected {VERSION}")
     known = [entry.name for entry in fields(Checkpoint)]
     missing = [
-        entry.name for entry in fields(Checkpoint) if entry.name not in contents and entry.default_factory is MISSING
+        entry.name
+        for entry in fields(Checkpoint)
+        if entry.name not in contents and entry.default is MISSING and entry.default_factory is MISSING
     ]
     if missing:
         raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
@@ -195,6 +192,22 @@ def load_state(target: Callable[[dict[str, Any]], object], state: dict[str, Any]
         target(state)
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{source}: does not fit the configured network: {error}") from error
+
+
+def state_digest(state: dict[str, Tensor]) -> str:
+    """What tells trained networks apart: a digest of the names and values in a state_dict."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(state):
+        tensor = state[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's values, row by row."""
+    view: memoryview = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    return view
 
 
 def check_same_run(path: Path, saved: dict[str, Any], current: dict[str, Any], *, may_differ: set[str]) -> None:

@@ -227,8 +227,8 @@ class ReportRun:
     figures: str | None = None
     """Folder for the page's diagrams as SVG files and its pictures as PNGs; null: none."""
     measure: bool = True
-    """Measure, on this machine, what the loss costs by the run's backend and by the reference: this takes seconds to
-    minutes, and the memory of eager PyTorch."""
+    """Measure, on this machine, what the loss costs by the run's backend and by every other that can run, the reference
+    among them: this takes seconds to minutes, and the memory of eager PyTorch."""
 
 
 @dataclass

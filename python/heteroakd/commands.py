@@ -23,6 +23,7 @@ from heteroakd.evaluate import Evaluation, evaluate
 from heteroakd.logs import METRICS_FILE
 from heteroakd.models import build_tapped
 from heteroakd.projections import evaluate_projections, projections_table, run_with_projectors
+from heteroakd.random_state import seed_generators
 from heteroakd.recipe import recipe
 from heteroakd.run import BEST, CONFIG, CONFUSION, LAST, MAPS, PICTURES, SUMMARY, Run
 from heteroakd.taps import TappedNetwork, probe
@@ -55,7 +56,7 @@ def _run_teacher(config: TeacherRun, device: torch.device, start: _Start) -> Eva
     start = on_main(partial(check_output, output, start))
     backend = select_backend(config.loss, device)
     data = build_data(config.data)
-    torch.manual_seed(config.schedule.seed)
+    seed_generators(config.schedule.seed)
     with main_first():
         network, loaded = build_tapped(config.model, len(data.classes), auxiliary=True)
     say(f"teacher: {loaded}\n  {describe(network, config.data.crop_size)}")
@@ -100,7 +101,7 @@ def _run_distill(config: DistillRun, device: torch.device, start: _Start) -> Eva
             teacher = open_cache(config, teacher_network, data)
     output = Path(config.output)
     start = on_main(partial(check_output, output, start))
-    torch.manual_seed(config.schedule.seed)  # here, so that the teacher leaves the student's initialisation alone
+    seed_generators(config.schedule.seed)  # here, so that the teacher leaves the student's initialisation alone
     with main_first():
         student, loaded = build_tapped(config.student, num_classes, auxiliary=True)
     say(f"student: {loaded}\n  {describe(student, crop_size)}")

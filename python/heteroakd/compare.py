@@ -11,7 +11,14 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from heteroakd.checkpoint import CheckpointError, check_same_run, load_latest, write_text
+from heteroakd.checkpoint import (
+    CheckpointError,
+    check_same_run,
+    load_checkpoint,
+    load_latest,
+    state_digest,
+    write_text,
+)
 from heteroakd.command_config import CompareRun, DistillRun, completed, fill_names
 from heteroakd.config import Method, to_dict
 from heteroakd.distiller import METHODS
@@ -32,7 +39,8 @@ def run_compare(config: CompareRun) -> Path:
     """Run what is missing, write the tables after every run; returns the path of the Markdown table.
 
     Raises RunFailedError where a run fails, StoppedError at SIGINT and SIGTERM (after the step that runs, with its
-    checkpoint), CheckpointError where the folder holds runs of other options, ValueError for wrong options.
+    checkpoint), CheckpointError where the folder holds runs of other options or of another teacher, ValueError for
+    wrong options.
     """
     for name, values in (("methods", config.methods), ("seeds", config.seeds)):
         if not values or len(set(values)) < len(values):
@@ -52,6 +60,8 @@ def run_compare(config: CompareRun) -> Path:
             results[run.method][run.schedule.seed] = summary
     missing = [run for run in runs if run.schedule.seed not in results[run.method]]
     print(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before", flush=True)
+    if config.teacher.model is None and any(run.method != "none" for run in missing):
+        check_one_teacher(folder, results, state_digest(load_checkpoint(config.teacher.checkpoint).network))
     for run in missing:
         print(f"\n== {run.output}", flush=True)
         _train(run, config.processes)
@@ -59,6 +69,7 @@ def run_compare(config: CompareRun) -> Path:
         if summary is None:
             raise RunFailedError(f"{run.output}: ended without {SUMMARY} of its last step")
         results[run.method][run.schedule.seed] = summary
+        check_one_teacher(folder, results)
         _write(folder, config, results)
     _write(folder, config, results)
     print(f"\n{markdown(config, results)}\nwritten: {folder / TABLE}, {folder / RESULTS}", flush=True)
@@ -90,6 +101,20 @@ def finished(run: DistillRun) -> dict[str, Any] | None:
     except ValueError as error:
         raise CheckpointError(f"{summary_file}: no JSON: {error}; without it, the run writes another") from error
     return summary
+
+
+def check_one_teacher(folder: Path, results: Results, digest: str = "") -> None:
+    """Raises CheckpointError where finished runs have different teachers, or another one than that of the digest."""
+    for method, summaries in results.items():
+        for seed, summary in summaries.items():
+            theirs = summary.get("teacher", "")
+            if theirs and digest and theirs != digest:
+                raise CheckpointError(
+                    f"{folder}: {method}-seed{seed} has another teacher than the other runs, or the ones to come: it "
+                    "was trained again since, and differences would mean nothing. Put the old one back, or begin "
+                    "another comparison by another --output"
+                )
+            digest = digest or theirs
 
 
 def _train(run: DistillRun, processes: int) -> None:

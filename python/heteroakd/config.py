@@ -184,7 +184,7 @@ class RuntimeConfig:
     evaluate_every: int = 0
     """Steps between two evaluations on the val set; 0: only after the last step."""
     save_every: int = 200
-    """Steps between two checkpoints; 0: only after the last step."""
+    """Steps between two checkpoints, besides those at every evaluation and after the last step; 0: only these."""
     channels_last: bool = False
     """Keep the networks' images and feature maps in channels_last order, which convolutions on GPUs prefer."""
     compile: bool = False

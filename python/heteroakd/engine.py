@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from functools import partial
 
@@ -20,6 +21,7 @@ from heteroakd.logs import NoLog, RunLog, peak_memory
 from heteroakd.loss_cost import describe_machine, loss_inputs
 from heteroakd.meter import Meter
 from heteroakd.optimization import TrainingStep, build_optimizer, synchronize_batch_norm
+from heteroakd.random_state import seed_generators
 from heteroakd.run import BEST, CONFUSION, LAST, SUMMARY, Run
 from heteroakd.visualize import write_pictures
 
@@ -30,8 +32,8 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
     Writes into `run.output`: last.pt and those before it (and best.pt where evaluations happen on the way),
     metrics.jsonl, TensorBoard events, pictures/ and summary.json. With `resume`, continues from last.pt or, where that
     is damaged, from the one before it; on a CPU with the same number of threads the result is bit for bit that of the
-    uninterrupted run, and a run that is finished is left as it is. At SIGINT and SIGTERM it finishes the step, writes
-    last.pt and raises StoppedError.
+    uninterrupted run, and a run that is finished is left as it is. At SIGINT and SIGTERM it finishes the step, leaves
+    evaluations for later, writes last.pt and raises StoppedError.
 
     Raises CheckpointError where there is nothing fitting to resume, DivergedError when loss or network are not finite
     (no such network is ever saved), and OSError where a file cannot be written.
@@ -47,12 +49,13 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
     optimizer = build_optimizer(distiller, run.optimizer)
     take_step = TrainingStep(distiller, run.teacher, optimizer, run.optimizer, schedule, runtime)
     keeper = Keeper(run, take_step)
-    first_step, best_miou = 0, float("-inf")
+    first_step, best_miou, evaluated = 0, float("-inf"), True
     # Here, so that dropout is the same for every method, whatever was initialised before; and other for every process.
-    torch.manual_seed(mix("process", schedule.seed, rank()) if rank() else schedule.seed)
+    seed_generators(mix("process", schedule.seed, rank()) if rank() else schedule.seed)
     on_main(partial(remove_leftovers, run.output))
     if resume:
-        first_step, best_miou = keeper.restore()
+        first_step, metrics = keeper.restore()
+        best_miou, evaluated = metrics["best_miou"], not math.isnan(metrics["miou"])
         finished = on_main(partial(_finished, run)) if first_step == schedule.steps else None
         if finished is not None:
             say(f"{run.output}: finished before, all {schedule.steps} steps and the evaluation; nothing is written")
@@ -76,7 +79,21 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
         progress=runtime.progress,
         tensorboard=runtime.tensorboard,
     )
+
+    def on_the_way(step: int) -> bool:
+        return _due(step, runtime.evaluate_every) and step < schedule.steps
+
+    def evaluate_on_the_way(step: int) -> None:
+        nonlocal best_miou
+        miou = _evaluate(run, take_step.evaluated, step, log, stop).miou
+        if miou > best_miou:
+            best_miou = miou
+            keeper.save(BEST, step, miou, best_miou)
+        keeper.save(LAST, step, miou, best_miou)
+
     with log, StopRequest() as stop:
+        if on_the_way(first_step) and not evaluated:  # where the run was stopped
+            evaluate_on_the_way(first_step)
         for step, (images, labels) in enumerate(meter.wait_for(batches), start=first_step + 1):
             meter.start_step()
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -88,23 +105,16 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
                 values = meter.means()
                 keeper.check_finite(step, values)
                 log.train(step, {**values, "lr": optimizer.param_groups[0]["lr"]})
-            if _due(step, runtime.evaluate_every) and step < schedule.steps:
-                miou = _evaluate(run, take_step.evaluated, step, log).miou
-                if miou > best_miou:
-                    best_miou = miou
-                    keeper.save(BEST, step, miou, best_miou)
-            if _due(step, runtime.save_every) or step == schedule.steps or signal_number:
-                # At the last step too: an evaluation on a large set may be cut off as training may.
-                keeper.save(LAST, step, float("nan"), best_miou)
+            if _due(step, runtime.save_every) or on_the_way(step) or step == schedule.steps or signal_number:
+                # Before an evaluation, which on a large set takes long, and may be cut off as training may.
+                keeper.save(LAST, step, math.nan, best_miou)
             if signal_number:
-                raise StoppedError(
-                    f"stopped at step {step} of {schedule.steps}; the same command with --resume continues from "
-                    f"{run.output / LAST}",
-                    signal_number,
-                )
+                raise _stopped(run, step, signal_number)
+            if on_the_way(step):
+                evaluate_on_the_way(step)
 
         peak = peak_memory(device)  # before the evaluation, whose images may be larger than the crops
-        evaluation = _evaluate(run, take_step.evaluated, schedule.steps, log)
+        evaluation = _evaluate(run, take_step.evaluated, schedule.steps, log, stop)
     if runtime.evaluate_every and evaluation.miou > best_miou:
         keeper.save(BEST, schedule.steps, evaluation.miou, evaluation.miou)
     keeper.save(LAST, schedule.steps, evaluation.miou, max(best_miou, evaluation.miou))
@@ -123,6 +133,7 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
         "images_per_second": meter.images_per_second(),
         "peak_memory_bytes": peak,
         "memory_before_training_bytes": memory_before,
+        "teacher": keeper.teacher,
         "parameters": sum(parameter.numel() for parameter in distiller.student.parameters()),
         "loss_inputs": loss_inputs(run),
         **evaluation.to_dict(),
@@ -149,7 +160,15 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _evaluate(run: Run, distiller: Distiller, step: int, log: RunLog) -> Evaluation:
+def _stopped(run: Run, step: int, signal_number: int) -> StoppedError:
+    return StoppedError(
+        f"stopped at step {step} of {run.schedule.steps}; the same command with --resume continues from "
+        f"{run.output / LAST}",
+        signal_number,
+    )
+
+
+def _evaluate(run: Run, distiller: Distiller, step: int, log: RunLog, stop: StopRequest) -> Evaluation:
     started = time.perf_counter()
     share_buffers(distiller.student)
     evaluation = evaluate(
@@ -160,7 +179,10 @@ def _evaluate(run: Run, distiller: Distiller, step: int, log: RunLog) -> Evaluat
         align_corners=run.align_corners,
         workers=run.runtime.workers,
         progress=run.runtime.progress in ("auto", "bar"),
+        stop=stop,
     )
+    if signal_number := largest_over_processes(stop.signal_number or 0):
+        raise _stopped(run, step, signal_number)
     log.evaluation(step, evaluation, time.perf_counter() - started)
     if is_main():
         write_pictures(

@@ -19,7 +19,7 @@ from heteroakd.config import EvaluationConfig
 from heteroakd.data import IGNORE_INDEX
 from heteroakd.distributed import is_main, rank, sum_over_processes, world_size
 from heteroakd.inference import WHOLE, check_options, predict
-from heteroakd.interruption import leave_signals_to_the_parent
+from heteroakd.interruption import StopRequest, leave_signals_to_the_parent
 from heteroakd.taps import TappedNetwork
 
 
@@ -125,10 +125,12 @@ def evaluate(
     limit: int | None = None,
     workers: int = 0,
     progress: bool = False,
+    stop: StopRequest | None = None,
 ) -> Evaluation:
     """Count predictions against labels over the first `limit` samples of a data set (all by default), which `workers`
     processes read (0: this one). Over several processes each counts its share of them, every sample once, and all
-    get the sum. `progress` shows a bar where there is a terminal.
+    get the sum. `progress` shows a bar where there is a terminal. Once `stop` has its signal the other images of this
+    process are left out.
 
     The network is put into eval mode and back. Raises ValueError for labels outside [0, K) that are not 255, and as
     `check_options` and `check_limit`.
@@ -151,6 +153,8 @@ def evaluate(
     for index, (image, label) in zip(
         own, tqdm(loader, "evaluating", unit="image", leave=False, disable=disable), strict=True
     ):
+        if stop is not None and stop.signal_number is not None:
+            break
         wrong = (label != IGNORE_INDEX) & ((label < 0) | (label >= len(classes)))
         if wrong.any():  # torchmetrics would count some of them as other classes
             raise ValueError(

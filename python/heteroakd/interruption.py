@@ -8,7 +8,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-_NOTE = b"\nstopping after this step, with a checkpoint; once more stops at once, without\n"
+_NOTE = b"\nstopping after this step, with a checkpoint; Ctrl-C once more stops at once, without\n"
 
 
 class StoppedError(Exception):
@@ -20,9 +20,12 @@ class StoppedError(Exception):
 
 
 class StopRequest:
-    """While the context lasts, the first SIGINT or SIGTERM is noted in `signal_number`; a second raises
-    KeyboardInterrupt. A signal that is ignored stays so; outside of the main thread, where Python allows no handlers,
-    nothing changes."""
+    """While the context lasts, the first SIGINT or SIGTERM is noted in `signal_number`.
+
+    A SIGINT after it raises KeyboardInterrupt; a SIGTERM after it says nothing new: `timeout`, and torchrun under a
+    batch system, pass on what the process itself gets, too. A signal that is ignored stays so; outside of the main
+    thread, where Python allows no handlers, nothing changes.
+    """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -40,13 +43,16 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number is not None:
+        if self.signal_number is None:
+            self.signal_number = number
+            os.write(2, _NOTE)  # print() may be what the signal interrupted
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal_number = number
-        os.write(2, _NOTE)  # print() may be what the signal interrupted
 
 
 def leave_signals_to_the_parent(worker: int) -> None:
-    """For a DataLoader's workers: Ctrl-C reaches them too, and the step that is to be finished needs them."""
+    """For a DataLoader's workers: the step that is to be finished needs them. In a process group of their own they do
+    not get what a terminal, torchrun or `timeout` sends to the parent's; SIGTERM is how the parent ends them."""
+    os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

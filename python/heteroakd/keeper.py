@@ -8,19 +8,20 @@ from typing import Any
 
 from heteroakd.checkpoint import (
     Checkpoint,
+    CheckpointError,
     check_same_run,
     load_checkpoint,
     load_latest,
     load_state,
-    random_states,
-    restore_random_states,
     save_checkpoint,
+    state_digest,
 )
 from heteroakd.command_config import completed
 from heteroakd.distiller import Distiller
 from heteroakd.distributed import gather, on_main, rank
 from heteroakd.logs import TERMS
 from heteroakd.optimization import TrainingStep
+from heteroakd.random_state import random_states, restore_random_states
 from heteroakd.run import LAST, Run
 
 
@@ -35,6 +36,9 @@ class Keeper:
         self.run = run
         self.training = training
         self.saved: int | None = None
+        """The step of the youngest checkpoint."""
+        self.teacher = "" if run.teacher is None else state_digest(run.teacher.network.network.state_dict())
+        """What tells the run's teacher from others."""
 
     def save(self, name: str, step: int, miou: float, best_miou: float) -> None:
         """Write a checkpoint; of LAST older ones are kept, but not several of one step. Every process must call this;
@@ -62,12 +66,13 @@ class Keeper:
             scaler=training.scaler.state_dict(),
             auxiliary={} if distiller.auxiliary is None else distiller.auxiliary.state_dict(),
             updated={} if training.average is None else distiller.student.network.state_dict(),
+            teacher=self.teacher,
         )
         keep = self.run.runtime.keep if name == LAST and step != self.saved else 1
         save_checkpoint(self.run.output / name, checkpoint, keep=keep)
 
-    def restore(self) -> tuple[int, float]:
-        """Put the run where its last.pt left it, on every process; returns the steps taken and the best mIoU so far.
+    def restore(self) -> tuple[int, dict[str, float]]:
+        """Put the run where its last.pt left it, on every process; returns the steps taken and that step's metrics.
 
         Raises CheckpointError where there is nothing fitting.
         """
@@ -88,7 +93,7 @@ class Keeper:
         if rank() < len(checkpoint.random_states):  # of more processes than before the new ones keep their seed
             restore_random_states(checkpoint.random_states[rank()])
         self.saved = checkpoint.step
-        return checkpoint.step, checkpoint.metrics["best_miou"]
+        return checkpoint.step, checkpoint.metrics
 
     def _find(self) -> None:
         """Make the youngest checkpoint that can be read last.pt."""
@@ -97,6 +102,11 @@ class Keeper:
         print(f"resuming from {path}, step {checkpoint.step}", flush=True)
         saved = completed(checkpoint.kind, checkpoint.config, str(path))
         check_same_run(path, saved, self.run.config, may_differ={"runtime", "output"})
+        if checkpoint.teacher and checkpoint.teacher != self.teacher:
+            raise CheckpointError(
+                f"{path}: has another teacher than the one that is there now, though their options are the same: it "
+                "was trained again since. Put the old one back, or begin another run by another --output"
+            )
         if path != last:
             os.replace(path, last)  # else the next checkpoint would keep the damaged one, and drop this
 

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from heteroakd.checkpoint import write_text
-from heteroakd.evaluate import Evaluation
+from heteroakd.evaluate import Evaluation, none_if_nan
 
 METRICS_FILE = "metrics.jsonl"
 TERMS = ("loss", "task", "kd", "cwd", "hakd", "proj", "auxiliary")
@@ -112,9 +112,9 @@ class RunLog:
             self.say(f"step {step}/{self._steps}  mIoU {evaluation.miou:.4f}  ({seconds:.1f} s)")
 
     def knowledge(self, step: int, reliability: float, weight: float) -> None:
-        """Means of KMM's reliability and KEM's weight over the labelled pixels of the val pictures."""
+        """Means of KMM's reliability and KEM's weight over the labelled pixels of the val pictures; NaN without any."""
         values = {"reliability": reliability, "weight": weight}
-        self._write({"event": "knowledge", "step": step, **values})
+        self._write({"event": "knowledge", "step": step} | {name: none_if_nan(value) for name, value in values.items()})
         self._scalars("knowledge", step, values)
 
     def picture(self, name: str, step: int, image: Tensor) -> None:

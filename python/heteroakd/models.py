@@ -111,6 +111,11 @@ def build_network(
     WeightsError where a file of weights does not fit.
     """
     if ":" in config.architecture:
+        if config.weights is not None and not is_weights_file(config.weights):
+            raise ValueError(
+                f"weights of the own network {config.architecture!r} must be null, for what its function sets, or a "
+                f"file {', '.join(SUFFIXES)}; got {config.weights!r}, perhaps by default or from another file"
+            )
         network = _build_own(config, num_classes)
         if load_weights and is_weights_file(config.weights):
             return network, f"{config.architecture}: {_from_file(network, config, whole)}"

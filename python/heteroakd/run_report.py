@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+import hetero_kernels
 from heteroakd.checkpoint import write_text
 from heteroakd.command_config import ReportRun
 from heteroakd.logs import TERMS
@@ -241,7 +242,7 @@ def _panels(groups: Sequence[Group]) -> list[Section]:
 
 
 def _costs(groups: Sequence[Group]) -> list[Section]:
-    """Time and memory of every group's loss, by the backend of its run and by the reference."""
+    """Time and memory of every group's loss, by the backend of its run and by all others that can run on its device."""
     rows: list[list[object]] = []
     seconds: dict[str, list[float | None]] = {}
     memory: dict[str, list[float | None]] = {}
@@ -252,7 +253,8 @@ def _costs(groups: Sequence[Group]) -> list[Section]:
         run = group.runs[0]
         if run.summary is None or "loss_inputs" not in run.summary:
             continue
-        backends = list(dict.fromkeys([run.summary["loss_backend"], "reference"]))
+        device_type = run.summary["device"].partition(":")[0]
+        backends = list(dict.fromkeys([run.summary["loss_backend"], *hetero_kernels.available_backends(device_type)]))
         print(f"measuring the loss of {group.name} by {', '.join(backends)}", flush=True)
         costs = {backend: measure_apart(run.path, backend) for backend in backends}
         failed += [f"{group.name}, {backend}: {cost}" for backend, cost in costs.items() if isinstance(cost, str)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from heteroakd.checkpoint import atomic_file
+from heteroakd.checkpoint import atomic_file, state_digest, tensor_bytes
 from heteroakd.command_config import DistillRun
 from heteroakd.config import ModelConfig
 from heteroakd.data import SegmentationData
@@ -84,31 +84,23 @@ class CachedTeacher(Teacher):
         return None
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    view: memoryview = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-    return view
-
-
 def _digest(image: Tensor) -> str:
-    return hashlib.blake2b(_bytes(image), digest_size=20).hexdigest()
+    return hashlib.blake2b(tensor_bytes(image), digest_size=20).hexdigest()
 
 
 def _checksum(tensors: list[Tensor]) -> int:
     checksum = 0
     for tensor in tensors:
-        checksum = zlib.crc32(_bytes(tensor), checksum)
+        checksum = zlib.crc32(tensor_bytes(tensor), checksum)
     return checksum
 
 
 def network_digest(network: TappedNetwork, config: ModelConfig | None = None) -> str:
-    """What tells trained networks apart: a digest of all weights, their names, the taps and, as networks of the same
-    weights may compute different things, the layers with their settings and what `config` builds the network of."""
+    """What tells trained networks apart: a digest of all weights, the taps and, as networks of the same weights may
+    compute different things, the layers with their settings and what `config` builds the network of."""
     built = None if config is None else (config.architecture, config.encoder, sorted(config.options.items()))
-    digest = hashlib.blake2b(f"{network.taps} {built} {network.network}".encode(), digest_size=8)
-    for name, tensor in network.network.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
+    weights = state_digest(network.network.state_dict())
+    return hashlib.blake2b(f"{network.taps} {built} {network.network} {weights}".encode(), digest_size=8).hexdigest()
 
 
 def open_cache(config: DistillRun, network: TappedNetwork, data: SegmentationData) -> CachedTeacher:
