@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from functools import partial
 
 import torch
 
 from heteroakd.batches import mix, training_batches
 from heteroakd.checkpoint import remove_leftovers, write_text
-from heteroakd.distiller import Distiller
-from heteroakd.distributed import is_main, largest_over_processes, on_main, rank, say, share_buffers, world_size
-from heteroakd.evaluate import Evaluation, evaluate
+from heteroakd.distributed import is_main, largest_over_processes, on_main, rank, say, world_size
+from heteroakd.evaluate import Evaluation
 from heteroakd.inference import check_options
-from heteroakd.interruption import StoppedError, StopRequest
+from heteroakd.interruption import StopRequest, stopped
 from heteroakd.keeper import Keeper
 from heteroakd.logs import NoLog, RunLog, peak_memory
 from heteroakd.loss_cost import describe_machine, loss_inputs
 from heteroakd.meter import Meter
 from heteroakd.optimization import TrainingStep, build_optimizer, synchronize_batch_norm
 from heteroakd.random_state import seed_generators
-from heteroakd.run import BEST, CONFUSION, LAST, SUMMARY, Run
-from heteroakd.visualize import write_pictures
+from heteroakd.run import CONFUSION, LAST, SUMMARY, Run
+from heteroakd.validation import Validation
 
 
 def train(run: Run, *, resume: bool = False) -> Evaluation:
@@ -79,21 +77,10 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
         progress=runtime.progress,
         tensorboard=runtime.tensorboard,
     )
-
-    def on_the_way(step: int) -> bool:
-        return _due(step, runtime.evaluate_every) and step < schedule.steps
-
-    def evaluate_on_the_way(step: int) -> None:
-        nonlocal best_miou
-        miou = _evaluate(run, take_step.evaluated, step, log, stop).miou
-        if miou > best_miou:
-            best_miou = miou
-            keeper.save(BEST, step, miou, best_miou)
-        keeper.save(LAST, step, miou, best_miou)
-
     with log, StopRequest() as stop:
-        if on_the_way(first_step) and not evaluated:  # where the run was stopped
-            evaluate_on_the_way(first_step)
+        validation = Validation(run, take_step, keeper, log, stop, best_miou)
+        if validation.due(first_step) and not evaluated:  # where the run was stopped
+            validation.measure(first_step)
         for step, (images, labels) in enumerate(meter.wait_for(batches), start=first_step + 1):
             meter.start_step()
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -105,19 +92,16 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
                 values = meter.means()
                 keeper.check_finite(step, values)
                 log.train(step, {**values, "lr": optimizer.param_groups[0]["lr"]})
-            if _due(step, runtime.save_every) or on_the_way(step) or step == schedule.steps or signal_number:
+            if _due(step, runtime.save_every) or validation.due(step) or step == schedule.steps or signal_number:
                 # Before an evaluation, which on a large set takes long, and may be cut off as training may.
-                keeper.save(LAST, step, math.nan, best_miou)
+                keeper.save(LAST, step, math.nan, validation.best_miou)
             if signal_number:
-                raise _stopped(run, step, signal_number)
-            if on_the_way(step):
-                evaluate_on_the_way(step)
+                raise stopped(step, schedule.steps, run.output / LAST, signal_number)
+            if validation.due(step):
+                validation.measure(step)
 
         peak = peak_memory(device)  # before the evaluation, whose images may be larger than the crops
-        evaluation = _evaluate(run, take_step.evaluated, schedule.steps, log, stop)
-    if runtime.evaluate_every and evaluation.miou > best_miou:
-        keeper.save(BEST, schedule.steps, evaluation.miou, evaluation.miou)
-    keeper.save(LAST, schedule.steps, evaluation.miou, max(best_miou, evaluation.miou))
+        evaluation = validation.measure(schedule.steps)
     summary = {
         "steps": schedule.steps,
         "resumed_at": first_step,
@@ -158,42 +142,3 @@ def _finished(run: Run) -> Evaluation | None:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _stopped(run: Run, step: int, signal_number: int) -> StoppedError:
-    return StoppedError(
-        f"stopped at step {step} of {run.schedule.steps}; the same command with --resume continues from "
-        f"{run.output / LAST}",
-        signal_number,
-    )
-
-
-def _evaluate(run: Run, distiller: Distiller, step: int, log: RunLog, stop: StopRequest) -> Evaluation:
-    started = time.perf_counter()
-    share_buffers(distiller.student)
-    evaluation = evaluate(
-        distiller.student,
-        run.data.val,
-        run.data.classes,
-        run.evaluation,
-        align_corners=run.align_corners,
-        workers=run.runtime.workers,
-        progress=run.runtime.progress in ("auto", "bar"),
-        stop=stop,
-    )
-    if signal_number := largest_over_processes(stop.signal_number or 0):
-        raise _stopped(run, step, signal_number)
-    log.evaluation(step, evaluation, time.perf_counter() - started)
-    if is_main():
-        write_pictures(
-            distiller,
-            run.teacher,
-            run.data,
-            count=run.runtime.pictures,
-            step=step,
-            folder=run.output,
-            log=log,
-            options=run.evaluation,
-            align_corners=run.align_corners,
-        )
-    return evaluation

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -17,6 +18,13 @@ class StoppedError(Exception):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+def stopped(step: int, steps: int, checkpoint: Path, signal_number: int) -> StoppedError:
+    """What a run of `steps` raises after `step` of them, when its checkpoint is written."""
+    return StoppedError(
+        f"stopped at step {step} of {steps}; the same command with --resume continues from {checkpoint}", signal_number
+    )
 
 
 class StopRequest:
