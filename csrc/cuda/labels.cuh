@@ -51,6 +51,11 @@ HK_DEVICE int64_t label_row(const Problem& p, int64_t image, int64_t y) {
   return image * p.labels.stride[0] + row * p.labels.stride[1];
 }
 
+// Where a pixel has its label in that row, as an offset.
+HK_DEVICE int64_t label_column(const Problem& p, int64_t x) {
+  return (p.labels.sampled ? nearest_index(x, p.columns.fine, p.labels.width) : x) * p.labels.stride[2];
+}
+
 template <class T, class Row, class Use>
 HK_DEVICE void each_label_of_runs(const T* labels, int rows, int columns, Row offset, Use use) {
   constexpr int kRows = 2, kRuns = sizeof(T) == 8 ? 2 : 1;  // of a thread, under way at once
@@ -86,8 +91,7 @@ HK_DEVICE void each_label(const Problem& p, int rows, int64_t x, int columns, Ro
   for (int row = threadIdx.x / kWarp; row < rows; row += blockDim.x / kWarp) {
     const int64_t start = offset(row);
     for (int i = threadIdx.x % kWarp; i < columns; i += kWarp) {
-      const int64_t column = labels.sampled ? nearest_index(x + i, p.columns.fine, labels.width) : x + i;
-      use(row, i, read_label(labels.data, labels.type, start + column * labels.stride[2]));
+      use(row, i, read_label(labels.data, labels.type, start + label_column(p, x + i)));
     }
   }
 }

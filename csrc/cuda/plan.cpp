@@ -113,9 +113,9 @@ ProjectedPlan make_plan(const ProjectedRequest& r, const Card& card) {
     weights += r.classes * r.channels[i];
     elements += r.batch * r.pixels * r.channels[i];
   }
-  // As many parts as fill the card, of at most an eighth of the features' size.
-  const int64_t enough = (card.multiprocessors + plan.columns[0] + plan.columns[1] - 1) / (plan.columns[0] + plan.columns[1]);
-  plan.splits = static_cast<int>(std::max<int64_t>(1, std::min({enough, elements / (8 * weights), plan.tiles})));
+  // As many parts as run at once (a block fills a multiprocessor), of at most half of the features' size.
+  const int64_t at_once = card.multiprocessors / (plan.columns[0] + plan.columns[1]);
+  plan.splits = static_cast<int>(std::max<int64_t>(1, std::min({at_once, elements / (2 * weights), plan.tiles})));
   plan.weight_slots = std::min(slices_of_warp + 1, kStreamedSlots);
   plan.weight_shared_bytes = 2 * array_bytes(8 * tiles * class_pitch(plan.pixels), 4) +
                              array_bytes(int64_t(plan.weight_slots) * kWarps * slice_words(plan.pixels, element_bytes), 4);

@@ -192,11 +192,7 @@ struct ProjectedTile {
     const int column = threadIdx.x / Shape::Lanes;
     const bool inside = column < tile.count;
     const int64_t n = tile.first + (inside ? column : 0), y = n / p.grid.width, x = n - y * p.grid.width;
-    const int64_t label_y = p.labels.sampled ? nearest_index(y, p.rows.fine, p.labels.height) : y;
-    const int64_t label_x = p.labels.sampled ? nearest_index(x, p.columns.fine, p.labels.width) : x;
-    const int64_t* stride = p.labels.stride;
-    const int64_t label =
-        read_label(p.labels.data, p.labels.type, tile.image * stride[0] + label_y * stride[1] + label_x * stride[2]);
+    const int64_t label = read_label(p.labels.data, p.labels.type, label_row(p, tile.image, y) + label_column(p, x));
     const int64_t* upstream = p.upstream_stride;
     const Pixel pixel = Pixel::make(
         Pixel::class_of(p, label), inside, p.upstream ? read(p.upstream + tile.image * upstream[0] + y * upstream[1] + x * upstream[2]) : 1.f);

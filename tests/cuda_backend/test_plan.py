@@ -101,15 +101,18 @@ def test_others_are_read_twice(card, classes, channels):
     assert not p["on_chip"] and not p["resident_weights"] and p["class_tiles"] * 8 >= classes
     assert max(p["shared_bytes"], p["weight_shared_bytes"]) <= CARDS[card][1] << 10
     assert p["weight_columns"] == tuple(-(-c // (128 * (24 // p["class_tiles"]))) for c in channels)
-    # Parts fill the card, but are small beside the features.
-    assert 1 <= p["weight_splits"] <= -(-CARDS[card][0] // sum(p["weight_columns"]))
-    assert 8 * p["weight_splits"] * classes * sum(channels) <= 8 * 64 * 128 * sum(channels)
+    # One round of blocks, whose parts are small beside the features.
+    assert p["weight_splits"] == max(1, CARDS[card][0] // sum(p["weight_columns"]))
+    assert 2 * p["weight_splits"] * classes * sum(channels) <= 8 * 64 * 128 * sum(channels)
 
 
 def test_few_pixels_make_few_blocks():
     p = projected_plan("H100", 19, (256, 512), grid=(16, 32), batch=1)
     assert p["tiles"] == p["blocks"] == 16
-    assert projected_plan("H100", 19, (512, 2048), grid=(16, 32), batch=1)["weight_splits"] == 3
+    # Parts of half of the features' size, however many multiprocessors there are.
+    for classes, batch in ((19, 1), (150, 8)):
+        p = projected_plan("H100", classes, (512, 512), grid=(16, 32), batch=batch)
+        assert p["weight_splits"] == batch * 16 * 32 // (2 * classes) < CARDS["H100"][0] // sum(p["weight_columns"])
 
 
 def test_features_that_fit_no_card():
