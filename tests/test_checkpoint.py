@@ -21,6 +21,7 @@ from heteroakd.checkpoint import (
     older,
     remove_leftovers,
     save_checkpoint,
+    state_digest,
     write_text,
 )
 from heteroakd.random_state import random_states, restore_random_states, seed_generators
@@ -196,6 +197,17 @@ def test_random_states_continue_the_stream_of_every_generator(tmp_path: Path) ->
     assert (draw(), draw()) == expected
     seed_generators(2**40)
     assert draw() == first
+
+
+def test_digests_tell_trained_networks_apart() -> None:
+    states = [checkpoint().network for _ in range(2)]
+    states += [{name: value.clone() for name, value in reversed(states[0].items())}]
+    digests = [state_digest(state) for state in states]
+    assert digests[0] == digests[2] != digests[1]
+    states[2]["weight"].view(-1)[-1] += 1
+    assert state_digest(states[2]) != digests[0]
+    extra = [state_digest({**states[0], "extra": {"a": value}}) for value in (1, 2)]  # from Module.get_extra_state
+    assert len({*extra, digests[0]}) == 3
 
 
 def test_flipped_bits_are_noticed(tmp_path: Path) -> None:

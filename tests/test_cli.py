@@ -129,6 +129,21 @@ def test_resume_by_the_command_line(workplace: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--schedule.seed", "-1"], "schedule.seed must lie in 0 to 2^63 - 1, got -1"),
+        (["--schedule.seed", str(2**64)], "schedule.seed must lie in 0 to 2^63 - 1, got 18446744073709551616"),
+        (["--output", " "], "output must name a folder, got ' '"),
+    ],
+)
+def test_values_that_no_run_can_have_are_named(
+    workplace: Path, capsys: pytest.CaptureFixture[str], option: list[str], message: str
+) -> None:
+    assert main([*distill(workplace, "never", "--method", "none"), *option]) == 1
+    assert message in capsys.readouterr().err and not (workplace / "never").exists()
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["distill", "--loss.tempratur", "4"], "unrecognized arguments: --loss.tempratur 4; did you mean loss.temp"),
@@ -150,6 +165,26 @@ def test_the_nearest_option_is_named(
         main(arguments)
     last = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code == 2 and message in last and ("did you mean" in last) == ("did you mean" in message)
+
+
+@pytest.mark.parametrize(
+    ("contents", "problem"),
+    [
+        (b"", "expected a mapping of options, got nothing"),
+        (b"- a\n- b\n", "expected a mapping of options, got list"),
+        (b"\xff\xfe\x00", "not a text file in UTF-8 (invalid start byte at byte 0)"),
+        (b"a: [1", "not YAML: while parsing a flow sequence"),
+    ],
+)
+def test_a_file_without_options_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], contents: bytes, problem: str
+) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_bytes(contents)
+    for arguments in (["--config", str(path)], [f"--config={path}"]):
+        with pytest.raises(SystemExit):
+            main(["distill", *arguments])
+        assert f"error: --config {path}: {problem}" in capsys.readouterr().err
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -403,7 +438,7 @@ def test_options_beat_files_wherever_they_stand(tmp_path: Path, separator: str) 
         (tmp_path / f"{name}.yaml").write_text(f"schedule: {{steps: {steps}, batch_size: {steps}}}\n")
         files.append(f"--config{separator}{tmp_path / name}.yaml".split(" "))
     given = ["distill", *files[0], "--schedule.steps", "7", "--method", "kd", *files[1], "--output", "x"]
-    parsed = build_parser().parse_args(files_first(given)).distill
+    parsed = build_parser().parse_args(files_first(given)[0]).distill
     assert (parsed.schedule.steps, parsed.schedule.batch_size) == (7, 4)
     assert (parsed.method, parsed.output) == ("kd", "x")
 

@@ -94,8 +94,9 @@ def test_comparison_continues_where_it_stopped(
     summary = tmp_path / "runs-compare" / "cwd-seed4" / "summary.json"
     summary.write_text(summary.read_text().replace(json.loads(summary.read_text())["teacher"], "another"))
     (tmp_path / "runs-compare" / "none-seed3" / "summary.json").unlink()
-    with pytest.raises(CheckpointError, match="cwd-seed4 has another teacher than the other runs"):
+    with pytest.raises(CheckpointError, match="another teacher than the one that is there now has cwd-seed4: it"):
         run_compare(config)
+    assert len(started) == 5
     with pytest.raises(CheckpointError, match=r"schedule\.steps \(2 there, 3 now\)"):
         run_compare(CompareRun(**{**vars(config), "schedule": ScheduleConfig(steps=3, batch_size=2)}))
 
@@ -164,6 +165,12 @@ def test_a_damaged_summary_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(compare, "_train", lambda run, processes: run_distill(run))
     config = replace(configuration(tmp_path), methods=["none"], seeds=[3])
     run_compare(config)
-    (tmp_path / "runs-compare" / "none-seed3" / "summary.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"none-seed3/summary\.json: no JSON"):
-        run_compare(config)
+    for contents, problem in {
+        "{": "no JSON",
+        "[1]": "no summary",
+        '{"miou": "x"}': "no summary",
+        "{}": "no sum",
+    }.items():
+        (tmp_path / "runs-compare" / "none-seed3" / "summary.json").write_text(contents)
+        with pytest.raises(CheckpointError, match=rf"none-seed3/summary\.json: {problem}"):
+            run_compare(config)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from heteroakd import evaluate as evaluation
+from heteroakd import validation
 from heteroakd.checkpoint import load_checkpoint, load_latest
 from heteroakd.cli import main
 from heteroakd.distiller import Distiller
@@ -34,10 +35,12 @@ runtime: {device: cpu, threads: 1, tensorboard: false, progress: none, pictures:
 
 @pytest.fixture(autouse=True)
 def as_on_a_terminal() -> Iterator[None]:
-    """A background job's SIGINT is ignored, and its children's."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A background job's SIGINT is ignored, and its children's; under nohup SIGHUP is."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def arguments(output: Path, *options: str) -> list[str]:
@@ -83,7 +86,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object
     monkeypatch.setattr(Distiller, "forward", acting)
 
 
-SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 
 @pytest.mark.parametrize(("number", "status"), SIGNALS)
@@ -151,6 +154,26 @@ def test_signal_during_an_evaluation_leaves_it_for_later(
         context.setattr(evaluation, "predict", predict)
         assert main(arguments(tmp_path / "cut", *options)) == 143
     assert images == 2 * at - 1 and load_checkpoint(tmp_path / "cut" / "last.pt").step == step
+    resume_and_compare_evaluations(tmp_path, options)
+
+
+def test_evaluation_whose_result_was_not_saved_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it had been killed between its line in the metrics and its checkpoint."""
+    options = ("--runtime.evaluate_every", "2", "--runtime.save_every", "0", "--data.val_images", "2")
+    assert main(arguments(tmp_path / "whole", *options)) == 0
+
+    def killed(*inputs: Any, **named: Any) -> None:
+        raise OSError("killed")
+
+    with monkeypatch.context() as context:
+        context.setattr(validation, "write_pictures", killed)
+        assert main(arguments(tmp_path / "cut", *options)) == 1
+    assert read_metrics(tmp_path / "cut" / "metrics.jsonl")[-1]["event"] == "evaluation"
+    resume_and_compare_evaluations(tmp_path, options)
+
+
+def resume_and_compare_evaluations(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Of the run in cut/ with the one in whole/."""
     assert main(arguments(tmp_path / "cut", *options, "--resume")) == 0
     ours, theirs = (
         [
@@ -230,6 +253,33 @@ def test_signal_to_the_process_group_leaves_the_workers_alone(
     assert errors.count("stopping after this step") == 1  # the workers have nothing to say
     step = load_checkpoint(tmp_path / "run" / "last.pt").step
     assert step >= 2 and f"stopped at step {step} of 100000" in errors
+
+
+@pytest.mark.parametrize("progress", ["none", "lines"])
+def test_reader_of_the_output_that_is_gone_costs_no_checkpoint(tmp_path: Path, progress: str) -> None:
+    """As of `2>&1 | tee log` on a terminal, where Ctrl-C ends tee at once."""
+    options = (*LONG, "--runtime.save_every", "0", "--runtime.progress", progress)
+    with command(arguments(tmp_path / "run", *options)) as process:
+        wait_for_step(tmp_path / "run", 2, process)
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        process.stderr.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        process.stdout = process.stderr = None
+    assert load_checkpoint(tmp_path / "run" / "last.pt").step >= 2
+
+
+def test_folder_belongs_to_one_run_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with command(arguments(tmp_path / "run", *LONG)) as process:
+        wait_for_step(tmp_path / "run", 2, process)
+        for flag in ("--resume_or_start", "--overwrite"):
+            assert main(arguments(tmp_path / "run", *LONG, flag)) == 1
+            assert f"{tmp_path}/run: another process is training into this folder" in capsys.readouterr().err
+        process.kill()
+        process.wait()
+    assert load_checkpoint(tmp_path / "run" / "last.pt").step >= 2
+    assert main(arguments(tmp_path / "run", "--overwrite")) == 0  # a lock does not outlive its process
 
 
 def test_killed_run_continues_from_its_last_checkpoint(tmp_path: Path, whole: Path) -> None:

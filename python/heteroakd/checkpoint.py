@@ -194,13 +194,15 @@ def load_state(target: Callable[[dict[str, Any]], object], state: dict[str, Any]
         raise CheckpointError(f"{source}: does not fit the configured network: {error}") from error
 
 
-def state_digest(state: dict[str, Tensor]) -> str:
+def state_digest(state: dict[str, Any]) -> str:
     """What tells trained networks apart: a digest of the names and values in a state_dict."""
     digest = hashlib.blake2b(digest_size=8)
-    for name in sorted(state):
-        tensor = state[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor_bytes(tensor))
+    for name, value in sorted(state.items()):
+        if isinstance(value, Tensor) and value.layout == torch.strided:
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(tensor_bytes(value))
+        else:  # a module's own extra state
+            digest.update(f"{name} {value!r}".encode())
     return digest.hexdigest()
 
 

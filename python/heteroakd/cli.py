@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
+from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser, Namespace
 
 from heteroakd.command_config import (
@@ -25,7 +27,7 @@ from heteroakd.command_config import (
     ReportRun,
     TeacherRun,
 )
-from heteroakd.interruption import StoppedError
+from heteroakd.interruption import StoppedError, reader_may_leave
 
 COMMANDS: dict[str, tuple[type[Any], str]] = {
     "teacher": (TeacherRun, "train a teacher on labels alone"),
@@ -50,7 +52,7 @@ class _Parser(ArgumentParser):
         parser: ArgumentParser = getattr(ex, "subcommand_parser", None) or self
         if unknown := UNKNOWN.search(message):
             known = parser.get_defaults(skip_validation=True).keys()
-            if near := get_close_matches(unknown[1] or unknown[2], known):
+            if near := get_close_matches(unknown[1] or unknown[2], known, cutoff=0.75):
                 message += f"; did you mean {' or '.join(near)}?"
         super().error(message, ex)
 
@@ -98,7 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     With HETEROAKD_DEBUG=1 in the environment errors keep their tracebacks.
     """
     parser = build_parser()
-    parsed = parser.parse_args(files_first(sys.argv[1:] if arguments is None else arguments))
+    ordered, files = files_first(sys.argv[1:] if arguments is None else arguments)
+    for file in files:
+        if problem := config_problem(Path(file)):
+            parser.error(f"--config {file}: {problem}")
+    parsed = parser.parse_args(ordered)
     name = parsed.command
     config_class = COMMANDS[name][0]
     for field in dataclasses.fields(config_class):
@@ -114,31 +120,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         if os.environ.get("HETEROAKD_DEBUG") == "1":
             raise
-        print(f"heteroakd {name}: error: {_message(error)}", file=sys.stderr)
-        return 1
+        status, text = 1, f"error: {_message(error)}"
     except StoppedError as stopped:
-        print(f"heteroakd {name}: {stopped}", file=sys.stderr)
-        return 128 + stopped.signal_number
+        status, text = 128 + stopped.signal_number, str(stopped)
     except KeyboardInterrupt:
-        print(f"heteroakd {name}: interrupted", file=sys.stderr)
-        return 130
-    return 0
+        status, text = 130, "interrupted"
+    else:
+        return 0
+    with reader_may_leave(sys.stderr):
+        print(f"heteroakd {name}: {text}", file=sys.stderr, flush=True)
+    return status
 
 
-def files_first(arguments: Sequence[str]) -> list[str]:
-    """The arguments with every --config right behind the command: the parser lets the later one win, so that a file
-    would replace the options before it."""
+def files_first(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments with every --config right behind the command, as the parser lets the later one win, so that a file
+    would replace the options before it; and the files."""
     files: list[str] = []
     others: list[str] = []
     remaining = iter(arguments)
     for argument in remaining:
-        if argument == "--config":
-            files += [argument, *islice(remaining, 1)]
-        elif argument.startswith("--config="):
-            files.append(argument)
+        name, equals, value = argument.partition("=")
+        if name == "--config":
+            files += [value] if equals else islice(remaining, 1)
         else:
             others.append(argument)
-    return [*others[:1], *files, *others[1:]]
+    return [*others[:1], *(f"--config={file}" for file in files), *others[1:]], files
+
+
+def config_problem(file: Path) -> str | None:
+    """Why a file that is there holds no options, where the parser would not say so."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        contents = yaml.safe_load(text)
+    except OSError:
+        return None  # the parser names it
+    except UnicodeDecodeError as error:
+        return f"not a text file in UTF-8 ({error.reason} at byte {error.start})"
+    except yaml.YAMLError as error:
+        return f"not YAML: {error}"
+    if not isinstance(contents, dict):
+        return f"expected a mapping of options, got {'nothing' if contents is None else type(contents).__name__}"
+    return None
 
 
 def _message(error: Exception) -> str:

@@ -121,11 +121,16 @@ Named = TypeVar("Named", TeacherRun, DistillRun, CompareRun)
 
 
 def fill_names(config: Named, method: str) -> Named:
-    """The configuration with {data} and {method} in its paths replaced, so that one file serves several data sets."""
+    """The configuration with {data} and {method} in its paths replaced, so that one file serves several data sets.
+
+    Raises ValueError for an output without a name.
+    """
 
     def fill(path: str) -> str:
         return path.replace("{data}", config.data.name).replace("{method}", method)
 
+    if not config.output.strip():
+        raise ValueError(f"output must name a folder, got {config.output!r}")
     config = replace(config, output=fill(config.output))
     if not isinstance(config, TeacherRun):
         config = replace(config, teacher=replace(config.teacher, checkpoint=fill(config.teacher.checkpoint)))

@@ -20,6 +20,7 @@ from heteroakd.distiller import METHODS, Distiller, Teacher, build_distiller
 from heteroakd.distributed import choose_device, main_first, on_main, process_group, say, world_size
 from heteroakd.engine import train
 from heteroakd.evaluate import Evaluation, evaluate
+from heteroakd.folder_lock import only_run_in
 from heteroakd.logs import METRICS_FILE
 from heteroakd.models import build_tapped
 from heteroakd.projections import evaluate_projections, projections_table, run_with_projectors
@@ -173,8 +174,9 @@ def _train(run: Run, start: _Start) -> Evaluation:
     )
     text = recipe(run)
     say(text)
-    on_main(partial(_prepare, run, start, text))
-    evaluation = train(run, resume=start.resume)
+    with only_run_in(run.output):
+        on_main(partial(_prepare, run, start, text))
+        evaluation = train(run, resume=start.resume)
     say(evaluation.table())
     return evaluation
 

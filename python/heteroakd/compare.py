@@ -38,8 +38,8 @@ class RunFailedError(OSError):
 def run_compare(config: CompareRun) -> Path:
     """Run what is missing, write the tables after every run; returns the path of the Markdown table.
 
-    Raises RunFailedError where a run fails, StoppedError at SIGINT and SIGTERM (after the step that runs, with its
-    checkpoint), CheckpointError where the folder holds runs of other options or of another teacher, ValueError for
+    Raises RunFailedError where a run fails, StoppedError at SIGINT, SIGTERM and SIGHUP (after the step that runs, with
+    its checkpoint), CheckpointError where the folder holds runs of other options or of another teacher, ValueError for
     wrong options.
     """
     for name, values in (("methods", config.methods), ("seeds", config.seeds)):
@@ -60,17 +60,17 @@ def run_compare(config: CompareRun) -> Path:
             results[run.method][run.schedule.seed] = summary
     missing = [run for run in runs if run.schedule.seed not in results[run.method]]
     print(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before", flush=True)
-    if config.teacher.model is None and any(run.method != "none" for run in missing):
-        check_one_teacher(folder, results, state_digest(load_checkpoint(config.teacher.checkpoint).network))
     for run in missing:
+        if config.methods != ["none"]:
+            check_one_teacher(folder, results, teacher_digest(config))
         print(f"\n== {run.output}", flush=True)
         _train(run, config.processes)
         summary = finished(run)
         if summary is None:
             raise RunFailedError(f"{run.output}: ended without {SUMMARY} of its last step")
         results[run.method][run.schedule.seed] = summary
-        check_one_teacher(folder, results)
         _write(folder, config, results)
+    check_one_teacher(folder, results)
     _write(folder, config, results)
     print(f"\n{markdown(config, results)}\nwritten: {folder / TABLE}, {folder / RESULTS}", flush=True)
     print(f"as a page, with curves and pictures: heteroakd report --runs '[{folder}]'", flush=True)
@@ -100,21 +100,33 @@ def finished(run: DistillRun) -> dict[str, Any] | None:
         summary: dict[str, Any] = json.loads(summary_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{summary_file}: no JSON: {error}; without it, the run writes another") from error
+    if not isinstance(summary, dict) or not isinstance(summary.get("miou", ""), float | None):
+        raise CheckpointError(f"{summary_file}: no summary of a run; without it, the run writes another")
     return summary
 
 
+def teacher_digest(config: CompareRun) -> str:
+    """What tells the teacher that is there now from others; empty for a network without a checkpoint of ours."""
+    return state_digest(load_checkpoint(config.teacher.checkpoint).network) if config.teacher.model is None else ""
+
+
 def check_one_teacher(folder: Path, results: Results, digest: str = "") -> None:
-    """Raises CheckpointError where finished runs have different teachers, or another one than that of the digest."""
-    for method, summaries in results.items():
-        for seed, summary in summaries.items():
-            theirs = summary.get("teacher", "")
-            if theirs and digest and theirs != digest:
-                raise CheckpointError(
-                    f"{folder}: {method}-seed{seed} has another teacher than the other runs, or the ones to come: it "
-                    "was trained again since, and differences would mean nothing. Put the old one back, or begin "
-                    "another comparison by another --output"
-                )
-            digest = digest or theirs
+    """Raises CheckpointError, naming them, where finished runs have another teacher than that of the digest or, without
+    one, than the first of them."""
+    known = {
+        f"{method}-seed{seed}": summary["teacher"]
+        for method, summaries in results.items()
+        for seed, summary in summaries.items()
+        if summary.get("teacher")
+    }
+    expected = digest or next(iter(known.values()), "")
+    others = [name for name, theirs in known.items() if theirs != expected]
+    if others:
+        than = "the one that is there now" if digest else next(iter(known))
+        raise CheckpointError(
+            f"{folder}: another teacher than {than} has {', '.join(others)}: it was trained again since, and "
+            "differences would mean nothing. Put the old one back, or delete these folders and have them run again"
+        )
 
 
 def _train(run: DistillRun, processes: int) -> None:
@@ -139,8 +151,8 @@ def _train(run: DistillRun, processes: int) -> None:
                 except subprocess.TimeoutExpired:
                     continue
         finally:
-            if process.poll() is None:
-                process.kill()
+            if process.poll() is None:  # a second Ctrl-C
+                (process.kill if processes == 1 else process.terminate)()  # torchrun alone can end its processes
                 process.wait()
         if stop.signal_number is not None:
             raise StoppedError(f"stopped in {run.output}; the same command continues there", stop.signal_number)

@@ -6,6 +6,7 @@ Without torchrun there is one process, every function here works, and none of th
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from heteroakd.interruption import reader_may_leave
 
 Value = TypeVar("Value")
 
@@ -35,7 +38,8 @@ def is_main() -> bool:
 def say(text: str) -> None:
     """Print a line, once for all processes."""
     if is_main():
-        print(text, flush=True)
+        with reader_may_leave(sys.stdout):
+            print(text, flush=True)
 
 
 def choose_device(name: str, threads: int | None) -> torch.device:

@@ -30,8 +30,8 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
     Writes into `run.output`: last.pt and those before it (and best.pt where evaluations happen on the way),
     metrics.jsonl, TensorBoard events, pictures/ and summary.json. With `resume`, continues from last.pt or, where that
     is damaged, from the one before it; on a CPU with the same number of threads the result is bit for bit that of the
-    uninterrupted run, and a run that is finished is left as it is. At SIGINT and SIGTERM it finishes the step, leaves
-    evaluations for later, writes last.pt and raises StoppedError.
+    uninterrupted run, and a run that is finished is left as it is. At SIGINT, SIGTERM and SIGHUP it finishes the step,
+    leaves evaluations for later, writes last.pt and raises StoppedError.
 
     Raises CheckpointError where there is nothing fitting to resume, DivergedError when loss or network are not finite
     (no such network is ever saved), and OSError where a file cannot be written.
@@ -73,6 +73,7 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
     log = (RunLog if is_main() else NoLog)(
         run.output,
         first_step=first_step,
+        evaluated=evaluated,
         steps=schedule.steps,
         progress=runtime.progress,
         tensorboard=runtime.tensorboard,

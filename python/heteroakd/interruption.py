@@ -1,14 +1,18 @@
-"""Ctrl-C and SIGTERM: a run ends after the step it is at, with a checkpoint, instead of in the middle of it."""
+"""Ctrl-C, SIGTERM, SIGHUP: a run ends after the step it is at, with a checkpoint, instead of in the middle of it."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a batch system's notice, a terminal that is closed."""
 _NOTE = b"\nstopping after this step, with a checkpoint; Ctrl-C once more stops at once, without\n"
 
 
@@ -28,10 +32,10 @@ def stopped(step: int, steps: int, checkpoint: Path, signal_number: int) -> Stop
 
 
 class StopRequest:
-    """While the context lasts, the first SIGINT or SIGTERM is noted in `signal_number`.
+    """While the context lasts, the first of SIGNALS is noted in `signal_number`.
 
-    A SIGINT after it raises KeyboardInterrupt; a SIGTERM after it says nothing new: `timeout`, and torchrun under a
-    batch system, pass on what the process itself gets, too. A signal that is ignored stays so; outside of the main
+    A SIGINT after it raises KeyboardInterrupt; another says nothing new: `timeout`, and torchrun under a batch system,
+    pass on what the process itself gets, too. A signal that is ignored stays so; outside of the main
     thread, where Python allows no handlers, nothing changes.
     """
 
@@ -41,7 +45,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and a script's "&" want it
                     self._previous[number] = signal.signal(number, self._note)
         return self
@@ -53,9 +57,20 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is None:
             self.signal_number = number
-            os.write(2, _NOTE)  # print() may be what the signal interrupted
+            with suppress(OSError):  # of a terminal that is gone
+                os.write(2, _NOTE)  # print() may be what the signal interrupted
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def reader_may_leave(stream: TextIO) -> Iterator[None]:
+    """What cannot be written to a terminal or pipe any more is dropped, then and later: `| tee log`, which the Ctrl-C
+    that stops a run ends too, must not cost the run its checkpoint."""
+    try:
+        yield
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else what is buffered fails once more at exit
 
 
 def leave_signals_to_the_parent(worker: int) -> None:

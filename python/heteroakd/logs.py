@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from heteroakd.checkpoint import write_text
 from heteroakd.evaluate import Evaluation, none_if_nan
+from heteroakd.interruption import reader_may_leave
 
 METRICS_FILE = "metrics.jsonl"
 TERMS = ("loss", "task", "kd", "cwd", "hakd", "proj", "auxiliary")
@@ -32,6 +33,7 @@ class RunLog:
     Args:
         folder: output folder of the run.
         first_step: steps already taken; what the files say beyond it, of a run that was cut off, is dropped.
+        evaluated: whether the evaluation after them was completed; else what the files say of it is dropped, too.
         steps: steps of the whole run.
         progress: "auto", "bar", "lines" or "none".
         tensorboard: write events as well.
@@ -42,13 +44,18 @@ class RunLog:
         folder: Path,
         *,
         first_step: int,
+        evaluated: bool = True,
         steps: int,
         progress: Literal["auto", "bar", "lines", "none"],
         tensorboard: bool,
     ) -> None:
         self.path = folder / METRICS_FILE
         self._events = folder / "events.out.tfevents"
-        kept = [line for line in read_metrics(self.path) if line["step"] <= first_step] if first_step else []
+        kept = [
+            line
+            for line in (read_metrics(self.path) if first_step else [])
+            if line["step"] < first_step or (line["step"] == first_step and (evaluated or line["event"] == "train"))
+        ]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder), purge_step=first_step + 1) if tensorboard else None
@@ -125,8 +132,9 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """A line on stdout that leaves the bar whole."""
-        self._bar.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        with reader_may_leave(sys.stdout):
+            self._bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
     def _eta(self, step: int) -> str:
         per_step = (time.monotonic() - self._started) / max(1, step - self._first_step)
