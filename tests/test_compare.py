@@ -93,7 +93,7 @@ def test_comparison_continues_where_it_stopped(
     assert "| cwd | 2 |" in table.read_text()
     summary = tmp_path / "runs-compare" / "cwd-seed4" / "summary.json"
     summary.write_text(summary.read_text().replace(json.loads(summary.read_text())["teacher"], "another"))
-    (tmp_path / "runs-compare" / "none-seed3" / "summary.json").unlink()
+    (tmp_path / "runs-compare" / "cwd-seed3" / "summary.json").unlink()
     with pytest.raises(CheckpointError, match="another teacher than the one that is there now has cwd-seed4: it"):
         run_compare(config)
     assert len(started) == 5

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from heteroakd.distributed import say
 from heteroakd.evaluate import Evaluation
 from heteroakd.logs import RunLog, read_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -33,6 +36,27 @@ def test_bar_and_lines_say_how_fast_and_how_long(tmp_path: Path, capsys: pytest.
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("step 1/2  loss 1.500 task 1.250  0.500 s/step  7.5 images/s  ETA 00:")
     assert lines[-1].startswith("step 2/2  mIoU 0.7750")
+
+
+@pytest.mark.parametrize("progress", ["bar", "lines"])
+def test_reader_that_left_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: str) -> None:
+    readers = []
+    for name in ("stdout", "stderr"):
+        reader, writer = os.pipe()
+        readers.append(reader)
+        monkeypatch.setattr(sys, name, os.fdopen(writer, "w", buffering=1))
+    with RunLog(tmp_path, first_step=0, steps=2, progress=progress, tensorboard=False) as log:  # type: ignore[arg-type]
+        log._bar.mininterval = 0
+        for reader in readers:
+            os.close(reader)
+        for step in (1, 2):
+            log.advance()
+            log.train(step, TRAIN)
+            log.say("a line")
+            say("another")
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+    sys.stdout.flush()  # what was buffered is gone, too
+    sys.stderr.flush()
 
 
 def test_lines_and_tensorboard_hold_the_same(tmp_path: Path) -> None:

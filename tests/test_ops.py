@@ -246,7 +246,7 @@ def test_operators_that_a_backend_lacks_go_to_the_next_that_has_them(monkeypatch
     monkeypatch.delenv("HETERO_KERNELS_BACKEND", raising=False)
     backends._automatic.cache_clear()
     try:
-        assert available_backends("cuda") == ("cuda", "triton", "reference")
+        assert available_backends("cuda") == available_backends("cuda:1") == ("cuda", "triton", "reference")
         assert backends.select_among(("cpu", "triton"), None, "cuda") == "triton"
         assert backends.select_among(("cpu",), None, "cuda") == "cuda"
         assert backends.select_among(("cpu", "triton"), "cuda", "cuda") == "cuda"

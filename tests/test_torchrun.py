@@ -66,10 +66,11 @@ def test_notice_to_torchrun_is_followed_by_a_checkpoint(workplace: Path) -> None
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=120)
     finally:
-        process.kill()
-        process.communicate()
+        if process.poll() is None:
+            process.terminate()  # torchrun alone can end its processes
+            process.communicate(timeout=120)
     assert process.returncode != 0 and "DataLoader worker" not in errors
     checkpoint = load_checkpoint(workplace / "noticed" / "last.pt")
     assert checkpoint.step >= 2 and f"stopped at step {checkpoint.step} of 100000" in errors

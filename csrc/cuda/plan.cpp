@@ -113,7 +113,7 @@ ProjectedPlan make_plan(const ProjectedRequest& r, const Card& card) {
     weights += r.classes * r.channels[i];
     elements += r.batch * r.pixels * r.channels[i];
   }
-  // As many parts as run at once (a block fills a multiprocessor), of at most half of the features' size.
+  // As many parts as run at once (a block fills a multiprocessor), with at most half as many elements as the features.
   const int64_t at_once = card.multiprocessors / (plan.columns[0] + plan.columns[1]);
   plan.splits = static_cast<int>(std::max<int64_t>(1, std::min({at_once, elements / (2 * weights), plan.tiles})));
   plan.weight_slots = std::min(slices_of_warp + 1, kStreamedSlots);

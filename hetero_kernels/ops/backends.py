@@ -42,14 +42,18 @@ def unavailable(backend: str) -> str | None:
 
 
 def available(device: str) -> tuple[str, ...]:
-    """Names of the backends that can run for tensors on ``device`` ("cpu", "cuda", ...), the one that an automatic
-    choice prefers first; the reference, which runs everywhere, last."""
-    return tuple(b for b in _BY_DEVICE.get(device, ("reference",)) if unavailable(b) is None)
+    """Names of the backends that can run for tensors on ``device`` ("cpu", "cuda", "cuda:1", ...), the one that an
+    automatic choice prefers first; the reference, which runs everywhere, last."""
+    return tuple(b for b in _candidates(device) if unavailable(b) is None)
+
+
+def _candidates(device: str) -> tuple[str, ...]:
+    return _BY_DEVICE.get(device.partition(":")[0], ("reference",))
 
 
 @functools.cache
 def _automatic(device: str) -> str:
-    candidates = _BY_DEVICE.get(device, ("reference",))
+    candidates = _candidates(device)
     backend = available(device)[0]
     if backend != candidates[0]:
         reasons = "; ".join(f"{b}: {unavailable(b)}" for b in candidates[: candidates.index(backend)])

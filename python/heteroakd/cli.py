@@ -140,9 +140,9 @@ def files_first(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     remaining = iter(arguments)
     for argument in remaining:
         name, equals, value = argument.partition("=")
-        if name == "--config":
-            files += [value] if equals else islice(remaining, 1)
-        else:
+        if name == "--config" and (found := [value] if equals else list(islice(remaining, 1))):
+            files += found
+        else:  # a --config without a file, too: the parser says so
             others.append(argument)
     return [*others[:1], *(f"--config={file}" for file in files), *others[1:]], files
 

@@ -53,8 +53,7 @@ def run_teacher(
 
 
 def _run_teacher(config: TeacherRun, device: torch.device, start: _Start) -> Evaluation:
-    output = Path(config.output)
-    start = on_main(partial(check_output, output, start))
+    on_main(partial(check_output, Path(config.output), start))
     backend = select_backend(config.loss, device)
     data = build_data(config.data)
     seed_generators(config.schedule.seed)
@@ -100,8 +99,7 @@ def _run_distill(config: DistillRun, device: torch.device, start: _Start) -> Eva
         teacher = Teacher(teacher_network)
         if config.runtime.teacher_cache is not None:
             teacher = open_cache(config, teacher_network, data)
-    output = Path(config.output)
-    start = on_main(partial(check_output, output, start))
+    on_main(partial(check_output, Path(config.output), start))
     seed_generators(config.schedule.seed)  # here, so that the teacher leaves the student's initialisation alone
     with main_first():
         student, loaded = build_tapped(config.student, num_classes, auxiliary=True)
@@ -175,6 +173,7 @@ def _train(run: Run, start: _Start) -> Evaluation:
     text = recipe(run)
     say(text)
     with only_run_in(run.output):
+        start = on_main(partial(check_output, run.output, start))  # again: a run may have ended there meanwhile
         on_main(partial(_prepare, run, start, text))
         evaluation = train(run, resume=start.resume)
     say(evaluation.table())

@@ -22,6 +22,7 @@ from heteroakd.checkpoint import (
 from heteroakd.command_config import CompareRun, DistillRun, completed, fill_names
 from heteroakd.config import Method, to_dict
 from heteroakd.distiller import METHODS
+from heteroakd.distributed import say
 from heteroakd.interruption import StoppedError, StopRequest
 from heteroakd.run import LAST, SUMMARY
 from heteroakd.statistics import mean_and_spread, paired_difference
@@ -50,7 +51,7 @@ def run_compare(config: CompareRun) -> Path:
     if config.processes < 1:
         raise ValueError(f"processes must be at least 1, got {config.processes}")
     if config.method is not None:
-        print(f"method {config.method} is not used: compared are the methods {', '.join(config.methods)}", flush=True)
+        say(f"method {config.method} is not used: compared are the methods {', '.join(config.methods)}")
     config = fill_names(config, "compare")
     folder = Path(config.output)
     runs = [distill_run(config, method, seed) for seed in config.seeds for method in config.methods]
@@ -59,11 +60,12 @@ def run_compare(config: CompareRun) -> Path:
         if summary := finished(run):
             results[run.method][run.schedule.seed] = summary
     missing = [run for run in runs if run.schedule.seed not in results[run.method]]
-    print(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before", flush=True)
+    say(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before")
+    needs_teacher = any(run.method != "none" for run in missing)
     for run in missing:
-        if config.methods != ["none"]:
+        if needs_teacher:
             check_one_teacher(folder, results, teacher_digest(config))
-        print(f"\n== {run.output}", flush=True)
+        say(f"\n== {run.output}")
         _train(run, config.processes)
         summary = finished(run)
         if summary is None:
@@ -72,8 +74,8 @@ def run_compare(config: CompareRun) -> Path:
         _write(folder, config, results)
     check_one_teacher(folder, results)
     _write(folder, config, results)
-    print(f"\n{markdown(config, results)}\nwritten: {folder / TABLE}, {folder / RESULTS}", flush=True)
-    print(f"as a page, with curves and pictures: heteroakd report --runs '[{folder}]'", flush=True)
+    say(f"\n{markdown(config, results)}\nwritten: {folder / TABLE}, {folder / RESULTS}")
+    say(f"as a page, with curves and pictures: heteroakd report --runs '[{folder}]'")
     return folder / TABLE
 
 

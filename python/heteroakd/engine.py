@@ -20,7 +20,7 @@ from heteroakd.loss_cost import describe_machine, loss_inputs
 from heteroakd.meter import Meter
 from heteroakd.optimization import TrainingStep, build_optimizer, synchronize_batch_norm
 from heteroakd.random_state import seed_generators
-from heteroakd.run import CONFUSION, LAST, SUMMARY, Run
+from heteroakd.run import CONFUSION, LAST, SUMMARY, Run, due
 from heteroakd.validation import Validation
 
 
@@ -73,7 +73,7 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
     log = (RunLog if is_main() else NoLog)(
         run.output,
         first_step=first_step,
-        evaluated=evaluated,
+        evaluated=evaluated and first_step < schedule.steps,  # the last one is repeated where there is no summary
         steps=schedule.steps,
         progress=runtime.progress,
         tensorboard=runtime.tensorboard,
@@ -89,11 +89,11 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
             log.advance()
             signal_number = largest_over_processes(stop.signal_number or 0)  # all of them stop after the same step
 
-            if _due(step, runtime.log_every) or step == schedule.steps:
+            if due(step, runtime.log_every) or step == schedule.steps:
                 values = meter.means()
                 keeper.check_finite(step, values)
                 log.train(step, {**values, "lr": optimizer.param_groups[0]["lr"]})
-            if _due(step, runtime.save_every) or validation.due(step) or step == schedule.steps or signal_number:
+            if due(step, runtime.save_every) or validation.due(step) or step == schedule.steps or signal_number:
                 # Before an evaluation, which on a large set takes long, and may be cut off as training may.
                 keeper.save(LAST, step, math.nan, validation.best_miou)
             if signal_number:
@@ -139,7 +139,3 @@ def _finished(run: Run) -> Evaluation | None:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # damaged or not there: the evaluation is done again
     return None
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

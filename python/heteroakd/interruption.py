@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -65,12 +66,15 @@ class StopRequest:
 
 @contextmanager
 def reader_may_leave(stream: TextIO) -> Iterator[None]:
-    """What cannot be written to a terminal or pipe any more is dropped, then and later: `| tee log`, which the Ctrl-C
-    that stops a run ends too, must not cost the run its checkpoint."""
+    """What cannot be written to a terminal, pipe or full disk is dropped: `| tee log`, which the Ctrl-C that stops a
+    run ends too, must not cost it its checkpoint."""
     try:
         yield
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else what is buffered fails once more at exit
+    except OSError as error:
+        if error.errno in (errno.EPIPE, errno.EIO):  # for good: and what is buffered must not fail once more at exit
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def leave_signals_to_the_parent(worker: int) -> None:

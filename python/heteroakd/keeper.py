@@ -18,7 +18,7 @@ from heteroakd.checkpoint import (
 )
 from heteroakd.command_config import completed
 from heteroakd.distiller import Distiller
-from heteroakd.distributed import gather, on_main, rank
+from heteroakd.distributed import gather, on_main, rank, say
 from heteroakd.logs import TERMS
 from heteroakd.optimization import TrainingStep
 from heteroakd.random_state import random_states, restore_random_states
@@ -98,8 +98,8 @@ class Keeper:
     def _find(self) -> None:
         """Make the youngest checkpoint that can be read last.pt."""
         last = self.run.output / LAST
-        path, checkpoint = load_latest(last, lambda error: print(f"passed over: {error}", flush=True))
-        print(f"resuming from {path}, step {checkpoint.step}", flush=True)
+        path, checkpoint = load_latest(last, lambda error: say(f"passed over: {error}"))
+        say(f"resuming from {path}, step {checkpoint.step}")
         saved = completed(checkpoint.kind, checkpoint.config, str(path))
         check_same_run(path, saved, self.run.config, may_differ={"runtime", "output"})
         if checkpoint.teacher and checkpoint.teacher != self.teacher:

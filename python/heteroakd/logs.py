@@ -78,7 +78,8 @@ class RunLog:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._bar.close()
+        with reader_may_leave(sys.stderr):
+            self._bar.close()
         for closed in (self._file, self._board):
             # What cannot be written was said when it was tried; here it would hide the error that ends the run.
             with suppress(OSError) if exception[0] is not None else nullcontext():
@@ -87,7 +88,8 @@ class RunLog:
 
     def advance(self) -> None:
         """One more step was taken."""
-        self._bar.update()
+        with reader_may_leave(sys.stderr):
+            self._bar.update()
 
     def train(self, step: int, values: dict[str, float]) -> None:
         """Numbers averaged over the steps since the last call: loss terms, learning rate, seconds."""

@@ -44,3 +44,8 @@ class Run:
     """How the network is applied to the val images."""
     align_corners: bool = False
     """How evaluation interpolates the logits."""
+
+
+def due(step: int, every: int) -> bool:
+    """Whether what happens after every so many steps (0: never) follows this one."""
+    return every > 0 and step % every == 0

@@ -253,8 +253,8 @@ def _costs(groups: Sequence[Group]) -> list[Section]:
         run = group.runs[0]
         if run.summary is None or "loss_inputs" not in run.summary:
             continue
-        device_type = run.summary["device"].partition(":")[0]
-        backends = list(dict.fromkeys([run.summary["loss_backend"], *hetero_kernels.available_backends(device_type)]))
+        able = hetero_kernels.available_backends(run.summary["device"])
+        backends = list(dict.fromkeys([run.summary["loss_backend"], *able]))
         print(f"measuring the loss of {group.name} by {', '.join(backends)}", flush=True)
         costs = {backend: measure_apart(run.path, backend) for backend in backends}
         failed += [f"{group.name}, {backend}: {cost}" for backend, cost in costs.items() if isinstance(cost, str)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 import zlib
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from heteroakd.config import ModelConfig
 from heteroakd.data import SegmentationData
 from heteroakd.distiller import Teacher
 from heteroakd.distributed import say
+from heteroakd.interruption import reader_may_leave
 from heteroakd.optimization import PRECISIONS
 from heteroakd.taps import TappedNetwork, TappedOutput, probe
 
@@ -80,7 +82,8 @@ class CachedTeacher(Teacher):
                 return tensors
         except Exception:  # zip, pickle and OS errors: torch documents no common kind
             pass
-        print(f"runtime.teacher_cache: {path} is damaged, computed anew", flush=True)
+        with reader_may_leave(sys.stdout):
+            print(f"runtime.teacher_cache: {path} is damaged, computed anew", flush=True)
         return None
 
 

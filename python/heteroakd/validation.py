@@ -10,7 +10,7 @@ from heteroakd.interruption import StopRequest, stopped
 from heteroakd.keeper import Keeper
 from heteroakd.logs import RunLog
 from heteroakd.optimization import TrainingStep
-from heteroakd.run import BEST, LAST, Run
+from heteroakd.run import BEST, LAST, Run, due
 from heteroakd.visualize import write_pictures
 
 
@@ -38,8 +38,7 @@ class Validation:
 
     def due(self, step: int) -> bool:
         """Whether an evaluation on the way follows the step."""
-        every = self.run.runtime.evaluate_every
-        return every > 0 and step % every == 0 and step < self.run.schedule.steps
+        return due(step, self.run.runtime.evaluate_every) and step < self.run.schedule.steps
 
     def measure(self, step: int) -> Evaluation:
         """Evaluate after a step whose last.pt is written. Every process must call this.

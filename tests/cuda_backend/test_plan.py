@@ -109,7 +109,7 @@ def test_others_are_read_twice(card, classes, channels):
 def test_few_pixels_make_few_blocks():
     p = projected_plan("H100", 19, (256, 512), grid=(16, 32), batch=1)
     assert p["tiles"] == p["blocks"] == 16
-    # Parts of half of the features' size, however many multiprocessors there are.
+    # Parts of half as many elements as the features, however many multiprocessors there are.
     for classes, batch in ((19, 1), (150, 8)):
         p = projected_plan("H100", classes, (512, 512), grid=(16, 32), batch=batch)
         assert p["weight_splits"] == batch * 16 * 32 // (2 * classes) < CARDS["H100"][0] // sum(p["weight_columns"])
