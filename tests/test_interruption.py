@@ -233,7 +233,8 @@ def wait_for_step(output: Path, step: int, process: subprocess.Popen[str]) -> No
         ended = process.poll() is not None  # before the look at the file: it may end in between
         if any(line["step"] >= step for line in read_metrics(output / "metrics.jsonl")):
             return
-        assert not ended and time.monotonic() < deadline, process.communicate()
+        assert not ended, process.communicate()
+        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from heteroakd.checkpoint import load_checkpoint
 from heteroakd.cli import main
-from heteroakd.logs import read_metrics
 from test_distributed import start_torchrun, torchrun
+from test_interruption import wait_for_step
 
 CONFIG = """
 data: {crop_size: [32, 32], image_size: [32, 32], train_images: 6, val_images: 3}
@@ -61,10 +60,7 @@ def test_notice_to_torchrun_is_followed_by_a_checkpoint(workplace: Path) -> None
     command += ["--schedule.steps", "100000", "--runtime.save_every", "0", "--output", "noticed"]
     process = start_torchrun(*command, folder=workplace)
     try:
-        deadline = time.monotonic() + 120
-        while not any(line["step"] >= 2 for line in read_metrics(workplace / "noticed" / "metrics.jsonl")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_step(workplace / "noticed", 2, process)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=120)
     finally:
