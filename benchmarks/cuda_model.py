@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from . import cuda_static
     from .gpu_model import Card
 
-WARPS, SLICE, BACK_PIXELS, WEIGHT_TILES = 8, 16, 32, 24  # csrc/cuda/features.h
+WARPS, SLICE, BACK_PIXELS, WEIGHT_TILES = 8, 16, 32, 24  # csrc/cuda/projected_losses/features.h
 PRODUCTS = 3  # of float32 factors, in parts of 11 bits
 MULTIPLICATIONS = 16 * 8 * 8  # of a tensor core instruction
 ISSUED = 4  # warps' instructions of a multiprocessor, a clock
-DIVISORS = 256  # blocks that count valid pixels, csrc/cuda/reduction.cuh
+DIVISORS = 256  # blocks that count valid pixels, csrc/cuda/pixel_losses/reduction.cuh
 
 
 @dataclass(frozen=True)

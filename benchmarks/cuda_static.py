@@ -17,7 +17,7 @@ from pathlib import Path
 from . import gpu_static
 
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
-CLASSES_PER_THREAD = 20  # kClassesPerThread of csrc/cuda/tiles.h: how often a row's loop over classes is unrolled
+CLASSES_PER_THREAD = 20  # kClassesPerThread of pixel_losses/tiles.h: how often a row's loop over classes is unrolled
 THREADS = 128
 # Kernels of the default calls by their template arguments, and the launch of gpu_static.paper_launches they stand for.
 SHIPPED = {
@@ -170,8 +170,7 @@ def disassemble(source: Path, target: str, folder: Path) -> str:
 def compile_kernels(target: str) -> dict[str, Kernel]:
     """All kernels by name."""
     with tempfile.TemporaryDirectory() as folder:
-        names = ("pixel_losses_hakd", "pixel_losses_segmentation", "projected_losses")
-        sources = (SOURCES / f"{name}.cu" for name in names)
+        sources = sorted(source for source in SOURCES.glob("*/*.cu") if source.parent.name != "core")
         files = [compile_file(source, target, Path(folder)) for source in sources]
         return {kernel.name: kernel for file in files for kernel in inspect(file)}
 

@@ -9,7 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "../csrc/cpu/pair.h"
+#include "../csrc/cpu/core/pair.h"
 
 #if !defined(__AVX512F__)
 int main() { std::puts("this machine has no AVX-512"); }

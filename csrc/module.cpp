@@ -7,8 +7,9 @@
 #include <optional>
 #include <utility>
 
-#include "cpu/instruction_set.h"
-#include "cuda/plan.h"
+#include "cpu/core/instruction_set.h"
+#include "cuda/pixel_losses/plan.h"
+#include "cuda/projected_losses/projected_plan.h"
 
 namespace py = pybind11;
 

@@ -64,6 +64,11 @@ class Mutation:
     within: str = ""  # another file than the suite's
     suite: Suite = TRITON
 
+    def path(self, root: Path = ROOT) -> Path:
+        """The file that it changes, in whichever folder of the suite's kernels it is."""
+        (found,) = (root / self.suite.kernels).rglob(self.file)
+        return found
+
 
 def cuda(name: str, what: str, file: str, old: str, new: str, tests: str, within: str = "") -> Mutation:
     return Mutation(name, what, file, old, new, tests, within, suite=CUDA)
@@ -302,7 +307,7 @@ def caught_by(mutation: Mutation) -> str | None:
         shutil.copytree(ROOT / "hetero_kernels", copy / "hetero_kernels", ignore=ignore)
         shutil.copytree(ROOT / "tests", copy / "tests", ignore=ignore)
         shutil.copytree(ROOT / "csrc", copy / "csrc")
-        path = copy / mutation.suite.kernels / mutation.file
+        path = mutation.path(copy)
         text = path.read_text()
         if mutation.old not in text:
             raise ValueError(f"mutation {mutation.name!r}: {mutation.file} has no text {mutation.old!r}")

@@ -1,4 +1,4 @@
-// exp and log1p for any value type V, such as a vector of floats (csrc/cpu/vec.h).
+// exp and log1p for any value type V, such as a vector of floats (csrc/cpu/core/vec.h).
 //
 // V provides: V::Real, V::Mask, arithmetic and comparison operators, V(scalar), select(mask, a, b), maximum(a, b) =
 // select(a > b, a, b), which is b where either is NaN, add_unless(mask, sum, x) and fma(a, b, c); and for the functions

@@ -9,8 +9,8 @@ pytestmark = pytest.mark.skipif(cuda_static.nvcc() is None, reason="nvcc is not 
 
 # Instructions and special functions per (pixel, class). A change that needs more says so here.
 WRAPPERS = """
-#include "{folder}/async.cuh"
-#include "{folder}/mma.cuh"
+#include "{folder}/core/async.cuh"
+#include "{folder}/core/mma.cuh"
 using namespace hetero::cuda;
 __global__ void kernel(const float* in, float* out) {{
   SharedAllocator memory(dynamic_shared_memory());

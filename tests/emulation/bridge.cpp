@@ -6,9 +6,9 @@
 #include <optional>
 #include <vector>
 
-#include "../../csrc/cuda/hakd_launch.cuh"
-#include "../../csrc/cuda/projected_losses_launch.cuh"
-#include "../../csrc/cuda/segmentation_launch.cuh"
+#include "../../csrc/cuda/pixel_losses/hakd_launch.cuh"
+#include "../../csrc/cuda/pixel_losses/segmentation_launch.cuh"
+#include "../../csrc/cuda/projected_losses/projected_losses_launch.cuh"
 #include "selftest.h"
 
 namespace py = pybind11;

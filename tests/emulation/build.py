@@ -19,6 +19,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 SOURCES = ("bridge.cpp", "emulation.cpp", "fiber.cpp")
+PLANS = ("pixel_losses/plan.cpp", "projected_losses/projected_plan.cpp")
 
 
 def compiler() -> str:
@@ -71,7 +72,7 @@ def compiled() -> Path:
     command = [
         compiler(), *flags(), f"-DHK_MODULE={name}", f'-DHK_EMULATION="{FOLDER / "cuda.h"}"',
         f"-I{sysconfig.get_paths()['include']}", f"-I{pybind11.get_include()}",
-        *(str(FOLDER / s) for s in SOURCES), str(ROOT / "csrc/cuda/plan.cpp"), "-o", str(part),
+        *(str(FOLDER / s) for s in SOURCES), *(str(ROOT / "csrc/cuda" / p) for p in PLANS), "-o", str(part),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

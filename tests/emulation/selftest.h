@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../../csrc/cuda/async.cuh"
+#include "../../csrc/cuda/core/async.cuh"
 #include "selftest_mma.h"
 
 namespace selftest {

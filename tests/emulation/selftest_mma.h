@@ -1,7 +1,7 @@
 // Products of matrices by the wrappers of mma.cuh, compared with sums of products: 1 for every lane that finds its part right.
 #pragma once
 
-#include "../../csrc/cuda/mma.cuh"
+#include "../../csrc/cuda/core/mma.cuh"
 
 namespace selftest {
 

@@ -1,0 +1,24 @@
+// What a call needs of its surroundings: a card, a stream and memory. Plain C++, no CUDA.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace hetero::cuda {
+
+struct Card {
+  int multiprocessors = 132;
+  int64_t shared_per_block = 227 << 10, shared_per_multiprocessor = 228 << 10;  // bytes
+  int threads_per_multiprocessor = 2048;
+};
+
+// What a call needs of its surroundings: memory that lives until the work on `stream` is done, and the card.
+struct Runtime {
+  std::function<void*(int64_t bytes)> allocate;
+  void* stream;
+  Card card;
+};
+
+Card card_of(int device);
+
+}  // namespace hetero::cuda

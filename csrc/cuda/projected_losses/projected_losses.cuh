@@ -1,0 +1,313 @@
+// HeteroAKD on features at their own resolution: projections, the loss and the logits' gradient in one pass over the features,
+// and the weights' gradient from the tile that is still on chip, where it fits (docs/cuda.md).
+//
+// A block takes tiles of pixels, one after the other. Warps project their slices of channels; their parts of the logits are
+// added up in shared memory; lanes that share a pixel evaluate it; warps take its gradient to the weights of their slices.
+#pragma once
+
+#include "../pixel_losses/reduction.cuh"
+#include "features.cuh"
+
+namespace hetero::cuda {
+
+struct ProjectedProblem : HakdProblem {
+  FeatureNetwork features[2];  // student, teacher
+  FeatureGrid grid;
+  unsigned* valid;  // [tiles]: bits of the pixels that count, for the weights' gradient in a launch of its own; or null
+};
+
+// What a main kernel is compiled for: tiles of 16 RowTiles pixels, 8 ClassTiles classes; OnChip: the weights' gradient is taken
+// from the tile on chip; Resident: the weights are in shared memory.
+template <int RowTiles_, int ClassTiles_, bool OnChip_, bool Resident_>
+struct ProjectedShape {
+  static constexpr int RowTiles = RowTiles_, ClassTiles = ClassTiles_, Pixels = 16 * RowTiles, Classes = 8 * ClassTiles;
+  static constexpr bool OnChip = OnChip_, Resident = Resident_;
+  static constexpr int Lanes = kFeatureThreads / Pixels, ClassesPerLane = Classes / Lanes;
+  static constexpr int LaneShift = Lanes == 8 ? 3 : 4;
+  static constexpr int AtOnce = OnChip ? 1 : 4;  // class tiles whose weights a lane reads: as registers allow
+};
+
+// Weights of a network: in shared memory, converted, or where they are.
+template <bool Resident, int AtOnce>
+class Weights {
+ public:
+  HK_DEVICE Weights(const FeatureNetwork& network, int classes, SharedAllocator& memory)
+      : network_(network), classes_(classes), pitch_(weight_pitch(network.slices)) {
+    if (Resident) staged_ = memory.take<float>(classes * pitch_);
+  }
+
+  // A barrier must follow.
+  HK_DEVICE void stage() const {
+    if constexpr (Resident) {
+      for (int i = threadIdx.x; i < classes_ * pitch_; i += blockDim.x) {
+        const int k = i / pitch_, c = i - k * pitch_;
+        staged_.set(i, c < network_.channels ? global(k, c) : 0.f);
+      }
+    }
+  }
+
+  // What a lane needs for AtOnce tiles of 8 classes from its own class k of the first on: channels c and c + 4 of each.
+  HK_DEVICE void read(float (&w)[2 * AtOnce], int k, int c) const {
+    if constexpr (Resident) {
+#pragma unroll
+      for (int i = 0; i < 2 * AtOnce; ++i) {
+        const int row = k + i / 2 * 8;
+        w[i] = row < classes_ ? staged_[row * pitch_ + c + i % 2 * 4] : 0.f;
+      }
+    } else if (network_.weight.dtype == DType::kFloat) {
+      read_global<float>(w, k, c);
+    } else {
+      read_global<uint16_t>(w, k, c);
+    }
+  }
+
+ private:
+  template <class T>
+  HK_DEVICE void read_global(float (&w)[2 * AtOnce], int k, int c) const {
+    const Matrix& m = network_.weight;
+    const T* from = static_cast<const T*>(m.data) + k * m.stride[0] + c * m.stride[1];
+#pragma unroll
+    for (int i = 0; i < 2 * AtOnce; ++i) {
+      const bool inside = k + i / 2 * 8 < classes_ && c + i % 2 * 4 < network_.channels;
+      w[i] = inside ? widened(hetero::cuda::read(from + i / 2 * 8 * m.stride[0] + i % 2 * 4 * m.stride[1]), m.dtype) : 0.f;
+    }
+  }
+
+  HK_DEVICE float global(int k, int64_t c) const {
+    const Matrix& w = network_.weight;
+    return read_float(w.data, w.dtype, k * w.stride[0] + c * w.stride[1]);
+  }
+
+  const FeatureNetwork& network_;
+  const int classes_, pitch_;
+  Shared<float> staged_;
+};
+
+// A block's tile on its way through the kernel.
+template <class Shape>
+struct ProjectedTile {
+  static constexpr int kPitch = Shape::Pixels + 4;
+
+  const ProjectedProblem& p;
+  const CommonArrays common;
+  Shared<float> logits[2], gradient[2];  // [8 class tiles][pixels]
+  Shared<float> bias_sums[2];            // of the gradient over the block's pixels, by class: a thread's own
+  Shared<float> parts;                   // of logits, by warp
+  Shared<float> scales;                  // of both terms' gradients
+  Shared<int> counts;                    // whether a pixel counts
+  const int class_tiles;
+
+  HK_DEVICE ProjectedTile(const ProjectedProblem& problem, SharedAllocator& memory)
+      : p(problem), common(memory, ClassOrder(1, 1)), class_tiles(class_tiles_of(problem.classes)) {
+    for (int i = 0; i < 2; ++i) {
+      logits[i] = memory.take<float>(8 * class_tiles * kPitch);
+      gradient[i] = memory.take<float>(8 * class_tiles * kPitch);
+      bias_sums[i] = memory.take<float>(p.classes);
+      if (int(threadIdx.x) < p.classes) bias_sums[i].set(threadIdx.x, 0.f);
+    }
+    parts = memory.take<float>(kWarps * kRoundFragments * 4 * kWarp);
+    scales = memory.take<float>(2);
+    counts = memory.take<int>(Shape::Pixels);
+  }
+
+  // One network's logits from the warp's slices, of which `taken` were the other network's. Returns whether the thread saw one
+  // beyond the limit of the unguarded mathematics; a barrier must follow.
+  HK_DEVICE bool project(int which, SliceStream<Shape::Pixels>& stream, const Weights<Shape::Resident, Shape::AtOnce>& weights, int& taken) const {
+    const FeatureNetwork& network = p.features[which];
+    const LaneOfFragment at;
+    const bool exact = network.dtype != DType::kFloat, exact_weights = network.weight.dtype != DType::kFloat;
+    FragmentC sums[Shape::RowTiles][Shape::ClassTiles];
+#pragma unroll
+    for (int r = 0; r < Shape::RowTiles; ++r) {
+#pragma unroll
+      for (int n = 0; n < Shape::ClassTiles; ++n) sums[r][n] = {{0.f, 0.f, 0.f, 0.f}};
+    }
+    const int first = which ? p.features[0].slices : 0;
+#pragma unroll 1
+    for (; taken * kWarps + int(threadIdx.x / kWarp) - first < network.slices; ++taken) {
+      const int channel = (taken * kWarps + int(threadIdx.x / kWarp) - first) * kSliceChannels + at.t;
+      stream.wait(Shape::OnChip ? taken : 0);
+#pragma unroll 1
+      for (int s = 0; s < kSliceChannels / 8; ++s) {
+        float x[Shape::RowTiles * 4];
+        stream.read(network, x, [&](int i, int& c, int& pixel) {
+          c = 8 * s + at.inner(i % 4);
+          pixel = i / 4 * 16 + at.row(i % 4);
+        });
+        SplitA a[Shape::RowTiles];
+#pragma unroll
+        for (int r = 0; r < Shape::RowTiles; ++r) a[r] = SplitA::make(x + 4 * r);
+#pragma unroll
+        for (int some = 0; some < Shape::ClassTiles; some += Shape::AtOnce) {
+          if (some >= class_tiles) continue;
+          float w[2 * Shape::AtOnce];
+          weights.read(w, 8 * some + at.g, channel + 8 * s);
+#pragma unroll
+          for (int n = some; n < some + Shape::AtOnce; ++n) {
+            if (n >= class_tiles) continue;
+            const SplitB b = SplitB::make(w[2 * (n - some)], w[2 * (n - some) + 1]);
+#pragma unroll
+            for (int r = 0; r < Shape::RowTiles; ++r) add_product(sums[r][n], a[r], b, exact, exact_weights);
+          }
+        }
+      }
+      if (!Shape::OnChip) stream.refill();
+      stream.pass();
+    }
+    return add_up(which, network, sums);
+  }
+
+  // Adds up the warps' parts of the logits, and the bias.
+  HK_DEVICE bool add_up(int which, const FeatureNetwork& network, const FragmentC (&sums)[Shape::RowTiles][Shape::ClassTiles]) const {
+    constexpr int kElements = kRoundFragments * 4 * kWarp;
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    bool beyond = false;
+#pragma unroll
+    for (int first = 0; first < Shape::RowTiles * Shape::ClassTiles; first += kRoundFragments) {
+      if (first % Shape::ClassTiles >= class_tiles) continue;
+      if (first > 0) __syncthreads();
+#pragma unroll
+      for (int i = 0; i < kRoundFragments * 4; ++i) {
+        const int f = first + i / 4;
+        parts.set(warp * kElements + i * kWarp + lane, sums[f / Shape::ClassTiles][f % Shape::ClassTiles].x[i % 4]);
+      }
+      __syncthreads();
+      for (int e = threadIdx.x; e < kElements; e += kFeatureThreads) {
+        const int f = first + e / (4 * kWarp), i = e / kWarp % 4, g = e % kWarp / 4, t = e % 4;
+        const int c = f % Shape::ClassTiles * 8 + 2 * t + (i & 1), pixel = f / Shape::ClassTiles * 16 + g + 8 * (i >> 1);
+        if (c >= 8 * class_tiles) continue;
+        float z = 0.f;
+        for (int w = 0; w < kWarps; ++w) z += parts[w * kElements + e];
+        if (c < p.classes && network.bias.data) z += read_float(network.bias.data, network.bias.dtype, c * network.bias.stride[0]);
+        logits[which].set(c * kPitch + pixel, z);
+        beyond = beyond || ::fabsf(z) > p.limit;
+      }
+    }
+    return beyond;
+  }
+
+  // The loss at the tile's pixels, and the gradient of their logits.
+  HK_DEVICE void evaluate(const PixelTile& tile, bool bounded, PixelTerms& terms) const {
+    const ClassShare share(p.classes, Shape::LaneShift, threadIdx.x);
+    const int column = threadIdx.x / Shape::Lanes;
+    const bool inside = column < tile.count;
+    const int64_t n = tile.first + (inside ? column : 0), y = n / p.grid.width, x = n - y * p.grid.width;
+    const int64_t label = read_label(p.labels.data, p.labels.type, label_row(p, tile.image, y) + label_column(p, x));
+    const int64_t* upstream = p.upstream_stride;
+    const Pixel pixel = Pixel::make(
+        Pixel::class_of(p, label), inside, p.upstream ? read(p.upstream + tile.image * upstream[0] + y * upstream[1] + x * upstream[2]) : 1.f);
+    if (share.member == 0) counts.set(column, pixel.valid);
+
+    const float scale[2] = {scales[0], scales[1]};
+    const HakdPixelLoss<false, 0, true, false, Shape::ClassesPerLane> loss(p, share, scale);
+    const auto at = [&](int i) { return share.number(i) * kPitch + column; };
+    const auto errors = [&](int i, Value s, Value t) {
+      gradient[0].set(at(i), s.v);
+      gradient[1].set(at(i), t.v);
+    };
+    const auto add = [&](int i, Value g) { gradient[0].set(at(i), gradient[0][at(i)] + g.v); };
+    const auto record = [&](Value hakd, Value proj) {
+      if (share.member == 0) terms.record(pixel, [&] { return inside ? tile.image * p.grid.pixels + n : -1; }, hakd, proj);
+    };
+    for (int c = p.classes + share.member; c < 8 * class_tiles; c += Shape::Lanes) {
+      gradient[0].set(c * kPitch + column, 0.f);
+      gradient[1].set(c * kPitch + column, 0.f);
+    }
+    if (bounded) {
+      const float unit = loss.unit();
+      loss.unguarded(pixel, true, [&](int i) { return Value(logits[0][at(i)] * unit); },
+                     [&](int i) { return Value(logits[1][at(i)] * unit); }, errors, record, add);
+    } else {
+      loss.guarded(pixel, tile.image, true, [&](int i) { return Value(logits[0][at(i)]); },
+                   [&](int i) { return Value(logits[1][at(i)]); }, errors, record, add);
+    }
+  }
+
+  // After a barrier: the logits' gradient to memory, and what it adds to the bias's.
+  HK_DEVICE void hand_on(int which, const PixelTile& tile) const {
+    const FeatureNetwork& network = p.features[which];
+    if (network.logit_gradient) {
+      float* out = network.logit_gradient + tile.image * p.classes * p.grid.pixels + tile.first;
+      for (int i = threadIdx.x; i < p.classes * Shape::Pixels; i += kFeatureThreads) {
+        const int c = i / Shape::Pixels, pixel = i % Shape::Pixels;
+        if (pixel < tile.count) write(out + c * p.grid.pixels + pixel, gradient[which][c * kPitch + pixel]);
+      }
+    }
+    if (network.bias_slots && int(threadIdx.x) < p.classes) {
+      float sum = 0.f;
+      for (int pixel = 0; pixel < Shape::Pixels; ++pixel) sum += gradient[which][threadIdx.x * kPitch + pixel];
+      bias_sums[which].set(threadIdx.x, bias_sums[which][threadIdx.x] + sum);
+    }
+  }
+
+  // Bits of the pixels that count, to every thread.
+  HK_DEVICE unsigned valid_pixels() const {
+    const int lane = threadIdx.x % kWarp;
+    return __ballot_sync(kAllLanes, lane < Shape::Pixels && counts[lane % Shape::Pixels] != 0);
+  }
+};
+
+template <class Shape>
+__global__ void __launch_bounds__(kFeatureThreads, 1) projected_hakd_kernel(const __grid_constant__ ProjectedProblem p) {
+  SharedAllocator memory(dynamic_shared_memory());
+  const ProjectedTile<Shape> block(p, memory);
+  const FeatureNetwork &student = p.features[0], &teacher = p.features[1];
+  const Weights<Shape::Resident, Shape::AtOnce> student_weights(student, p.classes, memory), teacher_weights(teacher, p.classes, memory);
+  const int words = slice_words(Shape::Pixels, student.dtype == DType::kFloat || teacher.dtype == DType::kFloat ? 4 : 2);
+  SliceStream<Shape::Pixels> stream(p.grid, memory.take<float>(p.grid.slots * kWarps * words), blockIdx.x, gridDim.x, student, 0,
+                                    student.slices, teacher, teacher.slices, Shape::OnChip);
+  student_weights.stage();
+  teacher_weights.stage();
+  for (int i = 0; i < 2; ++i) {
+    const float scale = p.term[i].weight * p.term[i].share * inverse_divisor(p.term[i], block.common.scratch[i]);
+    if (threadIdx.x == 0) block.scales.set(i, scale);
+  }
+  __syncthreads();
+  PixelTerms terms(p);
+  WeightSums<Shape::OnChip ? kMostSlices : 1, Shape::ClassTiles, Shape::Pixels> weight_sums;
+  for (int t = blockIdx.x; t < p.grid.tiles; t += gridDim.x) {
+    const PixelTile tile = PixelTile::make<Shape::Pixels>(p.grid, t);
+    int taken = 0;
+    bool beyond = block.project(0, stream, student_weights, taken);
+    __syncthreads();
+    beyond = block.project(1, stream, teacher_weights, taken) || beyond;
+    const bool bounded = !__syncthreads_or(beyond);
+    block.evaluate(tile, bounded, terms);
+    __syncthreads();
+    block.hand_on(0, tile);
+    block.hand_on(1, tile);
+    const unsigned valid = block.valid_pixels();
+    if (p.valid && threadIdx.x == 0) write(p.valid + t, valid);
+    if constexpr (Shape::OnChip) {
+#pragma unroll
+      for (int j = 0; j < kMostSlices; ++j) {
+        const int slice = j * kWarps + threadIdx.x / kWarp, which = slice >= student.slices;
+        if (slice >= student.slices + teacher.slices) break;
+        const FeatureNetwork& network = p.features[which];
+        if (network.weight_slots) {
+          weight_sums.add(j, stream, network, which ? block.gradient[1] : block.gradient[0], block.class_tiles, valid);
+        }
+        stream.refill();
+        stream.pass();
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (p.features[i].bias_slots && int(threadIdx.x) < p.classes) {
+      write(p.features[i].bias_slots + int64_t(blockIdx.x) * p.classes + threadIdx.x, block.bias_sums[i][threadIdx.x]);
+    }
+  }
+  if constexpr (Shape::OnChip) {
+#pragma unroll
+    for (int j = 0; j < kMostSlices; ++j) {
+      const int slice = j * kWarps + threadIdx.x / kWarp, which = slice >= student.slices;
+      if (slice < student.slices + teacher.slices && p.features[which].weight_slots) {
+        weight_sums.store(j, slice - which * student.slices, p.features[which], blockIdx.x, p.classes);
+      }
+    }
+  }
+  terms.finish(blockIdx.x, block.common.scratch[0], block.common.scratch[1], block.common.counts);
+}
+
+}  // namespace hetero::cuda
