@@ -6,7 +6,7 @@ An element is a (pixel, class) of the pixel losses, a thousand multiplications o
 
 The CUDA kernels' table comes first where there is an nvcc (cuda_static.py). Triton's are compiled ahead of time exactly
 as they would be launched: the losses run on meta tensors of the paper's sizes, their launches are recorded instead of
-started, and arguments are specialised as Triton's launcher does.
+started, and Triton's launcher specialises and compiles them for a driver that is not there.
 Counts are of the machine code. No time is measured here; none is claimed.
 """
 
@@ -30,7 +30,7 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from hetero_kernels.triton import tuning
@@ -42,8 +42,7 @@ TARGETS = {
 }
 # Shared memory of the smallest card of a family, bytes a program may use (CUDA programming guide; 64 KB of LDS).
 SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx90a": 64, "gfx942": 64}
-DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
-          torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8"}  # fmt: skip
+DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 # Launches --------------------------------------------------------------------------------------------------------
@@ -79,40 +78,32 @@ def recorded_launches(family: str = "nvidia") -> Iterator[list[Launch]]:
         yield launches
 
 
-def _signature(value: Any, path: tuple[int, ...], constants: dict, attributes: dict) -> Any:
-    """Triton's type of an argument; what its launcher would make a constant or know to be a multiple of 16."""
-    if isinstance(value, tuple):
-        types = [_signature(v, (*path, i), constants, attributes) for i, v in enumerate(value)]
-        return type(value)(*types) if hasattr(value, "_fields") else tuple(types)
-    if isinstance(value, Tensor):
-        attributes[path] = [["tt.divisibility", 16]]
-        return "*" + DTYPES[value.dtype]
-    if isinstance(value, float):
-        return "fp32"
-    if value == 1:
-        constants[path] = 1
-        return "constexpr"
-    if value % 16 == 0:
-        attributes[path] = [["tt.divisibility", 16]]
-    return "i32" if -(2**31) <= value < 2**31 else "i64"
+class StubDriver:
+    """What Triton's launcher asks of a driver, for a ``target`` that this machine need not have: enough to specialise
+    and compile a launch, not to start it."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return list(TARGETS.values()).index(self.target)  # the launcher keeps what it compiled by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
 
 
 def compile_launch(launch: Launch, target: GPUTarget) -> Any:
-    """Triton's compiled kernel of a launch."""
-    constants: dict = {}
-    attributes: dict = {}
-    signature = {
-        name: _signature(value, (launch.kernel.arg_names.index(name),), constants, attributes)
-        for name, value in launch.arguments.items()
-    }
+    """Triton's compiled kernel of a launch, specialised by Triton's own launcher."""
     given = dict(launch.constants)
     if target.backend == "hip" and "PRECISION" in given:
         given["PRECISION"] = "ieee"
-    for name, value in given.items():
-        signature[name] = "constexpr"
-        constants[(launch.kernel.arg_names.index(name),)] = value
-    source = ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=target, options=dict(launch.options))
+    with mock.patch.object(driver, "_active", StubDriver(target)):
+        return launch.kernel.run(
+            *launch.arguments.values(), grid=(launch.programs,), warmup=True, **given, **launch.options
+        )
 
 
 # Machine code ------------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ class PixelProjector(nn.Sequential):
         head, dtype = _convolution_of(self), _projection_dtype(features, conv.weight)
         if head is None:
             return super().forward(reference.savable(features).to(dtype))
-        logits = reference.convolve(features, head.weight, head.bias, dtype)
+        logits = reference.convolve(features, head.weight.flatten(1), head.bias, dtype)
         for layer in head.rest:
             logits = layer(logits)
         return logits

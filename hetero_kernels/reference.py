@@ -41,15 +41,31 @@ Normalizer = Tensor | Mapping[str, Tensor] | None
 # Section 1: grids, labels ------------------------------------------------------------------------------------
 
 
+def _rows(x: Tensor) -> Tensor:
+    """[B, C, h, w] -> [B, C, h w]."""
+    b, c, h, w = x.shape
+    return x.reshape(b, c, h * w)
+
+
+def _product(weight: Tensor, features: Tensor) -> Tensor:
+    """[K, C] by [B, C, h, w] -> [B, K, h, w] in the features' memory format. A matrix product, which torch keeps in full
+    float32 by default: cuDNN's convolutions round its factors to TF32."""
+    if features.stride(1) == 1:
+        return torch.matmul(features.permute(0, 2, 3, 1), weight.T).permute(0, 3, 1, 2)
+    b, _, h, w = features.shape
+    return torch.bmm(weight.expand(b, *weight.shape), _rows(features)).reshape(b, weight.shape[0], h, w)
+
+
 class _Convolution(torch.autograd.Function):
-    """1x1 convolution of features [B, C, h, w] by weight [K, C, 1, 1] and bias [K], all of one dtype, in whose weight
-    gradient a pixel without a gradient counts exactly 0, whatever its features: 0 * NaN would be NaN."""
+    """1x1 convolution of features [B, C, h, w] by weight [K, C] and bias [K], all of one dtype, in whose weight gradient
+    a pixel without a gradient counts exactly 0, whatever its features: 0 * NaN would be NaN."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(features, weight, bias)
+        logits = _product(weight, features)
+        return logits if bias is None else logits + bias[:, None, None]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -60,23 +76,23 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         features, weight = ctx.saved_tensors
 
-        def gradients(features: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
-            return torch.ops.aten.convolution_backward(
-                gradient, features, weight, [weight.shape[0]], (1, 1), (0, 0), (1, 1), False, (0, 0), 1, wanted
-            )
+        def by_weight(features: Tensor) -> Tensor:
+            return torch.bmm(_rows(gradient), _rows(features).mT).sum(0)
 
         def reached() -> Tensor:
             return torch.where((gradient != 0).any(1, keepdim=True), features, 0.0)
 
-        needed = ctx.needs_input_grad
-        if not needed[1]:
-            return gradients(features, needed)
-        if gradient.device.type != "cpu" or torch.compiler.is_compiling():  # looking at values would wait for them
-            return gradients(reached(), needed)
-        by_features, by_weight, by_bias = gradients(features, needed)
-        if by_weight is not None and _may_hold_nan_or_inf(by_weight):
-            by_weight = gradients(reached(), (False, True, False))[1]
-        return by_features, by_weight, by_bias
+        wanted = ctx.needs_input_grad
+        of_weight = None
+        with torch.autocast(gradient.device.type, enabled=False):
+            if wanted[1] and gradient.device.type == "cpu" and not torch.compiler.is_compiling():
+                of_weight = by_weight(features)
+                if _may_hold_nan_or_inf(of_weight):
+                    of_weight = by_weight(reached())
+            elif wanted[1]:  # looking at values would wait for them
+                of_weight = by_weight(reached())
+            of_features = _product(weight.T, gradient) if wanted[0] else None
+        return of_features, of_weight, gradient.sum((0, 2, 3)) if wanted[2] else None
 
 
 class _EagerConvolution(_Convolution):
@@ -85,9 +101,9 @@ class _EagerConvolution(_Convolution):
     @staticmethod
     def jvp(ctx: Any, features: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         primal_features, primal_weight = ctx.saved_tensors
-        tangents = [] if features is None else [F.conv2d(features, primal_weight)]
+        tangents = [] if features is None else [_product(primal_weight, features)]
         if weight is not None:
-            tangents.append(F.conv2d(primal_features, weight))
+            tangents.append(_product(weight, primal_features))
         if bias is not None:
             tangents.append(bias[:, None, None])
         return sum(tangents[1:], tangents[0])
@@ -101,19 +117,17 @@ def _may_hold_nan_or_inf(x: Tensor) -> bool:
 
 
 def convolve(features: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """1x1 convolution in ``dtype``: features [B, C, h, w], weight [K, C, 1, 1], bias [K] -> [B, K, h, w]. Gradients
+    """1x1 convolution in ``dtype``: features [B, C, h, w], weight [K, C], bias [K] -> [B, K, h, w]. Gradients
     come back in the inputs' dtypes; pixels whose logits get none contribute exactly 0, NaN and inf included."""
     convolution = _Convolution if torch.compiler.is_compiling() else _EagerConvolution
     bias = None if bias is None else bias.to(dtype)
-    return convolution.apply(savable(features).to(dtype), savable(weight).to(dtype), bias)
+    with torch.autocast(features.device.type, enabled=False):
+        return convolution.apply(savable(features).to(dtype), savable(weight).to(dtype), bias)
 
 
 def project(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """:func:`convolve` with weight [K, C], in float32 or, if any argument has it, float64; ``torch.autocast`` changes
-    nothing."""
-    dtype = _precision(features, weight, *(() if bias is None else (bias,)))
-    with torch.autocast(features.device.type, enabled=False):
-        return convolve(features, weight[:, :, None, None], bias, dtype)
+    """:func:`convolve` in float32 or, if any argument has it, float64."""
+    return convolve(features, weight, bias, _precision(features, weight, *(() if bias is None else (bias,))))
 
 
 def savable(x: _Tensor) -> _Tensor:

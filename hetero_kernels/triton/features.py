@@ -115,7 +115,7 @@ def project(
     k = class_numbers(BLOCKS)
     z = ()
     for i in tl.static_range(len(k)):
-        z = z + (tl.zeros([n.shape[0], BLOCKS[i]], tl.float32),)
+        z = z + (tl.zeros([n.shape[0], k[i].shape[0]], tl.float32),)
     for start in range(0, network.channels, CHANNELS):
         f = tl.trans(load_features(network, pixels, y, n, start, CHANNELS, FLAT, PRECISION))
         more = ()

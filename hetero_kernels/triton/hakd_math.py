@@ -293,7 +293,8 @@ def hakd_row(
             student[i], weighted[i], z_s[i], z_t[i], anchor[i], labelled[i], factors, proj_factor, PROJ
         )
         g_s = g_s + (g,)
-        g_t = g_t + (t,)
+        if PROJ:
+            g_t = g_t + (t,)
     return hakd, reliabilities / classes, g_s, g_t
 
 

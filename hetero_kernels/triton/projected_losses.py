@@ -353,12 +353,13 @@ def gradients(student: NetworkPlan, teacher: NetworkPlan) -> tuple[Tensor, ...]:
 
 def product_precision(tensor: Tensor) -> str:
     """How factors are multiplied, see ``matrix_product``: with tf32 where torch itself may do so
-    (torch.set_float32_matmul_precision); AMD's matrix cores take float32."""
+    (torch.set_float32_matmul_precision or torch.backends.cuda.matmul.fp32_precision); AMD's matrix cores take float32."""
     if tensor.device.type == "cpu":
         return "interpreted"
     if torch.version.hip:
         return "ieee"
-    return "float32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    # torch.get_float32_matmul_precision() raises once this has been set.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "float32"
 
 
 BACK_CLASSES, BACK_PIXELS, BACK_CHANNELS = 32, 64, 128

@@ -123,9 +123,11 @@ def gather(
                     at = n - lower(tile * TILE, network.width, grid.width, ALIGN)
                     ok = inside & (tile <= last_tile) & (at >= 0) & (at < network.span)
                     slot = ((image * grid.bands + band) * grid.splits + split) * grid.tiles + tile
-                    offset = slot * 2 * side + k * network.span + at
-                    g += below * tl.load(network.gradient + offset, mask=ok, other=0.0)
-                    g += above * tl.load(network.gradient + offset + side, mask=ok, other=0.0)
+                    lower_row = network.gradient + slot * 2 * side + k * network.span + at
+                    lower_row = tl.multiple_of(tl.max_contiguous(lower_row, [1, 2]), [1, 1])  # see tile.py
+                    upper_row = tl.multiple_of(tl.max_contiguous(lower_row + side, [1, 2]), [1, 1])
+                    g += below * tl.load(lower_row, mask=ok, other=0.0)
+                    g += above * tl.load(upper_row, mask=ok, other=0.0)
     offset = ((image * classes + k) * network.height + row) * network.width + n
     tl.store(out + offset, g * scale, mask=inside)
 

@@ -175,12 +175,16 @@ _found: dict[Hashable, object] = {}
 def searching(device: torch.device) -> bool:
     if os.environ.get("HETERO_KERNELS_AUTOTUNE") != "1":
         return False
-    return not (device.type == "cuda" and torch.cuda.is_current_stream_capturing())  # a capture must not wait
+    if device.type != "cuda":
+        return True
+    with torch.cuda.device(device):
+        return not torch.cuda.is_current_stream_capturing()  # a capture must not wait
 
 
 def _milliseconds(run: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
-        return triton.testing.do_bench(run, warmup=5, rep=20, return_mode="median")
+        with torch.cuda.device(device):  # do_bench times the current one
+            return triton.testing.do_bench(run, warmup=5, rep=20, return_mode="median")
     start = time.perf_counter()
     run()
     return 1e3 * (time.perf_counter() - start)
