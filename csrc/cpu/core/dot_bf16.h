@@ -97,7 +97,7 @@ struct Bf16Dots<Vec<16>> {
 // What `gemm` calls for these operands; b's elements are words.
 template <class Part, int Rows, int Vectors>
 void gemm_block(int64_t steps, PairOperand a, GemmOperand<const float> b, float* c, int64_t c_row, int64_t c_vector,
-                bool accumulate, GemmAhead) {
+                bool accumulate) {
   const auto run = a.low ? &Bf16Dots<Part>::template block<Rows, Vectors, true>
                          : &Bf16Dots<Part>::template block<Rows, Vectors, false>;
   run(steps, a, b, c, c_row, c_vector, accumulate);

@@ -22,25 +22,19 @@ struct GemmShape {
   static constexpr int kRows = 6, kVectors = Part::kLanes == 16 ? 4 : 2;
 };
 
-// Memory that is read soon, asked for while something else is multiplied: `lines` of 64 bytes from `data` on, and again `step`
-// bytes further on with every step.
-struct GemmAhead {
-  const char* data = nullptr;
-  int64_t step = 0, lines = 0;
-};
-
 template <class Part, int Rows, int Vectors, class Real>
 HK_NOINLINE void gemm_block(int64_t steps, GemmOperand<const Real> a, GemmOperand<const Real> b, Real* c, int64_t c_row,
-                            int64_t c_vector, bool accumulate, GemmAhead ahead) {
+                            int64_t c_vector, bool accumulate) {
   Part sum[Rows][Vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) sum[r][v] = Part(Real(0));
+    for (int v = 0; v < Vectors; ++v) {
+      sum[r][v] = accumulate ? Part::load(c + r * c_row + v * c_vector) : Part(Real(0));
+    }
   }
   const Real *at = a.data, *bt = b.data;
-  for (int64_t t = 0; t < steps; ++t, at += a.step, bt += b.step, ahead.data += ahead.step) {
-    for (int64_t line = 0; line < ahead.lines; ++line) __builtin_prefetch(ahead.data + 64 * line, 0, 2);
+  for (int64_t t = 0; t < steps; ++t, at += a.step, bt += b.step) {
     Part line[Vectors];
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) line[v] = Part::load(bt + v * b.next);
@@ -54,37 +48,24 @@ HK_NOINLINE void gemm_block(int64_t steps, GemmOperand<const Real> a, GemmOperan
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) {
-      Real* out = c + r * c_row + v * c_vector;
-      (accumulate ? Part::load(out) + sum[r][v] : sum[r][v]).store(out);  // sums of sums: rounded less often
-    }
+    for (int v = 0; v < Vectors; ++v) sum[r][v].store(c + r * c_row + v * c_vector);
   }
 }
 
 // `rows` rows of `vectors` vectors each, in blocks of nearly equal size. dot_bf16.h has another operand for a.
 template <class Part, class Real, class Factors = GemmOperand<const Real>>
 void gemm(int64_t rows, int64_t vectors, int64_t steps, Factors a, GemmOperand<const Real> b, Real* c, int64_t c_row,
-          int64_t c_vector, bool accumulate, GemmAhead ahead = {}) {
+          int64_t c_vector, bool accumulate) {
   using Shape = GemmShape<Part>;
-  // Every block asks for a share of the lines.
-  const int64_t calls = (rows + Shape::kRows - 1) / Shape::kRows * (vectors / Shape::kVectors + vectors % Shape::kVectors);
-  const int64_t share = (ahead.lines + calls - 1) / calls;
-  const auto next = [&] {
-    const GemmAhead part{ahead.data, ahead.step, share < ahead.lines ? share : ahead.lines};
-    ahead.data += 64 * part.lines;
-    ahead.lines -= part.lines;
-    return part;
-  };
   const auto columns = [&]<int Rows>(int64_t row) {
     const Factors a_block = a.from(row);
     int64_t v = 0;
     for (; v + Shape::kVectors <= vectors; v += Shape::kVectors) {
       gemm_block<Part, Rows, Shape::kVectors>(steps, a_block, b.from(v), c + row * c_row + v * c_vector, c_row, c_vector,
-                                              accumulate, next());
+                                              accumulate);
     }
     for (; v < vectors; ++v) {
-      gemm_block<Part, Rows, 1>(steps, a_block, b.from(v), c + row * c_row + v * c_vector, c_row, c_vector, accumulate,
-                                next());
+      gemm_block<Part, Rows, 1>(steps, a_block, b.from(v), c + row * c_row + v * c_vector, c_row, c_vector, accumulate);
     }
   };
   int64_t blocks = (rows + Shape::kRows - 1) / Shape::kRows;

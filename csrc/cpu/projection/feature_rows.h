@@ -94,18 +94,10 @@ static inline void read_features(const FeatureMap<Real>& f, int64_t offset, int6
   for (int64_t i = length; i < whole; ++i) out[i] = Real(0);
 }
 
-// Asks for bytes that are read soon. An address beyond the features does no harm.
-template <class Real>
-static inline void prefetch_features(const FeatureMap<Real>& f, int64_t offset, int64_t elements) {
-  const int64_t bytes = element_size(f.dtype);
-  const char* row = static_cast<const char*>(f.data) + offset * bytes;
-  for (int64_t i = 0; i < elements * bytes; i += 64) __builtin_prefetch(row + i);
-}
-
 // Pixels [p0, p0 + n) of channels [c0, c0 + count), pixels side by side.
-template <class Real>
-static inline void read_channels(const FeatureMap<Real>& f, int64_t image, int64_t c0, int64_t count, int64_t p0, int64_t n,
-                                 int64_t whole, Real* out, int64_t pitch) {
+template <class Part, class Real = typename Part::Real>
+void read_channels(const FeatureMap<Real>& f, int64_t image, int64_t c0, int64_t count, int64_t p0, int64_t n, int64_t whole,
+                   Real* out, int64_t pitch) {
   const uint8_t* unreached = f.unreached ? f.unreached + image * f.pixels + p0 : nullptr;
   for (int64_t c = 0; c < count; ++c) {
     const int64_t offset = image * f.batch_stride + (c0 + c) * f.stride + p0;
@@ -116,14 +108,12 @@ static inline void read_channels(const FeatureMap<Real>& f, int64_t image, int64
 }
 
 // The same, channels side by side.
-template <class Real>
-static inline void read_pixels(const FeatureMap<Real>& f, int64_t image, int64_t c0, int64_t count, int64_t p0, int64_t n,
-                               int64_t whole, Real* out, int64_t pitch) {
-  constexpr int64_t kAhead = 8;
+template <class Part, class Real = typename Part::Real>
+void read_pixels(const FeatureMap<Real>& f, int64_t image, int64_t c0, int64_t count, int64_t p0, int64_t n, int64_t whole,
+                 Real* out, int64_t pitch) {
   const uint8_t* unreached = f.unreached ? f.unreached + image * f.pixels + p0 : nullptr;
   for (int64_t x = 0; x < n; ++x) {
     const int64_t offset = image * f.batch_stride + (p0 + x) * f.stride + c0;
-    prefetch_features(f, offset + kAhead * f.stride, count);
     if (unreached && unreached[x]) {
       std::fill_n(out + x * pitch, whole, Real(0));
     } else {

@@ -27,20 +27,18 @@ Real* array(const Runtime& runtime, int64_t count) {
   return static_cast<Real*>(runtime.allocate(std::max<int64_t>(count, 1) * int64_t(sizeof(Real))));
 }
 
-template <class Real>
-Real feature(const FeatureMap<Real>& f, int64_t image, int64_t channel, int64_t pixel) {
-  const int64_t at = image * f.batch_stride + (f.channels_last ? pixel * f.stride + channel : channel * f.stride + pixel);
+template <class Real, class Use>
+void with_stored(const FeatureMap<Real>& f, Use use) {
   switch (f.dtype) {
     case DType::kFloat:
-      return static_cast<Real>(static_cast<const float*>(f.data)[at]);
+      return use(static_cast<const float*>(f.data), [](float x) { return double(x); });
     case DType::kBFloat16:
-      return static_cast<Real>(bfloat16_to_float(static_cast<const uint16_t*>(f.data)[at]));
+      return use(static_cast<const uint16_t*>(f.data), [](uint16_t x) { return double(bfloat16_to_float(x)); });
     case DType::kHalf:
-      return static_cast<Real>(half_to_float(static_cast<const uint16_t*>(f.data)[at]));
+      return use(static_cast<const uint16_t*>(f.data), [](uint16_t x) { return double(half_to_float(x)); });
     case DType::kDouble:
-      return static_cast<Real>(static_cast<const double*>(f.data)[at]);
+      return use(static_cast<const double*>(f.data), [](double x) { return x; });
   }
-  return 0;
 }
 
 // [K, padded] of [K, channels].
@@ -58,17 +56,32 @@ Real* pad_rows(const Real* weight, int64_t classes, int64_t channels, int64_t pa
 
 template <class Real>
 void find_pilot(const FeatureMap<Real>& f, Real* pilot, const Runtime& runtime) {
-  // Runs of neighbouring pixels, spread evenly over the batch.
+  // Runs of neighbouring pixels, spread over batch and image.
   constexpr int64_t kRuns = 4, kRun = 16;
-  const int64_t all = f.batch * f.pixels, run = std::min(kRun, all);
+  const int64_t run = f.batch ? std::min(kRun, f.pixels) : 0;
+  const auto start = [&](int64_t r) {
+    const int64_t p0 = std::min((2 * r + 1) * f.pixels / (2 * kRuns), f.pixels - run);
+    return r * f.batch / kRuns * f.batch_stride + p0 * (f.channels_last ? f.stride : 1);
+  };
   runtime.parallel(f.channels, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      double sum = 0;
-      for (int64_t r = 0; r < kRuns; ++r) {
-        const int64_t first = std::min((2 * r + 1) * all / (2 * kRuns), all - run);
-        for (int64_t i = first; i < first + run; ++i) sum += feature(f, i / f.pixels, c, i % f.pixels);
+    std::vector<double> sums(end - begin, 0.0);
+    with_stored(f, [&](auto* data, auto convert) {
+      if (f.channels_last) {
+        for (int64_t i = 0; i < kRuns * run; ++i) {
+          const auto* pixel = data + start(i / run) + i % run * f.stride;
+          for (int64_t c = begin; c < end; ++c) sums[c - begin] += convert(pixel[c]);
+        }
+      } else {
+        for (int64_t c = begin; c < end; ++c) {
+          for (int64_t r = 0; r < kRuns; ++r) {
+            const auto* first = data + start(r) + c * f.stride;
+            for (int64_t i = 0; i < run; ++i) sums[c - begin] += convert(first[i]);
+          }
+        }
       }
-      const double mean = all ? sum / static_cast<double>(kRuns * run) : 0;
+    });
+    for (int64_t c = begin; c < end; ++c) {
+      const double mean = run ? sums[c - begin] / static_cast<double>(kRuns * run) : 0;
       pilot[c] = std::isfinite(mean) ? static_cast<Real>(mean) : Real(0);
     }
   });
@@ -118,7 +131,13 @@ template <class Real>
 void project_back(const FeatureMap<Real>& f, const Real* weight, int64_t classes, const LogitsAndGradients<Real>& logits,
                   void* features_gradient, Real* weight_gradient, const Runtime& runtime) {
   const ProjectionKernels<Real>& kernels = projection_kernels<Real>();
-  const int64_t rows = f.batch * classes, width = f.channels_last ? kBackRun : kBackChannels;
+  const int64_t width = f.channels_last ? kBackRun : kBackChannels;
+  ProjectBackProblem<Real> p{};
+  p.features = f;
+  p.classes = classes;
+  p.tile = std::min(f.channels_last ? kBackLastPixels : kBackPixels, whole(f.pixels, 16));
+  p.tiles = (f.pixels + p.tile - 1) / p.tile;
+  const int64_t tiles = f.batch * p.tiles;
 
   LogitGradient<Real> z{};
   z.given = logits.given;
@@ -127,8 +146,11 @@ void project_back(const FeatureMap<Real>& f, const Real* weight, int64_t classes
   z.logits = logits.logits;
   z.classes = classes;
   z.pixels = f.pixels;
-  z.padded_pixels = whole(f.pixels, 16);
-  z.out = array<Real>(runtime, rows * z.padded_pixels);
+  z.tile = p.tile;
+  z.tiles = p.tiles;
+  z.pitch = f.channels_last ? kBackLastPitch : kBackPitch;
+  z.out = array<Real>(runtime, tiles * classes * z.pitch);
+  if (f.channels_last && weight_gradient) z.by_pixel = array<Real>(runtime, f.batch * f.pixels * classes);
   std::vector<Real> coefficients(3 * classes);
   if (logits.mean) {
     const double n = static_cast<double>(f.batch * f.pixels);
@@ -141,19 +163,23 @@ void project_back(const FeatureMap<Real>& f, const Real* weight, int64_t classes
     z.mean = z.constant + classes;
     z.slope = z.mean + classes;
   }
-  runtime.parallel(rows, [&](int64_t begin, int64_t end) { kernels.logit_gradient(z, begin, end); });
+  runtime.parallel(tiles, [&](int64_t begin, int64_t end) { kernels.logit_gradient(z, begin, end); });
 
-  ProjectBackProblem<Real> p{};
-  p.features = f;
-  p.classes = classes;
   p.padded_channels = whole(f.channels, width);
-  p.weight = pad_rows(weight, classes, f.channels, p.padded_channels, runtime);
-  p.gradient = z.out;
-  p.padded_pixels = z.padded_pixels;
-  p.tile = std::min(f.channels_last ? kBackLastPixels : kBackPixels, whole(f.pixels, 16));
-  p.tiles = (f.pixels + p.tile - 1) / p.tile;
   p.blocks = p.padded_channels / width;
-  const int64_t tiles = f.batch * p.tiles, wanted = std::clamp<int64_t>((kUnits + p.blocks - 1) / p.blocks, 1, std::max<int64_t>(tiles, 1));
+  if (f.channels_last) {
+    Real* panels = array<Real>(runtime, classes * p.padded_channels);
+    std::fill_n(panels, classes * p.padded_channels, Real(0));
+    for (int64_t k = 0; k < classes; ++k) {
+      for (int64_t c = 0; c < f.channels; ++c) panels[(c / width * classes + k) * width + c % width] = weight[k * f.channels + c];
+    }
+    p.weight = panels;
+  } else {
+    p.weight = pad_rows(weight, classes, f.channels, p.padded_channels, runtime);
+  }
+  p.gradient = z.out;
+  p.by_pixel = z.by_pixel;
+  const int64_t wanted = std::clamp<int64_t>((kUnits + p.blocks - 1) / p.blocks, 1, std::max<int64_t>(tiles, 1));
   p.tiles_per_part = std::max<int64_t>(1, (tiles + wanted - 1) / wanted);
   const int64_t parts = (tiles + p.tiles_per_part - 1) / p.tiles_per_part;
   p.features_gradient = features_gradient;
@@ -183,9 +209,10 @@ void project_back(const FeatureMap<Real>& f, const Real* weight, int64_t classes
   // 0 * NaN: once more, without the features that no gradient reaches.
   uint8_t* unreached = array<uint8_t>(runtime, f.batch * f.pixels);
   std::fill_n(unreached, f.batch * f.pixels, uint8_t(1));
-  for (int64_t row = 0; row < rows; ++row) {
-    uint8_t* at = unreached + row / classes * f.pixels;
-    for (int64_t x = 0; x < f.pixels; ++x) at[x] = at[x] && z.out[row * z.padded_pixels + x] == 0;
+  for (int64_t row = 0; row < tiles * classes; ++row) {
+    const int64_t tile = row / classes, p0 = tile % p.tiles * p.tile, n = std::min(p.tile, f.pixels - p0);
+    uint8_t* at = unreached + tile / p.tiles * f.pixels + p0;
+    for (int64_t x = 0; x < n; ++x) at[x] = at[x] && z.out[row * z.pitch + x] == 0;
   }
   p.features.unreached = unreached;
   p.features_gradient = nullptr;

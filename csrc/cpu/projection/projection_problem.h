@@ -10,10 +10,14 @@
 
 namespace hetero::cpu {
 
-constexpr int64_t kProjectChannels = 32, kProjectPixels = 256;      // a block that is read, then multiplied: pixels side by side
-constexpr int64_t kProjectRun = 512, kProjectLastPixels = 32;       // and channels side by side
+// Blocks that are read, then multiplied, in the order of the features: with pixels side by side, and with channels.
+constexpr int64_t kProjectChannels = 32, kProjectPixels = 256;
+constexpr int64_t kProjectRun = 512, kProjectLastPixels = 32;
 constexpr int64_t kBackChannels = 12, kBackPixels = 512;
 constexpr int64_t kBackRun = 64, kBackLastPixels = 128;
+// Distances of rows, which lie in different sets of the caches.
+constexpr int kProjectPitch = kProjectPixels + 16, kProjectLastPitch = kProjectRun + 16;
+constexpr int kBackPitch = kBackPixels + 16, kBackLastPitch = kBackLastPixels + 16;
 
 // Features [B, channels, pixels] with pixels or channels side by side.
 template <class Real>
@@ -43,10 +47,10 @@ template <class Real>
 struct ProjectBackProblem {
   FeatureMap<Real> features;
   int64_t classes;
-  const Real* weight;       // [K, padded channels]
+  const Real* weight;       // [K, padded channels]; for channels_last [blocks, K, kBackRun]
   int64_t padded_channels;  // whole blocks of channels
-  const Real* gradient;     // [B, K, padded pixels], zeros at the end
-  int64_t padded_pixels;
+  const Real* gradient;     // [B, tiles, K, pitch], zeros after a tile's pixels
+  const Real* by_pixel;     // for channels_last [B, pixels, K]: the same
   int64_t tile, tiles;
   int64_t blocks, tiles_per_part;  // blocks of channels; of all images' tiles
   Real* weight_gradient;    // [parts, K, padded channels], or null
@@ -61,15 +65,16 @@ struct LogitGradient {
   int64_t stride[3];
   const Real* logits;     // [B, K, pixels], where there are coefficients
   const Real *constant, *mean, *slope;  // [K] each, or null: + constant + slope (z - mean)
-  int64_t classes, pixels, padded_pixels;
-  Real* out;  // [B, K, padded pixels]
+  int64_t classes, pixels, tile, tiles, pitch;
+  Real* out;       // [B, tiles, K, pitch], zeros after a tile's pixels
+  Real* by_pixel;  // [B, pixels, K] or null
 };
 
 template <class Real>
 struct ProjectionKernels {
   void (*project)(const ProjectProblem<Real>&, int64_t tile_begin, int64_t tile_end);
   void (*back)(const ProjectBackProblem<Real>&, int64_t unit_begin, int64_t unit_end);
-  void (*logit_gradient)(const LogitGradient<Real>&, int64_t row_begin, int64_t row_end);  // rows of all images' classes
+  void (*logit_gradient)(const LogitGradient<Real>&, int64_t tile_begin, int64_t tile_end);  // all images' tiles
   int lanes;
 };
 
