@@ -240,8 +240,8 @@ def _affine(norm: Any, scale: Tensor, mean: Tensor | None) -> tuple[Tensor, Tens
 def _batch_normalization(norm: Any, bias: Tensor | None, statistics: Tensor, group: Any) -> tuple[Tensor, Tensor]:
     count, mean, squares, offset = statistics.unbind()
     if group is not None:  # every process subtracted a pilot of its own
-        count, mean, squares = _Joint.apply(count, mean + offset.detach(), squares, group)
-        mean = mean - offset.detach()
+        count, mean, squares = _Joint.apply(count, mean + offset, squares, group)
+        mean = mean - offset
     if norm.training and norm.track_running_stats:
         with torch.no_grad():
             total = mean + offset if bias is None else mean + offset + bias.double()

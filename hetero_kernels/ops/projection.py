@@ -6,7 +6,7 @@ from 0 float32 would lose the logits' last digits to it. What normalization make
 (:mod:`hetero_kernels.projection`); the losses on the logits take its scale and shift (``normalized_hakd_loss``).
 
 The backward reads the features once more: dz = g + dmean / n + 2 dM2 (z - mean), formed on the way, gives the gradients
-of features and weight. All pixels count, ignored ones too, as in torch.
+of features and weight; what W f0 gets is the weight's alone. All pixels count, ignored ones too, as in torch.
 """
 
 from __future__ import annotations

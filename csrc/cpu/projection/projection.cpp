@@ -200,6 +200,9 @@ void project_back(const FeatureMap<Real>& f, const Real* weight, int64_t classes
         const Real* from = p.weight_gradient + (part * classes + k) * p.padded_channels;
         for (int64_t c = 0; c < f.channels; ++c) out[c] += from[c];
       }
+      if (logits.mean && f.pilot) {
+        for (int64_t c = 0; c < f.channels; ++c) out[c] += static_cast<Real>(logits.offset_gradient[k] * f.pilot[c]);
+      }
       for (int64_t c = 0; c < f.channels; ++c) finite = finite && std::isfinite(out[c]);
     }
     return finite;

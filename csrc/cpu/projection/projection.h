@@ -25,7 +25,8 @@ struct LogitsAndGradients {
   DType dtype;
   int64_t stride[3];
   const Real* logits;                                     // [B, K, pixels]
-  const double *mean, *mean_gradient, *squares_gradient;  // [K] each, or null: no statistics
+  // [K] each, or null: no statistics. The last is the gradient of weight times pilot, which is the weight's alone.
+  const double *mean, *mean_gradient, *squares_gradient, *offset_gradient;
 };
 
 // The gradients of features (dtype and order of `features`, dense) and weight [K, channels]; null: not wanted. Features that no

@@ -116,6 +116,7 @@ GradientOutput gradients_as(const std::optional<Tensor>& logit_gradient, const s
     given.mean = static_cast<const double*>(measured.const_data_ptr()) + classes;
     given.mean_gradient = rows + classes;
     given.squares_gradient = rows + 2 * classes;
+    given.offset_gradient = rows + 3 * classes;
   }
   Tensor by_features = features_grad ? empty_features(features, bound.view.channels_last) : torch::stable::new_empty(features, {0});
   Tensor by_weight = empty_like_compute<Real>(features, weight_grad ? sizes(weight) : std::vector<int64_t>{0});
