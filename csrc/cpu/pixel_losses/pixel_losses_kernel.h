@@ -368,7 +368,7 @@ void segmentation(const SegmentationProblem<typename V::Real>& problem, int64_t 
 template <class V>
 constexpr Kernels<typename V::Real> make_kernels() {
   return {hakd_scores<V>, hakd<V>, segmentation<V>, summarize_labels<typename V::Real>,
-          normalize_gradient<typename V::Real>, V::kLanes};
+          normalize_gradient<typename V::Part>, V::kLanes};
 }
 
 }  // namespace hetero::cpu

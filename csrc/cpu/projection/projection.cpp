@@ -72,9 +72,11 @@ void find_pilot(const FeatureMap<Real>& f, Real* pilot, const Runtime& runtime) 
           for (int64_t c = begin; c < end; ++c) sums[c - begin] += convert(pixel[c]);
         }
       } else {
+        constexpr int64_t kAhead = 8;  // channels: each is some cache misses that need not wait for each other
         for (int64_t c = begin; c < end; ++c) {
           for (int64_t r = 0; r < kRuns; ++r) {
             const auto* first = data + start(r) + c * f.stride;
+            __builtin_prefetch(first + kAhead * f.stride);
             for (int64_t i = 0; i < run; ++i) sums[c - begin] += convert(first[i]);
           }
         }
@@ -102,16 +104,22 @@ void project(const FeatureMap<Real>& f, const Real* weight, int64_t classes, Rea
     p.weight = pad_rows(weight, classes, f.channels, p.padded_channels, runtime);
   } else {
     Real* transposed = array<Real>(runtime, f.channels * classes);
-    for (int64_t k = 0; k < classes; ++k) {
-      for (int64_t c = 0; c < f.channels; ++c) transposed[c * classes + k] = weight[k * f.channels + c];
-    }
+    constexpr int64_t kBlock = 16;
+    runtime.parallel((f.channels + kBlock - 1) / kBlock, [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t last = std::min((block + 1) * kBlock, f.channels);
+        for (int64_t k = 0; k < classes; ++k) {
+          for (int64_t c = block * kBlock; c < last; ++c) transposed[c * classes + k] = weight[k * f.channels + c];
+        }
+      }
+    });
     p.weight = transposed;
   }
   const int64_t tiles = f.batch * p.tiles;
   if (statistics) p.statistics = array<double>(runtime, tiles * classes * 2);
   runtime.parallel(tiles, [&](int64_t begin, int64_t end) { kernels.project(p, begin, end); });
   if (!statistics) return;
-  for (int64_t k = 0; k < classes; ++k) {
+  const auto combine = [&](int64_t k) {
     double count = 0, mean = 0, squares = 0, offset = 0;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const double n = static_cast<double>(std::min(p.tile, f.pixels - tile % p.tiles * p.tile));
@@ -124,7 +132,10 @@ void project(const FeatureMap<Real>& f, const Real* weight, int64_t classes, Rea
     for (int64_t c = 0; f.pilot && c < f.channels; ++c) offset += double(weight[k * f.channels + c]) * f.pilot[c];
     const double values[4] = {count, mean, squares, offset};
     for (int64_t i = 0; i < 4; ++i) statistics[i * classes + k] = values[i];
-  }
+  };
+  runtime.parallel(classes, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) combine(k);
+  });
 }
 
 template <class Real>
@@ -191,9 +202,9 @@ void project_back(const FeatureMap<Real>& f, const Real* weight, int64_t classes
     runtime.parallel(parts * p.blocks, [&](int64_t begin, int64_t end) { kernels.back(p, begin, end); });
   };
   // The parts, in order; whether every sum is a number.
+  std::vector<char> finite(classes);
   const auto gather = [&] {
-    bool finite = true;
-    for (int64_t k = 0; k < classes; ++k) {
+    const auto add = [&](int64_t k) {
       Real* out = weight_gradient + k * f.channels;
       std::fill_n(out, f.channels, Real(0));
       for (int64_t part = 0; part < parts; ++part) {
@@ -203,9 +214,12 @@ void project_back(const FeatureMap<Real>& f, const Real* weight, int64_t classes
       if (logits.mean && f.pilot) {
         for (int64_t c = 0; c < f.channels; ++c) out[c] += static_cast<Real>(logits.offset_gradient[k] * f.pilot[c]);
       }
-      for (int64_t c = 0; c < f.channels; ++c) finite = finite && std::isfinite(out[c]);
-    }
-    return finite;
+      finite[k] = std::all_of(out, out + f.channels, [](Real x) { return std::isfinite(x); });
+    };
+    runtime.parallel(classes, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) add(k);
+    });
+    return std::all_of(finite.begin(), finite.end(), [](char x) { return x != 0; });
   };
   run();
   if (!weight_gradient || gather()) return;
