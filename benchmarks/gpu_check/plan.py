@@ -16,22 +16,26 @@ REPORT = 5.0  # of these for the end
 @dataclass(frozen=True)
 class Stage:
     """Cases of ``source`` ("module:function") in so many ``workers``. ``share``: seconds of DEADLINE. ``interpreted``:
-    rehearsed in Triton's interpreter."""
+    rehearsed in Triton's interpreter. ``niceness``: how far its processes stand back behind others'."""
 
     name: str
     source: str
     workers: int
     share: float
     interpreted: bool = False
+    niceness: int = 0
 
 
-def _stage(name: str, module: str, workers: int, share: float, interpreted: bool = False) -> Stage:
-    return Stage(name, f"benchmarks.gpu_check.{module}", workers, share, interpreted)
+def _stage(name: str, module: str, workers: int, share: float, interpreted: bool = False, niceness: int = 0) -> Stage:
+    return Stage(name, f"benchmarks.gpu_check.{module}", workers, share, interpreted, niceness)
 
 
 WAVES: tuple[tuple[Stage, ...], ...] = (
     (_stage("machine", "machine:cases", 1, 20),),
-    (_stage("build", "build:cases", 1, 170), _stage("triton", "suite:triton_cases", 12, 170, interpreted=True)),
+    (  # the next wave waits for the build, so that it goes first where cores are few
+        _stage("build", "build:cases", 1, 170),
+        _stage("triton", "suite:triton_cases", 12, 170, interpreted=True, niceness=10),
+    ),
     (
         _stage("cuda", "suite:cuda_cases", 5, 75),
         _stage("sanitizer", "sanitizer:cases", 6, 75),
