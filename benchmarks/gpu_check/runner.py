@@ -121,8 +121,9 @@ class Runner:
         if stage.interpreted and not self.gpu:
             environment = {**environment, "TRITON_INTERPRET": "1"}
         workers = stage.workers if self.gpu else min(stage.workers, os.cpu_count() or 1)
-        command = [sys.executable, "-m", "benchmarks.gpu_check.stage", stage.name, stage.source, str(workers),
-                   "cuda" if self.gpu else "cpu", str(self.folder), str(max(0.0, seconds)), str(stage.niceness)]  # fmt: skip
+        given = (stage.name, stage.source, workers, "cuda" if self.gpu else "cpu", self.folder, max(0.0, seconds),
+                 stage.niceness)  # fmt: skip
+        command = [sys.executable, "-m", "benchmarks.gpu_check.stage", *map(str, given)]
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
