@@ -7,7 +7,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .),90)
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-triton test-emulation test-kernels test-trainer test-packaging lint bench bench-quick gpu-check clean
+.PHONY: demo test test-triton test-gpu-compile test-emulation test-kernels test-trainer test-packaging lint bench bench-quick gpu-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/heteroakd demo
@@ -22,12 +22,22 @@ KERNEL_TESTS := $(addprefix tests/test_,reference.py projectors.py pixel_losses.
 test-kernels: $(VENV)/installed
 	$(BIN)/python -m pytest -q $(KERNEL_TESTS)
 
+# What torch 2.10 to 2.12 bring. Their kernels are compiled too, by test_options.py's values and the budgets of machine code.
+OLD_TRITONS := 3.6.0 3.7.0
+OLD_TRITON_TESTS := test_options_compile or test_no_vector or (test_budgets and not L_proj)
+
 # The Triton kernels without a GPU: interpreted on the CPU, and compiled ahead of time for every architecture.
-test-triton: $(VENV)/installed
+test-triton: $(VENV)/installed $(OLD_TRITONS:%=$(VENV)/triton-%/installed)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/triton_backend
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/test_projected_losses.py -k triton
-	$(BIN)/python -m pytest -q tests/triton_backend/test_compiled.py tests/triton_backend/test_mutations.py
+	$(BIN)/python -m pytest -q -n 2 tests/triton_backend
+	for version in $(OLD_TRITONS); do PYTHONPATH=$(VENV)/triton-$$version TRITON_OPTIONS=values \
+		$(BIN)/python -m pytest -q -n 2 tests/triton_backend -k "$(OLD_TRITON_TESTS)" || exit 1; done
 	$(BIN)/python -m pytest -q tests/gpu_check
+
+# Every combination of the options that choose branches, some 1,200 sets, on the Triton that torch brings: an hour and more.
+test-gpu-compile: $(VENV)/installed
+	TRITON_OPTIONS=product $(BIN)/python -m pytest -q -n 2 tests/triton_backend/test_options.py -k test_options_compile
 
 # The CUDA kernels without a GPU: compiled by g++ and run on the host, with planted mistakes and under sanitizers; and by
 # nvcc, where there is one.
@@ -59,6 +69,10 @@ $(VENV)/torch:
 	@echo "installing torch into $(VENV): gigabytes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q $(TORCH)
+	touch $@
+
+$(VENV)/triton-%/installed: $(VENV)/torch
+	$(BIN)/pip install -q --no-deps --target $(@D) triton==$*
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
