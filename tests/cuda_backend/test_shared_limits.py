@@ -24,7 +24,7 @@ def test_each_kernel_is_allowed_what_its_card_has_and_once():
         emulation.Settings.shared_per_block = kilobytes << 10
         for classes in (150, 7):
             call(classes)
-    limits = emulation.module().shared_limits()
+    limits = [limit for limit in emulation.module().shared_limits() if limit[0] != "selftest"]
     for card in (227, 99):
         assert {"hakd_kernel", "projected_hakd_kernel"} <= {name for name, device, _, _ in limits if device == card}
     assert [limit for limit in limits if limit[2:] != (limit[1] << 10, 1)] == []
