@@ -8,7 +8,7 @@ The public functions have the signatures of :mod:`hetero_kernels.functional`, wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -48,8 +48,8 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _product(weight: Tensor, features: Tensor) -> Tensor:
-    """[K, C] by [B, C, h, w] -> [B, K, h, w] in the features' memory format. A matrix product, which torch keeps in full
-    float32 by default: cuDNN's convolutions round its factors to TF32."""
+    """[K, C] by [B, C, h, w] -> [B, K, h, w] in the features' memory format. A matrix product, which torch keeps in
+    full float32 by default: cuDNN's convolutions round its factors to TF32."""
     if features.stride(1) == 1:
         return torch.matmul(features.permute(0, 2, 3, 1), weight.T).permute(0, 3, 1, 2)
     b, _, h, w = features.shape
@@ -57,8 +57,8 @@ def _product(weight: Tensor, features: Tensor) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """1x1 convolution of features [B, C, h, w] by weight [K, C] and bias [K], all of one dtype, in whose weight gradient
-    a pixel without a gradient counts exactly 0, whatever its features: 0 * NaN would be NaN."""
+    """1x1 convolution of features [B, C, h, w] by weight [K, C] and bias [K], all of one dtype, in whose weight
+    gradient a pixel without a gradient counts exactly 0, whatever its features: 0 * NaN would be NaN."""
 
     generate_vmap_rule = True
 

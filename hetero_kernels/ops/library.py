@@ -33,7 +33,11 @@ def define(
         ctx.op, ctx.again = op, differentiable
         setup_context(ctx, inputs, output)
 
-    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    tags = [torch.Tag.pt2_compliant_tag]
+    if "Tensor scalars" in schema:
+        # The host reads weights and temperatures to choose launches: a replayed CUDA graph would keep the first ones.
+        tags.append(torch.Tag.cudagraph_unsafe)
+    _library.define(name + schema, tags=tags)
     qualified = f"{NAMESPACE}::{name}"
     torch.library.register_fake(qualified, fake, lib=_library)
     torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)

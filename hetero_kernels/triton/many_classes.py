@@ -70,7 +70,8 @@ def load_pixels(network, c, classes, pixels, y, site, DIRECT: tl.constexpr):
         at = network.logits + pixels.image * network.stride_b + tl.cast(y, tl.int64) * network.stride_h
         at += tl.cast(pixels.x, tl.int64) * network.stride_w
         at = at[None, :] + tl.cast(c, tl.int64) * network.stride_c
-        at = tl.multiple_of(tl.max_contiguous(at, [1, 2]), [1, 1])  # see tile.py
+        if c.shape[0] > 1:
+            at = tl.multiple_of(tl.max_contiguous(at, [1, 2]), [1, 1])  # see tile.py
         z = tl.load(at, mask=c < classes, other=0.0).to(tl.float32)
         z += tl.where(c < classes, 0.0, PADDING)
     else:

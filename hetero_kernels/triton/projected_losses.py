@@ -352,8 +352,9 @@ def gradients(student: NetworkPlan, teacher: NetworkPlan) -> tuple[Tensor, ...]:
 
 
 def product_precision(tensor: Tensor) -> str:
-    """How factors are multiplied, see ``matrix_product``: with tf32 where torch itself may do so
-    (torch.set_float32_matmul_precision or torch.backends.cuda.matmul.fp32_precision); AMD's matrix cores take float32."""
+    """How factors are multiplied, see ``matrix_product``: with tf32 where torch itself may do so (by
+    torch.set_float32_matmul_precision or torch.backends.cuda.matmul.fp32_precision); AMD's matrix cores take float32.
+    """
     if tensor.device.type == "cpu":
         return "interpreted"
     if torch.version.hip:

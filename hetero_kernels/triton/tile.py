@@ -16,11 +16,11 @@ import triton.language as tl
 
 from .pixel_math import PADDING
 
-
 # ``tl.multiple_of(tl.max_contiguous(at, [1, 2]), [1, 1])`` of pointers [classes, pixels] gives neighbouring threads
-# neighbouring pixels, so that a sum over classes stays in a thread: where no axis looks contiguous, Triton 3.6 gives them
-# neighbouring classes. The two contiguous pixels may be a pretext; with an alignment of one byte no vector access believes
-# it. A hint holds where it is written, not through a call.
+# neighbouring pixels, so that a sum over classes stays in a thread: where no axis looks contiguous, Triton 3.6 gives
+# them neighbouring classes. The two contiguous pixels may be a pretext; with an alignment of one byte no vector access
+# believes it. A hint holds where it is written, not through a call, and must not meet a single class: with one column the
+# compiler makes that a scalar, which the hint's two axes break.
 
 
 class Network(NamedTuple):
@@ -212,7 +212,9 @@ def load_block(network, c, classes, image, row, column):
     """A block of logits of a coarse row at ``column`` [pixels]; ``PADDING`` beyond K."""
     start = network.logits + image * network.stride_b + tl.cast(row, tl.int64) * network.stride_h
     offset = tl.cast(c, tl.int64) * network.stride_c + (tl.cast(column, tl.int64) * network.stride_w)[None, :]
-    at = tl.multiple_of(tl.max_contiguous(start + offset, [1, 2]), [1, 1])
+    at = start + offset
+    if c.shape[0] > 1:
+        at = tl.multiple_of(tl.max_contiguous(at, [1, 2]), [1, 1])
     z = tl.load(at, mask=c < classes, other=0.0).to(tl.float32)
     return z + tl.where(c < classes, 0.0, PADDING)
 
@@ -313,7 +315,9 @@ def store_row(network, c, classes, pixels, y, grid, g):
     for i in tl.static_range(len(c)):
         row = ((pixels.image * classes + c[i]) * grid.height + y) * grid.width
         inside = (c[i] < classes) & pixels.inside[None, :]
-        at = tl.multiple_of(tl.max_contiguous(network.gradient + row + pixels.x[None, :], [1, 2]), [1, 1])
+        at = network.gradient + row + pixels.x[None, :]
+        if c[i].shape[0] > 1:
+            at = tl.multiple_of(tl.max_contiguous(at, [1, 2]), [1, 1])
         tl.store(at, g[i], mask=inside)
 
 

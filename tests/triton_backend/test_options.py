@@ -1,0 +1,286 @@
+"""Every option of every operator compiles, through Triton's own launcher and for every architecture.
+
+The interpreter runs kernels without typing their branches, and a launch compiled from a list holds the options somebody
+thought of. Here the operators' implementations are called on meta tensors and what they launch is compiled as a GPU's
+first call would compile it. TRITON_OPTIONS says how many option sets: "pairs", in which every two values meet (the
+Triton that torch brings), "values", in which every value occurs (older Tritons), "product", all of the branches
+(``make test-gpu-compile``).
+"""
+
+import dataclasses
+import itertools
+import os
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from cases import pairwise
+
+pytest.importorskip("triton")
+from benchmarks import gpu_static  # noqa: E402
+from hetero_kernels.triton import pixel_losses, projected_losses  # noqa: E402
+
+MODE = os.environ.get("TRITON_OPTIONS", "pairs")
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+
+class Grids(NamedTuple):
+    batch: int
+    student: tuple[int, int]
+    teacher: tuple[int, int]
+    labels: tuple[int, int]
+
+
+GRIDS = (
+    Grids(2, (8, 8), (8, 8), (64, 64)),
+    Grids(2, (5, 7), (1, 1), (33, 65)),
+    Grids(2, (16, 16), (8, 8), (16, 16)),
+    Grids(1, (1, 1), (1, 1), (1, 1)),
+)
+LAYOUTS = ("contiguous", "channels_last", "sliced", "misaligned")
+# The first value of each is the default.
+SHARED: dict[str, tuple] = {
+    "kmm": (True, False),
+    "kem": ("class", "spatial", "none"),
+    "divergence": ("kl", "ce"),
+    "proj_weight": (0.0, 0.5),
+    "temperature": (1.0, 2.0, 4.0, 1.5),
+    "reduction": ("mean", "sum", "none"),
+    "upstream": (False, True),
+    "normalizers": ((), ("first",), ("second",), ("first", "second")),
+    "dtypes": ((F32, F32), (BF16, BF16), (F16, F16), (F32, BF16)),
+    "labels": (torch.int64, torch.int32, torch.uint8),
+    "layout": LAYOUTS,
+}
+HAKD = SHARED | {
+    "resolution": ("label", "feature"),
+    "align_corners": (False, True),
+    "wanted": ((True, False), (True, True), (False, True), (False, False)),
+    "grids": GRIDS,
+}
+PROJECTED = SHARED | {
+    "kem": ("class", "none"),  # "spatial" is hakd_loss's
+    "bias": ((False, False), (True, True), (True, False)),
+    # Gradients of the student's features and weights, then the teacher's.
+    "wanted": (
+        (True, True, False, True),
+        (True, False, True, False),
+        (False, True, True, True),
+        (False, False, False, False),
+    ),
+    "grids": (GRIDS[0], Grids(2, (5, 7), (5, 7), (5, 7)), GRIDS[3]),
+    "channels": ((64, 128), (19, 1)),
+}
+SEGMENTATION = {name: SHARED[name] for name in ("temperature", "reduction", "upstream", "normalizers", "dtypes")} | {
+    "labels": SHARED["labels"],
+    "layout": LAYOUTS,
+    "teacher": (True, False),
+    "class_weight": (False, True),
+    "label_smoothing": (0.0, 0.1),
+    "align_corners": (False, True),
+    "wanted": (True, False),
+    "grids": GRIDS,
+}
+# Options that choose branches of a kernel; what the product leaves to the pairs only chooses how memory is read.
+BRANCHES = ("kmm", "kem", "divergence", "proj_weight", "temperature", "resolution", "reduction", "wanted", "bias",
+            "teacher", "class_weight", "align_corners")  # fmt: skip
+
+
+# Launches ----------------------------------------------------------------------------------------------------------
+
+
+def empty(options: dict, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    """A meta tensor of the options' layout."""
+    if options["layout"] == "sliced":
+        return torch.empty(*shape[:-1], 2 * shape[-1], device="meta", dtype=dtype)[..., ::2]
+    tensor = torch.empty(shape, device="meta", dtype=dtype)
+    return tensor.to(memory_format=torch.channels_last) if options["layout"] == "channels_last" else tensor
+
+
+def common(options: dict) -> tuple[torch.Tensor, list[torch.Tensor | None], torch.Tensor | None]:
+    """Labels, both normalizers, upstream factors."""
+    grids = options["grids"]
+    size = grids.student if options.get("resolution", "label") == "feature" else grids.labels
+    number = torch.empty((), device="meta")
+    return (
+        torch.empty(grids.batch, *grids.labels, device="meta", dtype=options["labels"]),
+        [number if name in options["normalizers"] else None for name in ("first", "second")],
+        torch.empty(grids.batch, *size, device="meta") if options["upstream"] else None,
+    )
+
+
+def scalars(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def hakd(classes: int, options: dict) -> None:
+    labels, normalizers, upstream = common(options)
+    grids = options["grids"]
+    logits = [
+        empty(options, dtype, grids.batch, classes, *grid)
+        for dtype, grid in zip(options["dtypes"], (grids.student, grids.teacher), strict=True)
+    ]
+    pixel_losses.hakd_loss(
+        *logits, labels, scalars(options["temperature"], 1.0, options["proj_weight"]), *normalizers, upstream,
+        options["kmm"], options["kem"], options["divergence"], options["resolution"], options["align_corners"], 255,
+        options["reduction"], *options["wanted"],
+    )  # fmt: skip
+
+
+def segmentation(classes: int, options: dict) -> None:
+    labels, normalizers, upstream = common(options)
+    grids = options["grids"]
+    pixel_losses.segmentation_loss(
+        empty(options, options["dtypes"][0], grids.batch, classes, *grids.student),
+        empty(options, options["dtypes"][1], grids.batch, classes, *grids.teacher) if options["teacher"] else None,
+        labels, torch.empty(classes, device="meta") if options["class_weight"] else None,
+        scalars(options["temperature"], 1.0, 0.1, options["label_smoothing"]), *normalizers, upstream,
+        options["align_corners"], 255, options["reduction"], options["wanted"],
+    )  # fmt: skip
+
+
+def projected(classes: int, options: dict) -> None:
+    labels, normalizers, upstream = common(options | {"resolution": "feature"})
+    grids, channels = options["grids"], options["channels"]
+    pairs = list(zip(options["dtypes"], channels, strict=True))
+    features = [empty(options, dtype, grids.batch, c, *grids.student) for dtype, c in pairs]
+    weights = [torch.empty(classes, c, device="meta", dtype=dtype) for dtype, c in pairs]
+    biases = [
+        torch.empty(classes, device="meta", dtype=dtype) if given else None
+        for given, dtype in zip(options["bias"], options["dtypes"], strict=True)
+    ]
+    gradient = projected_losses.projected_hakd_loss(
+        *features, *weights, *biases, labels, scalars(options["temperature"], 1.0, options["proj_weight"]),
+        *normalizers, upstream, options["kmm"], options["kem"], options["divergence"], 255, options["reduction"],
+        *options["wanted"],
+    )[3]  # fmt: skip
+    if options["wanted"][0]:
+        factor = None if options["reduction"] == "none" else torch.empty((), device="meta")
+        projected_losses.project_back(gradient, weights[0], factor, features[0])
+
+
+OPERATORS = {"hakd": (hakd, HAKD), "segmentation": (segmentation, SEGMENTATION), "projected": (projected, PROJECTED)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Misaligned:
+    """What the launcher asks of a tensor, of one whose memory begins anywhere."""
+
+    dtype: torch.dtype
+
+    def data_ptr(self) -> int:
+        return self.dtype.itemsize
+
+
+def misaligned(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return Misaligned(value.dtype)
+    if isinstance(value, tuple):
+        parts = map(misaligned, value)
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value
+
+
+def compile_all(operator: str, target: str = "sm_90", classes: int = 3, **options: Any) -> list[Any]:
+    """The compiled kernels of a call; shared memory within the family's smallest card."""
+    function, values = OPERATORS[operator]
+    options = {name: choices[0] for name, choices in values.items()} | options
+    with gpu_static.recorded_launches(gpu_static.family_of(target)) as launches:
+        function(classes, options)
+    assert launches
+    compiled = []
+    for launch in launches:
+        if options["layout"] == "misaligned":
+            arguments = {name: misaligned(value) for name, value in launch.arguments.items()}
+            launch = gpu_static.Launch(launch.kernel, launch.programs, arguments, launch.constants, launch.options)
+        compiled.append(gpu_static.compile_launch(launch, gpu_static.TARGETS[target]))
+        assert compiled[-1].metadata.shared <= gpu_static.SHARED[target] * 1024, (launch.name, options)
+    return compiled
+
+
+# Options -----------------------------------------------------------------------------------------------------------
+
+
+def every_value(values: dict[str, tuple]) -> list[dict]:
+    """The defaults, and option sets in which every value occurs."""
+    most = max(map(len, values.values()))
+    return [{name: choices[i % len(choices)] for name, choices in values.items()} for i in range(most)]
+
+
+def product(values: dict[str, tuple]) -> list[dict]:
+    """Of the options that choose branches; the others change from set to set."""
+    chosen = [name for name in values if name in BRANCHES]
+    rest = {name: itertools.cycle(choices) for name, choices in values.items() if name not in BRANCHES}
+    return [
+        dict(zip(chosen, choice, strict=True)) | {name: next(cycle) for name, cycle in rest.items()}
+        for choice in itertools.product(*(values[name] for name in chosen))
+    ]
+
+
+def option_sets() -> list[Any]:
+    make = {"pairs": lambda v: list(pairwise(v)), "values": every_value, "product": product}[MODE]
+    sets = [(name, options) for name, (_, values) in OPERATORS.items() for options in make(values)]
+    return [pytest.param(name, options, id=f"{name}-{i}") for i, (name, options) in enumerate(sets)]
+
+
+@pytest.mark.parametrize(("operator", "options"), option_sets())
+def test_options_compile(operator, options):
+    compile_all(operator, **options)
+
+
+pairs_only = pytest.mark.skipif(MODE != "pairs", reason="once is enough: on the Triton that torch brings")
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_defaults_compile(operator):
+    compile_all(operator, classes=19)
+
+
+@pairs_only
+@pytest.mark.parametrize("classes", [1, 19, 150, 193])
+@pytest.mark.parametrize(
+    "options", [{}, {"kem": "spatial", "dtypes": (BF16, BF16)}, {"kem": "none", "dtypes": (F16, F16)}]
+)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_classes_compile(operator, options, classes):
+    """Numbers of classes with every kem and dtype."""
+    if operator == "segmentation":
+        options = {name: value for name, value in options.items() if name != "kem"}
+    elif operator == "projected":
+        if classes > 192:
+            pytest.skip("torch projects more than 192 classes")
+        options = options | {"kem": "class" if options.get("kem") == "spatial" else options.get("kem", "class")}
+    compile_all(operator, classes=classes, **options)
+
+
+@pytest.mark.parametrize("operator", ["hakd", "segmentation"])
+def test_any_number_above_192_is_the_same_kernel(operator):
+    """600 and 1000 classes: of 193, which compiles, they differ by a number that the kernel is given."""
+    binaries = {
+        classes: [k.asm["cubin"] for k in compile_all(operator, classes=classes)] for classes in (193, 600, 1000)
+    }
+    assert binaries[193] == binaries[600] == binaries[1000]
+
+
+@pairs_only
+@pytest.mark.parametrize("target", sorted(set(gpu_static.TARGETS) - {"sm_90"}))
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_architecture_compiles(operator, target):
+    compile_all(operator, target=target)
+
+
+# Layouts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("operator", "classes"), [("hakd", 16), ("segmentation", 32), ("hakd", 208)])
+def test_no_vector_load_believes_the_hint(operator, classes, layout):
+    """tile.py calls neighbouring pixels contiguous where they need not be: in channels_last with a multiple of 16
+    classes a load of two would be aligned, and wrong."""
+    grids = Grids(2, (16, 16), (16, 16), (16, 16))
+    for resolution in ("label", "feature"):
+        options = {"resolution": resolution} if operator == "hakd" else {}
+        grids = GRIDS[0] if resolution == "label" else grids
+        kernel = compile_all(operator, classes=classes, layout=layout, grids=grids, **options)[0]
+        assert "ld.global" in kernel.asm["ptx"]
+        assert not [line for line in kernel.asm["ptx"].splitlines() if "ld.global" in line and ".v" in line]
