@@ -26,7 +26,8 @@ test-kernels: $(VENV)/installed
 test-triton: $(VENV)/installed
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/triton_backend
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/test_projected_losses.py -k triton
-	$(BIN)/python -m pytest -q tests/triton_backend/test_compiled.py tests/triton_backend/test_gpu_check.py tests/triton_backend/test_mutations.py
+	$(BIN)/python -m pytest -q tests/triton_backend/test_compiled.py tests/triton_backend/test_mutations.py
+	$(BIN)/python -m pytest -q tests/gpu_check
 
 # The CUDA kernels without a GPU: compiled by g++ and run on the host, with planted mistakes and under sanitizers; and by
 # nvcc, where there is one.
@@ -34,7 +35,7 @@ test-emulation: $(VENV)/installed
 	$(BIN)/python -m pytest -q tests/cuda_backend
 
 test-trainer: $(VENV)/installed
-	$(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/triton_backend --ignore=tests/cuda_backend
+	$(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/triton_backend --ignore=tests/cuda_backend --ignore=tests/gpu_check
 
 # Wheels, source distribution, build isolation, and one build under the oldest torch (of which it downloads 3.5 GB).
 test-packaging: $(VENV)/installed
@@ -49,7 +50,8 @@ bench: $(VENV)/installed
 bench-quick: $(VENV)/installed
 	$(BIN)/python -m benchmarks.run --quick
 
-# The day there is a GPU: every GPU backend on it, beside eager and torch.compile. Takes the python there is: no set-up.
+# Where there is a GPU: all that only a GPU can say, in seven minutes, into runs/gpu (report.md first). Takes the python there
+# is and builds the CUDA library in place: no set-up. GPU_CHECK="--allow-no-gpu" rehearses it anywhere.
 gpu-check:
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu_check $(GPU_CHECK)
 
