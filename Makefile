@@ -18,7 +18,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-KERNEL_TESTS := $(addprefix tests/test_,reference.py projectors.py pixel_losses.py projected_losses.py edges.py ops.py loss.py arguments.py house.py native.py benchmarks.py)
+KERNEL_TESTS := $(addprefix tests/test_,reference.py projectors.py pixel_losses.py projected_losses.py edges.py ops.py loss.py arguments.py house.py native.py devices.py benchmarks.py)
 test-kernels: $(VENV)/installed
 	$(BIN)/python -m pytest -q $(KERNEL_TESTS)
 
@@ -47,7 +47,7 @@ test-emulation: $(VENV)/installed
 test-trainer: $(VENV)/installed
 	$(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/triton_backend --ignore=tests/cuda_backend --ignore=tests/gpu_check
 
-# Wheels, source distribution, build isolation, and one build under an older torch.
+# Wheels, source distribution, build isolation, and one build under the oldest torch (of which it downloads 3.5 GB).
 test-packaging: $(VENV)/installed
 	$(BIN)/python -m pytest -q tests/packaging
 

@@ -242,7 +242,7 @@ def test_no_tensor_of_the_loss_grid_times_classes(case):
 
 def test_operators_that_a_backend_lacks_go_to_the_next_that_has_them(monkeypatch):
     """Unless the user chose: then torch does what the chosen backend lacks."""
-    monkeypatch.setattr(backends, "unavailable", lambda backend: None)
+    monkeypatch.setattr(backends, "unavailable", lambda backend, device=None: None)
     monkeypatch.delenv("HETERO_KERNELS_BACKEND", raising=False)
     backends._automatic.cache_clear()
     try:

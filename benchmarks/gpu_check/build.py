@@ -14,7 +14,7 @@ ASK = """
 import sys, hetero_kernels
 hetero_kernels.show_config()
 from hetero_kernels import native
-problem = native.libraries()["cuda"].problem
+problem = native.problem("cuda")
 sys.exit(f"the CUDA library does not load: {problem}" if problem and sys.argv[1] == "cuda" else 0)
 """
 
