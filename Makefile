@@ -18,7 +18,8 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-KERNEL_TESTS := $(addprefix tests/test_,reference.py projectors.py pixel_losses.py projected_losses.py edges.py ops.py loss.py arguments.py house.py native.py devices.py benchmarks.py)
+KERNEL_TESTS := $(addprefix tests/test_,reference.py projectors.py pixel_losses.py projected_losses.py projection.py projection_in_loss.py \
+	projection_sync.py edges.py ops.py loss.py arguments.py house.py native.py devices.py benchmarks.py)
 test-kernels: $(VENV)/installed
 	$(BIN)/python -m pytest -q $(KERNEL_TESTS)
 

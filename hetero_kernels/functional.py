@@ -9,11 +9,16 @@ need no copy. Section numbers are those of docs/mathematics.md.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from . import arguments as check
 from . import reference
 from .ops import backends, pixel_losses, projected_losses
+from .ops import projection as projection_ops
+from .ops.library import compute_dtype
 from .options import HakdOptions, SegmentationOptions
 from .reference import HakdTerms, Normalizer, SegmentationTerms, savable
 
@@ -122,6 +127,41 @@ def hakd_loss(
     return HakdTerms(*terms) if return_terms else terms[0]
 
 
+Projection = Tensor | tuple[Tensor, Tensor, Tensor, bool]
+"""A network's logits [B, K, h, w]; or raw ones, with a scale and a shift per class and whether ReLU follows."""
+
+
+def hakd_loss_of_projections(
+    student: Projection, teacher: Projection, labels: Tensor, *,
+    temperature: float, hakd_weight: float, proj_weight: float, normalizer: Normalizer, return_terms: bool,
+    backend: str | None, **choices: Any,
+) -> Tensor | HakdTerms:  # fmt: skip
+    """:func:`hakd_loss` of what projectors give: scale, shift and ReLU are applied where a raw logit is read.
+
+    Raw logits are for backends that have the operators of ``ops.projection``. ``choices``: as
+    :class:`hetero_kernels.options.HakdOptions`.
+    """
+    numbers = (temperature, hakd_weight, proj_weight)
+    if isinstance(student, Tensor) and isinstance(teacher, Tensor):
+        return hakd_loss(
+            student, teacher, labels, temperature=temperature, hakd_weight=hakd_weight, proj_weight=proj_weight,
+            normalizer=normalizer, return_terms=return_terms, backend=backend, **choices,
+        )  # fmt: skip
+    options = HakdOptions(**choices)
+    student, teacher = _with_scale(student), _with_scale(teacher)
+    _check_hakd(student[0], teacher[0], labels, options, *numbers)
+    normalizers = _normalizers(normalizer, ("hakd", "proj"), student[0])
+    terms = pixel_losses.normalized_hakd_loss(student, teacher, savable(labels), options, *numbers, normalizers)
+    return HakdTerms(*terms) if return_terms else terms[0]
+
+
+def _with_scale(network: Projection) -> tuple[Tensor, Tensor, Tensor, bool]:
+    if not isinstance(network, Tensor):
+        return network
+    one = network.new_ones(network.shape[1], dtype=compute_dtype(network))
+    return savable(network), one, torch.zeros_like(one), False
+
+
 def projected_hakd_loss(
     student_features: Tensor,
     teacher_features: Tensor,
@@ -151,9 +191,9 @@ def projected_hakd_loss(
     of an image's logits first), one pass over the features computes loss and gradients and no logits of the batch are
     kept but their gradient (backends "cpu" and, up to 192 classes, "cuda" and "triton"; the latter reads the features
     again for the weights' gradients, and so does "cuda" beyond 32 classes or 768 channels). Elsewhere the projections
-    run as torch convolutions in float32 (float64) and :func:`hakd_loss` does the rest. The results agree to rounding,
-    and features that only ignored pixels reach contribute exactly 0, NaN and inf included; to that end the weight
-    gradient on a GPU or of a compiled graph takes one more copy of the features.
+    run on their own, on a CPU by the kernels and on a GPU as torch convolutions in float32, and :func:`hakd_loss` does
+    the rest. The results agree to rounding, and features that only ignored pixels reach contribute exactly 0, NaN and
+    inf included; to that end the weight gradient on a GPU takes one more copy of the features.
 
     Args:
         student_features: [B, Cs, hs, ws].
@@ -182,9 +222,10 @@ def projected_hakd_loss(
         and chosen in able
     )
     if not one_pass:
-        return hakd_loss(
-            reference.project(student_features, student_weight, student_bias),
-            reference.project(teacher_features, teacher_weight, teacher_bias),
+        project = _project if chosen in projection_ops.able() else reference.project
+        return hakd_loss_of_projections(
+            project(student_features, student_weight, student_bias),
+            project(teacher_features, teacher_weight, teacher_bias),
             labels, temperature=temperature, kmm=kmm, kem=kem, divergence=divergence,
             hakd_weight=hakd_weight, proj_weight=proj_weight, resolution=resolution, align_corners=align_corners,
             ignore_index=ignore_index, reduction=reduction, normalizer=normalizer, return_terms=return_terms,
@@ -199,6 +240,16 @@ def projected_hakd_loss(
         _normalizers(normalizer, ("hakd", "proj"), student_features), chosen,
     )  # fmt: skip
     return HakdTerms(*terms) if return_terms else terms[0]
+
+
+def _project(features: Tensor, weight: Tensor, bias: Tensor | None) -> Projection:
+    """As :func:`reference.project`, by the kernels."""
+    dtype = compute_dtype(features, weight, bias)
+    logits, _, _ = projection_ops.project(
+        savable(features), savable(weight.to(dtype) if dtype == torch.float64 else weight), False, "none"
+    )
+    one = logits.new_ones(logits.shape[1])
+    return logits, one, torch.zeros_like(one) if bias is None else savable(bias).to(dtype), False
 
 
 def segmentation_loss(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import arguments as check
-from . import functional, reference
+from . import functional, projection, reference
 from .options import HakdOptions, check_option
 from .reference import Normalizer
 
@@ -53,12 +53,26 @@ class PixelProjector(nn.Sequential):
         that features and weights promote to; gradients come back in the dtypes of the inputs.
 
         Pixels that reach no loss (ignored ones) contribute exactly 0 to all gradients, even NaN and inf, unless a batch
-        norm in training mode takes its statistics from them or the convolution was replaced or hooked.
+        norm in training mode takes its statistics from them or a layer was replaced or hooked.
+
+        On a CPU the kernels read the features once here and once in the backward, which has no second derivative.
+        Layers that are hooked, parametrized or of other classes than this one makes are torch's to run; a
+        ``RuntimeWarning`` says so once.
 
         Raises:
             TypeError, ValueError: features or parameters of another dtype or shape than the module can compute with.
         """
         _check_projector("features", features, "", self)
+        projected = self._project(features, None)
+        if isinstance(projected, Tensor):
+            return projected
+        conv: Any = self[0]
+        return projected.normalized(_projection_dtype(features, conv.weight))
+
+    def _project(self, features: Tensor, backend: str | None) -> projection.Projected | Tensor:
+        """Raw logits and what they mean, where the kernels can run the layers; else torch's logits."""
+        if layers := projection.ours(self, features, backend):
+            return projection.project(layers, features)
         conv: Any = self[0]
         head, dtype = _convolution_of(self), _projection_dtype(features, conv.weight)
         if head is None:
@@ -86,7 +100,7 @@ def _check_projector(name: str, features: Tensor, owner: str, projector: nn.Sequ
     for parameter_name, parameter in projector.named_parameters():
         check.check_floating(owner + parameter_name, parameter)
     norm: Any = others[0] if others else None
-    if not _is_batch_norm(norm) or not norm.affine or not _uses_the_batch(norm):
+    if not _is_batch_norm(norm) or not norm.affine or not projection.uses_the_batch(norm):
         return
     dtype, has = _projection_dtype(features, conv.weight), norm.weight.dtype
     if dtype != has and not (has == torch.float32 and dtype.itemsize == 2):
@@ -98,17 +112,6 @@ def _check_projector(name: str, features: Tensor, owner: str, projector: nn.Sequ
 
 def _is_batch_norm(module: object) -> bool:
     return isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))
-
-
-def _uses_the_batch(norm: Any) -> bool:
-    """Whether a batch norm takes the batch's own statistics."""
-    return norm.training or norm.running_mean is None or norm.running_var is None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
 
 
 class _Convolution(NamedTuple):
@@ -123,13 +126,13 @@ def _convolution_of(projector: nn.Sequential) -> _Convolution | None:
     """The 1x1 convolution that ``projector`` begins with, a batch norm in eval mode folded in; None where it does not
     begin with one, or not surely: other layers, hooks."""
     conv, *rest = projector
-    if type(conv) is not nn.Conv2d or _has_hooks(conv):
+    if type(conv) is not nn.Conv2d or projection.is_changed(conv):
         return None
     if (conv.kernel_size, conv.stride, conv.padding, conv.groups) != ((1, 1), (1, 1), (0, 0), 1):
         return None
     weight, bias = conv.weight, conv.bias
     norm: Any = rest[0] if rest else None
-    if not _is_batch_norm(norm) or _uses_the_batch(norm) or _has_hooks(norm):
+    if not _is_batch_norm(norm) or projection.uses_the_batch(norm) or projection.is_changed(norm):
         return _Convolution(weight, bias, rest)
     scale = torch.rsqrt(norm.running_var + norm.eps)
     if norm.affine:
@@ -141,8 +144,20 @@ def _convolution_of(projector: nn.Sequential) -> _Convolution | None:
 
 def _as_convolution(projector: nn.Sequential) -> _Convolution | None:
     """The one 1x1 convolution that ``projector`` is, or None."""
-    head = None if _has_hooks(projector) else _convolution_of(projector)
+    head = None if projection.is_changed(projector) else _convolution_of(projector)
     return None if head is None or head.rest else head
+
+
+def _projected(
+    projector: nn.Sequential, features: Tensor, backend: str | None
+) -> functional.Projection:  # fmt: skip
+    """What :func:`functional.hakd_loss_of_projections` takes for a network."""
+    if isinstance(projector, PixelProjector) and not projection.is_changed(projector):
+        projected = projector._project(features, backend)
+        if isinstance(projected, Tensor):
+            return projected
+        return projected.logits, projected.scale, projected.shift, projected.relu
+    return projector(features)
 
 
 def _for_terms(normalizer: Normalizer, terms: tuple[str, ...]) -> Normalizer:
@@ -290,13 +305,15 @@ class HeteroAKDLoss(nn.Module):
             align_corners=self.align_corners, ignore_index=self.ignore_index, normalizer=normalizer,
             return_terms=True, backend=self.backend,
         )  # fmt: skip
-        if self.resolution == "feature" and student_features.shape[2:] == teacher_features.shape[2:]:
+        same_grid = student_features.shape[2:] == teacher_features.shape[2:]
+        if self.resolution == "feature" and same_grid and self.kem != "spatial":
             student, teacher = _as_convolution(self.student_projector), _as_convolution(self.teacher_projector)
             if student is not None and teacher is not None:
                 return functional.projected_hakd_loss(
                     student_features, teacher_features, student.weight.flatten(1), teacher.weight.flatten(1), labels,
                     student_bias=student.bias, teacher_bias=teacher.bias, **options,
                 )  # fmt: skip
-        return functional.hakd_loss(
-            self.student_projector(student_features), self.teacher_projector(teacher_features), labels, **options
-        )
+        return functional.hakd_loss_of_projections(
+            _projected(self.student_projector, student_features, self.backend),
+            _projected(self.teacher_projector, teacher_features, self.backend), labels, **options,
+        )  # fmt: skip

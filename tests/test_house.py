@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "ops": {"native", "options", "ops", "triton"},
     "triton": {"triton", "options"},
     "functional": {"arguments", "reference", "ops", "options"},
-    "loss": {"arguments", "functional", "options", "reference"},
+    "projection": {"ops", "reference"},
+    "loss": {"arguments", "functional", "options", "projection", "reference"},
     "config": {"native", "ops"},
     "__init__": {"functional", "reference", "config", "loss", "ops"},
 }
@@ -79,7 +80,8 @@ MAY_INCLUDE = {
     "core": {"pixel", ""},
     "pixel_losses": {"core", "pixel", ""},
     "projected_losses": {"pixel_losses", "core", "pixel", ""},
-    "torch": {"projected_losses", "pixel_losses", "core", "pixel", ""},
+    "projection": {"core", "pixel", ""},
+    "torch": {"projected_losses", "pixel_losses", "projection", "core", "pixel", ""},
 }
 
 

@@ -129,7 +129,7 @@ def _scale(gradient: Tensor, factor: Tensor | None, like: Tensor) -> Tensor:
     return scaled.to(like.dtype, copy=scaled is gradient)
 
 
-def no_second_derivative(ctx: object, grad: Tensor) -> None:
+def no_second_derivative(ctx: object, *grads: Tensor) -> None:
     """Autograd formula of the operators that only backwards call."""
     raise RuntimeError(
         "hetero_kernels: second derivatives of the fused losses are not implemented "

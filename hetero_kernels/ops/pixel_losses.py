@@ -1,4 +1,5 @@
-"""Operators ``hakd_loss`` and ``segmentation_loss``: losses on coarse logits, evaluated on the loss grid.
+"""Operators ``hakd_loss``, ``normalized_hakd_loss`` and ``segmentation_loss``: losses on coarse logits, evaluated on
+the loss grid.
 
 Loss and gradient come from one pass, so the forward also returns the gradients (float32 or float64, for an upstream
 gradient of one) and the backward only scales them. With ``reduction="none"`` the upstream gradient differs from
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..options import HakdOptions, SegmentationOptions
-from .library import compute_dtype, define_both, pack_scalars, scale_saved
+from .library import compute_dtype, define, define_both, pack_scalars, scale_gradient, scale_saved
 
 
 def _triton() -> types.ModuleType:
@@ -102,6 +103,85 @@ def hakd_loss(
         grad and teacher_logits.requires_grad and o.reduction != "none",
     )  # fmt: skip
     return loss, hakd, proj
+
+
+# normalized_hakd_loss -------------------------------------------------------------------------------------------
+# hakd_loss of what raw logits z mean: scale z + shift per class, then ReLU. The gradients are those of z, scale and
+# shift; a pixel without a gradient counts exactly 0 in each, whatever its z.
+
+
+def _normalized_fake(
+    student_logits, student_scale, student_shift, teacher_logits, teacher_scale, teacher_shift, labels, scalars,
+    hakd_normalizer, proj_normalizer, upstream, student_relu, teacher_relu,
+    kmm, kem, divergence, resolution, align_corners, ignore_index, reduction, student_grad, teacher_grad,
+):  # fmt: skip
+    outputs = _hakd_fake(
+        student_logits, teacher_logits, labels, scalars, hakd_normalizer, proj_normalizer, upstream,
+        kmm, kem, divergence, resolution, align_corners, ignore_index, reduction, student_grad, teacher_grad,
+    )  # fmt: skip
+    dtype, classes = outputs[0].dtype, student_logits.shape[1]
+    sums = (student_logits.new_empty([2, classes] if wanted else [0], dtype=dtype)
+            for wanted in (student_grad, teacher_grad))  # fmt: skip
+    return (*outputs, *sums)
+
+
+def _normalized_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    *tensors, _upstream = inputs[:11]
+    ctx.options = inputs[11:20]
+    ctx.computed = inputs[20:22]
+    ctx.save_for_backward(*tensors, *output[3:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _normalized_backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
+    gradients: list[Tensor | None] = [None] * 6
+    needed = ctx.needs_input_grad[:6]
+    wanted = (any(needed[:3]), any(needed[3:]))
+    if grad_loss is not None and any(wanted):
+        everything = ctx.saved_tensors  # once: hooks may unpack each tensor only once
+        tensors, saved = everything[:10], everything[10:]
+        factor = cast(Tensor | None, grad_loss)
+        per_pixel = ctx.options[-1] == "none"
+        if per_pixel or any(w and not c for w, c in zip(wanted, ctx.computed, strict=True)):
+            saved = ctx.again(*tensors, grad_loss if per_pixel else None, *ctx.options, *wanted)[3:]
+            factor = None if per_pixel else grad_loss
+        for i in range(2):
+            if needed[3 * i]:
+                gradients[3 * i] = scale_saved(ctx, saved[i], factor, tensors[3 * i])
+            for j in range(2):
+                if needed[3 * i + 1 + j]:
+                    gradients[3 * i + 1 + j] = scale_gradient(saved[2 + i][j], factor, tensors[3 * i + 1 + j])
+    return (*gradients, *([None] * 16))
+
+
+normalized_hakd_op, _differentiable_normalized_hakd = define(
+    "normalized_hakd_loss",
+    "(Tensor student_logits, Tensor student_scale, Tensor student_shift, Tensor teacher_logits, Tensor teacher_scale,"
+    " Tensor teacher_shift, Tensor labels, Tensor scalars, Tensor? hakd_normalizer, Tensor? proj_normalizer,"
+    " Tensor? upstream, bool student_relu, bool teacher_relu, bool kmm, str kem, str divergence, str resolution,"
+    " bool align_corners, int ignore_index, str reduction, bool student_grad, bool teacher_grad)"
+    " -> (Tensor loss, Tensor hakd, Tensor proj, Tensor student_gradient, Tensor teacher_gradient,"
+    " Tensor student_normalization_gradient, Tensor teacher_normalization_gradient)",
+    fake=_normalized_fake,
+    setup_context=_normalized_setup,
+    backward=_normalized_backward,
+)
+
+
+def normalized_hakd_loss(
+    student: tuple[Tensor, Tensor, Tensor, bool], teacher: tuple[Tensor, Tensor, Tensor, bool], labels: Tensor,
+    options: HakdOptions, temperature: float, hakd_weight: float, proj_weight: float,
+    normalizers: tuple[Tensor | None, ...],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """:func:`hakd_loss` of networks given as raw logits, scale and shift [K], and whether ReLU follows."""
+    now = torch.is_grad_enabled() and options.reduction != "none"
+    o = options
+    return _differentiable_normalized_hakd(
+        *student[:3], *teacher[:3], labels, pack_scalars(temperature, hakd_weight, proj_weight), *normalizers, None,
+        student[3], teacher[3], o.kmm, o.kem, o.divergence, o.resolution, o.align_corners, o.ignore_index, o.reduction,
+        now and any(t.requires_grad for t in student[:3]), now and any(t.requires_grad for t in teacher[:3]),
+    )[:3]  # fmt: skip
 
 
 # segmentation_loss ----------------------------------------------------------------------------------------------

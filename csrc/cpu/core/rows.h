@@ -59,25 +59,32 @@ static inline void convert_row(const void* row, int64_t stride, int n, Real scal
   largest = most;
 }
 
-// n logits from element `offset` on, `stride` elements apart, times `scale`; `largest` takes in their magnitudes.
-template <class Real>
-static inline void load_logits(const void* logits, DType dtype, int64_t offset, int64_t stride, int n, Real scale, Real* out,
-                               MagnitudeBits<Real>& largest) {
+// n logits from element `offset` on, `stride` elements apart, as `change` makes them, times `scale`; `largest` takes in their
+// magnitudes.
+template <class Real, class Change>
+static inline void load_changed(const void* logits, DType dtype, int64_t offset, int64_t stride, int n, Real scale, Real* out,
+                                MagnitudeBits<Real>& largest, Change change) {
   const void* row = static_cast<const char*>(logits) + offset * element_size(dtype);
   switch (dtype) {
     case DType::kFloat:
-      convert_row<float>(row, stride, n, scale, out, largest, [](float x) { return static_cast<Real>(x); });
+      convert_row<float>(row, stride, n, scale, out, largest, [=](float x) { return change(static_cast<Real>(x)); });
       break;
     case DType::kBFloat16:
-      convert_row<uint16_t>(row, stride, n, scale, out, largest, [](uint16_t x) { return Real(bfloat16_to_float(x)); });
+      convert_row<uint16_t>(row, stride, n, scale, out, largest, [=](uint16_t x) { return change(Real(bfloat16_to_float(x))); });
       break;
     case DType::kHalf:
-      convert_row<uint16_t>(row, stride, n, scale, out, largest, [](uint16_t x) { return Real(half_to_float(x)); });
+      convert_row<uint16_t>(row, stride, n, scale, out, largest, [=](uint16_t x) { return change(Real(half_to_float(x))); });
       break;
     case DType::kDouble:
-      convert_row<double>(row, stride, n, scale, out, largest, [](double x) { return static_cast<Real>(x); });
+      convert_row<double>(row, stride, n, scale, out, largest, [=](double x) { return change(static_cast<Real>(x)); });
       break;
   }
+}
+
+template <class Real>
+static inline void load_logits(const void* logits, DType dtype, int64_t offset, int64_t stride, int n, Real scale, Real* out,
+                               MagnitudeBits<Real>& largest) {
+  load_changed<Real>(logits, dtype, offset, stride, n, scale, out, largest, [](Real x) { return x; });
 }
 
 }  // namespace hetero::cpu

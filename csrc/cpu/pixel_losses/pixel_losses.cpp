@@ -60,6 +60,18 @@ class Call {
     reduction.finish(partial_, a_.batch * grid_.height * grid_.width, runtime_);
   }
 
+  // Of the networks whose logits have a normalization, once all is added up.
+  void normalize_gradients() const {
+    const auto normalize = [&](const Logits<Real>& logits, const Network<Real>& network) {
+      if (!network.gradient || !network.normalization) return;
+      NormalizedGradient<Real> p{network, a_.batch, a_.classes, logits.normalization_gradient};
+      p.network.gradient = logits.gradient;
+      runtime_.parallel(a_.classes, [&](int64_t begin, int64_t end) { pixel_kernels<Real>().normalize_gradient(p, begin, end); });
+    };
+    normalize(a_.student, problem_.student);
+    if (a_.teacher) normalize(*a_.teacher, problem_.teacher);
+  }
+
  private:
   Network<Real> network(const Logits<Real>& logits, const AxisTable<Real>& rows, const AxisTable<Real>& columns) const {
     Network<Real> n;
@@ -70,6 +82,7 @@ class Call {
     n.width = logits.width;
     n.rows = rows.view();
     n.columns = columns.view();
+    n.normalization = logits.normalization;
     n.gradient = logits.gradient;
     if (logits.gradient && !rows.identity) {
       const int64_t count = static_cast<int64_t>(items_.size()) * 2 * a_.classes * logits.width;
@@ -137,6 +150,7 @@ void hakd_loss(const LossArguments<Real>& arguments, const HakdChoices& choices,
   const LossReduction<Real> reduction(a, {spatial ? images : valid, valid}, problem);
   if (problem.teacher.gradient && problem.coefficient[1] == 0) {  // L_proj is its only source
     std::fill_n(a.teacher->gradient, a.batch * a.classes * a.teacher->height * a.teacher->width, Real(0));
+    if (Real* gradient = a.teacher->normalization_gradient) std::fill_n(gradient, 2 * a.classes, Real(0));
     problem.teacher.gradient = nullptr;
   }
 
@@ -156,6 +170,7 @@ void hakd_loss(const LossArguments<Real>& arguments, const HakdChoices& choices,
   }
   runtime.parallel(call.item_count(), [&](int64_t begin, int64_t end) { pixel_kernels<Real>().hakd(problem, begin, end); });
   call.finish(reduction);
+  call.normalize_gradients();
 }
 
 template <class Real>

@@ -8,7 +8,8 @@
 
 namespace hetero::cpu {
 
-// A network's logits [B, K, height, width] and where its gradient (contiguous, same shape) goes, or null.
+// A network's logits [B, K, height, width] and where its gradient (contiguous, same shape) goes, or null. With a
+// normalization also where that of scale and shift [2, K] goes, wherever there is the logits'.
 template <class Real>
 struct Logits {
   const void* data;
@@ -16,6 +17,8 @@ struct Logits {
   int64_t stride[4];
   int64_t height, width;
   Real* gradient;
+  const Normalization<Real>* normalization = nullptr;
+  Real* normalization_gradient = nullptr;
 };
 
 struct Labels {  // [B, height, width]

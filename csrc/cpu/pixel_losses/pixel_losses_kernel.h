@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "../core/pair.h"
+#include "normalization.h"
 #include "walk.h"
 
 namespace hetero::cpu {
@@ -366,7 +367,8 @@ void segmentation(const SegmentationProblem<typename V::Real>& problem, int64_t 
 
 template <class V>
 constexpr Kernels<typename V::Real> make_kernels() {
-  return {hakd_scores<V>, hakd<V>, segmentation<V>, summarize_labels<typename V::Real>, V::kLanes};
+  return {hakd_scores<V>, hakd<V>, segmentation<V>, summarize_labels<typename V::Real>,
+          normalize_gradient<typename V::Real>, V::kLanes};
 }
 
 }  // namespace hetero::cpu

@@ -25,6 +25,18 @@ struct Axis {
   bool identity;
 };
 
+// What a logit z means: scale z + shift of its class, and ReLU of that. Null: z itself.
+template <class Real>
+struct Normalization {
+  const Real *scale, *shift;  // [K]
+  bool relu;
+
+  HK_INLINE Real operator()(int64_t c, Real z) const {
+    const Real y = scale[c] * z + shift[c];
+    return relu && y <= 0 ? Real(0) : y;  // NaN passes
+  }
+};
+
 template <class Real>
 struct Network {
   const void* logits;  // [B, K, height, width]
@@ -32,7 +44,8 @@ struct Network {
   int64_t stride[4];
   int64_t height, width;
   Axis<Real> rows, columns;
-  // Where gradients go, or null. With rows.identity: the gradient [B, K, height, width]; else slots
+  const Normalization<Real>* normalization;
+  // Where gradients, by what logits mean, go, or null. With rows.identity: the gradient [B, K, height, width]; else slots
   // [items, 2, K, width], for the upper and the lower coarse row of the item.
   Real* gradient;
 };
@@ -67,6 +80,14 @@ struct PixelProblem {
   Real* maps[2];            // [B, height, width]: the terms per pixel, or null
 };
 
+// A network's gradient by what its logits mean, which becomes that by its logits.
+template <class Real>
+struct NormalizedGradient {
+  Network<Real> network;  // its gradient is [B, K, height, width]
+  int64_t batch, classes;
+  Real* sums;             // [2, K]: gradients of scale and shift
+};
+
 template <class Real>
 struct HakdProblem : PixelProblem<Real> {
   HakdParameters<Real> parameters;
@@ -98,6 +119,7 @@ struct Kernels {
   // null, the labels go there, -1 where ignored.
   void (*summarize_labels)(const PixelProblem<Real>&, const Real* class_weight, int64_t begin, int64_t end, LabelSummary* rows,
                            int32_t* sampled);
+  void (*normalize_gradient)(const NormalizedGradient<Real>&, int64_t class_begin, int64_t class_end);
   int lanes;
 };
 

@@ -186,8 +186,13 @@ class Tile {
     for (int64_t c = 0; c < problem_.classes; ++c) {
       Real* line = lines + c * line_;
       if (per_row()) prefetch(offset + c * network_.stride[1] + network_.stride[2], count);
-      load_logits(network_.logits, network_.dtype, offset + c * network_.stride[1], network_.stride[3], count, scale_, line,
-                  largest);
+      const int64_t from = offset + c * network_.stride[1];
+      if (const Normalization<Real>* normalization = network_.normalization) {
+        load_changed<Real>(network_.logits, network_.dtype, from, network_.stride[3], count, scale_, line, largest,
+                           [n = *normalization, c](Real z) { return n(c, z); });
+      } else {
+        load_logits(network_.logits, network_.dtype, from, network_.stride[3], count, scale_, line, largest);
+      }
     }
   }
 

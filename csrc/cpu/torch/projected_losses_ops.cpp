@@ -8,14 +8,6 @@ namespace hetero::cpu {
 
 namespace {
 
-template <class Real>
-constexpr ScalarType kCompute = std::is_same_v<Real, double> ? ScalarType::Double : ScalarType::Float;
-
-template <class Real>
-Tensor dense(const Tensor& x) {
-  return torch::stable::contiguous(torch::stable::to(x, kCompute<Real>));
-}
-
 // A network's side of the call: tensors that live as long as it does, and the loop's view of them.
 template <class Real>
 struct Side {

@@ -34,6 +34,14 @@ Tensor empty_like_compute(const Tensor& like, const std::vector<int64_t>& size) 
 }
 
 template <class Real>
+constexpr ScalarType kCompute = std::is_same_v<Real, double> ? ScalarType::Double : ScalarType::Float;
+
+template <class Real>
+Tensor dense(const Tensor& x) {
+  return torch::stable::contiguous(torch::stable::to(x, kCompute<Real>));
+}
+
+template <class Real>
 Tensor empty_gradient(const Tensor& logits, bool wanted) {
   return empty_like_compute<Real>(logits, wanted ? sizes(logits) : std::vector<int64_t>{0});
 }

@@ -1,0 +1,192 @@
+// Matrix products of blocks in cache whose distances are known when they are compiled: c[r][x] (+)= sum_t a[t][r] b[t][x], and
+// with the summed dimension side by side c[r][s] += sum_t a[r][t] b[s][t]. While they run they ask for memory that is read soon.
+#pragma once
+
+#include <cstdint>
+
+#include "gemm.h"
+
+namespace hetero::cpu {
+
+// Memory that is read soon: a grid of lines of 64 bytes, `step` bytes apart for a block's steps and `next` from block to block,
+// of which there are `lines`.
+struct Ahead {
+  const char* data = nullptr;
+  int64_t step = 0, next = 64, lines = 0;
+};
+
+// Gives it out: each block of a product asks for its share, one line of it a step.
+class AheadShares {
+ public:
+  AheadShares(Ahead ahead, int64_t blocks) : rest_(ahead), share_((ahead.lines + blocks - 1) / (blocks > 0 ? blocks : 1)) {}
+  Ahead share() {
+    const Ahead out{rest_.data, rest_.step, rest_.next, share_ < rest_.lines ? share_ : rest_.lines};
+    rest_.data += rest_.next * out.lines;
+    rest_.lines -= out.lines;
+    return out;
+  }
+
+ private:
+  Ahead rest_;
+  int64_t share_;
+};
+
+template <class Real>
+struct PanelArguments {
+  int64_t steps;
+  const Real* a;  // [steps][a_step], the block's rows side by side
+  int64_t a_step;
+  const Real* b;  // [steps][Pitch]
+  Real* c;        // [rows][c_row]
+  int64_t c_row;
+  bool accumulate;
+};
+
+template <class Part, int Rows, int Vectors, int Pitch, class Real>
+HK_NOINLINE void panel_block(const PanelArguments<Real>& p, Ahead ahead) {
+  constexpr int kLanes = Part::kLanes;
+  Part sum[Rows][Vectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) sum[r][v] = Part(Real(0));
+  }
+  const Real *at = p.a, *bt = p.b;
+  const int64_t a_step = p.a_step, lines = ahead.lines, next = ahead.next;
+  for (const Real* const end = bt + p.steps * Pitch; bt != end; bt += Pitch, at += a_step) {
+    for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(ahead.data + next * line, 0, 2);
+    ahead.data += ahead.step;
+    Part line[Vectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) line[v] = Part::load(bt + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      const Part factor(at[r]);
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = fma(factor, line[v], sum[r][v]);
+    }
+  }
+  Real* out = p.c;
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r, out += p.c_row) {
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) {
+      Real* to = out + v * kLanes;
+      (p.accumulate ? Part::load(to) + sum[r][v] : sum[r][v]).store(to);  // sums of sums: rounded less often
+    }
+  }
+}
+
+// use.template operator()<Count>(first) for `rows` in blocks of nearly equal size, at most Most (6).
+template <class Use>
+HK_INLINE void in_blocks(int64_t rows, int64_t most, Use use) {
+  int64_t blocks = (rows + most - 1) / most;
+  for (int64_t row = 0; row < rows; --blocks) {
+    const int64_t size = (rows - row + blocks - 1) / blocks;
+    switch (size) {
+      case 1: use.template operator()<1>(row); break;
+      case 2: use.template operator()<2>(row); break;
+      case 3: use.template operator()<3>(row); break;
+      case 4: use.template operator()<4>(row); break;
+      case 5: use.template operator()<5>(row); break;
+      default: use.template operator()<6>(row); break;
+    }
+    row += size;
+  }
+}
+
+// `rows` rows of `vectors` vectors each. Panels of b, a few vectors wide, stay in the first-level cache for all rows.
+template <class Part, int Pitch, class Real>
+void panels(int64_t rows, int64_t vectors, PanelArguments<Real> p, Ahead ahead = {}) {
+  constexpr int kVectors = GemmShape<Part>::kVectors, kRows = GemmShape<Part>::kRows, kLanes = Part::kLanes;
+  AheadShares shares(ahead, (rows + kRows - 1) / kRows * (vectors / kVectors + vectors % kVectors));
+  const auto panel = [&]<int Vectors>(int64_t v) {
+    in_blocks(rows, kRows, [&]<int Count>(int64_t row) {
+      const PanelArguments<Real> block{p.steps, p.a + row, p.a_step, p.b + v * kLanes, p.c + row * p.c_row + v * kLanes, p.c_row,
+                                       p.accumulate};
+      panel_block<Part, Count, Vectors, Pitch, Real>(block, shares.share());
+    });
+  };
+  int64_t v = 0;
+  for (; v + kVectors <= vectors; v += kVectors) panel.template operator()<kVectors>(v);
+  for (; v < vectors; ++v) panel.template operator()<1>(v);
+}
+
+// The sums of four vectors' lanes, added to out[0] to out[3] in an order that depends on nothing.
+template <int N>
+HK_INLINE void add_sums(Vec<N> a, Vec<N> b, Vec<N> c, Vec<N> d, float* out) {
+  typename Vec<N>::Ints even, odd, low, high;
+  for (int i = 0; i < N; ++i) {
+    even[i] = i / 2 * 2 + i % 2 * N;
+    odd[i] = even[i] + 1;
+    low[i] = i / 4 * 4 + i % 2 + i % 4 / 2 * N;
+    high[i] = low[i] + 2;
+  }
+  const Vec<N> ab = shuffle(a, b, even) + shuffle(a, b, odd), cd = shuffle(c, d, even) + shuffle(c, d, odd);
+  const Vec<N> all = shuffle(ab, cd, low) + shuffle(ab, cd, high);
+  alignas(64) float lanes[N];
+  all.store(lanes);
+  Vec<4> sum = Vec<4>::load(lanes);
+  for (int j = 4; j < N; j += 4) sum = sum + Vec<4>::load(lanes + j);
+  (Vec<4>::load(out) + sum).store(out);
+}
+HK_INLINE void add_sums(Lane a, Lane b, Lane c, Lane d, double* out) {
+  out[0] += a.v;
+  out[1] += b.v;
+  out[2] += c.v;
+  out[3] += d.v;
+}
+
+constexpr int kDotColumns = 4;
+
+template <class Real>
+struct DotArguments {
+  int64_t vectors;
+  const Real* a;  // [rows][a_row]
+  int64_t a_row;
+  const Real* b;  // [columns][Pitch]
+  Real* c;        // [rows][c_row]
+  int64_t c_row;
+};
+
+template <class Part, int Rows, int Pitch, class Real>
+HK_NOINLINE void dots_block(const DotArguments<Real>& p, Ahead ahead) {
+  Part sum[Rows][kDotColumns];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+    for (int s = 0; s < kDotColumns; ++s) sum[r][s] = Part(Real(0));
+  }
+  const Real *at = p.a, *bt = p.b;
+  const int64_t a_row = p.a_row, lines = ahead.lines, next = ahead.next;
+  for (const Real* const end = bt + p.vectors * Part::kLanes; bt != end; bt += Part::kLanes, at += Part::kLanes) {
+    for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(ahead.data + next * line, 0, 2);
+    ahead.data += ahead.step;
+    Part line[kDotColumns];
+#pragma GCC unroll 4
+    for (int s = 0; s < kDotColumns; ++s) line[s] = Part::load(bt + s * Pitch);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      const Part factor = Part::load(at + r * a_row);
+#pragma GCC unroll 4
+      for (int s = 0; s < kDotColumns; ++s) sum[r][s] = fma(factor, line[s], sum[r][s]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) add_sums(sum[r][0], sum[r][1], sum[r][2], sum[r][3], p.c + r * p.c_row);
+}
+
+// `rows` of a by `columns` of b; b and c have room for whole blocks of kDotColumns columns.
+template <class Part, int Pitch, class Real>
+void dots(int64_t rows, int64_t columns, DotArguments<Real> p, Ahead ahead = {}) {
+  constexpr int kRows = GemmShape<Part>::kRows;
+  AheadShares shares(ahead, (rows + kRows - 1) / kRows * ((columns + kDotColumns - 1) / kDotColumns));
+  for (int64_t s = 0; s < columns; s += kDotColumns) {
+    in_blocks(rows, kRows, [&]<int Count>(int64_t row) {
+      const DotArguments<Real> block{p.vectors, p.a + row * p.a_row, p.a_row, p.b + s * Pitch, p.c + row * p.c_row + s, p.c_row};
+      dots_block<Part, Count, Pitch, Real>(block, shares.share());
+    });
+  }
+}
+
+}  // namespace hetero::cpu

@@ -1,0 +1,165 @@
+// Rows of features, read as the loops want them and written as they came. Everything here is `static` or a template of a vector:
+// each instruction set compiles its own.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "../core/vec.h"
+#include "projection_problem.h"
+
+namespace hetero::cpu {
+
+static inline uint16_t to_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+  return static_cast<uint16_t>(x == x ? rounded : bits >> 16 | 0x40u);
+}
+
+static inline uint16_t to_half(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+  uint32_t out;
+  if (magnitude >= 0x7f800000u) {  // infinity, NaN
+    out = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  } else if (magnitude >= 0x477ff000u) {  // rounds to infinity
+    out = 0x7c00u;
+  } else if (magnitude < 0x38800000u) {  // subnormal: adding 1/2 leaves the result in the last bits
+    float y;
+    std::memcpy(&y, &magnitude, sizeof(y));
+    y += 0.5f;
+    std::memcpy(&out, &y, sizeof(out));
+    out -= 0x3f000000u;
+  } else {
+    out = (magnitude + 0xc8000fffu + (magnitude >> 13 & 1)) >> 13;
+  }
+  return static_cast<uint16_t>(sign | out);
+}
+
+// Elements [0, n) of a row, each less `pilot[i * pilot_step]`, as numbers of the compute dtype.
+template <class Real, class Stored, class Convert>
+static inline void read_row(const Stored* __restrict__ in, int64_t n, const Real* __restrict__ pilot, bool per_element, Real* __restrict__ out,
+                            Convert convert) {
+  if (pilot == nullptr) {
+    for (int64_t i = 0; i < n; ++i) out[i] = convert(in[i]);
+  } else if (per_element) {
+    for (int64_t i = 0; i < n; ++i) out[i] = convert(in[i]) - pilot[i];
+  } else {
+    const Real one = *pilot;
+    for (int64_t i = 0; i < n; ++i) out[i] = convert(in[i]) - one;
+  }
+}
+
+// `length` elements from `offset` on, then zeros up to `whole`.
+template <class Real>
+static inline void read_features(const FeatureMap<Real>& f, int64_t offset, int64_t length, int64_t whole, const Real* pilot,
+                                 bool per_element, Real* out) {
+  const char* row = static_cast<const char*>(f.data) + offset * element_size(f.dtype);
+  const auto read = [&]<class Stored>(Stored, auto convert) {
+    read_row<Real>(reinterpret_cast<const Stored*>(row), length, pilot, per_element, out, convert);
+  };
+  const auto exactly = [](auto x) { return static_cast<Real>(x); };
+  switch (f.dtype) {
+    case DType::kFloat:
+      if (f.rounding == DType::kBFloat16) {
+        read(float(), [](float x) { return static_cast<Real>(bfloat16_to_float(to_bfloat16(x))); });
+      } else if (f.rounding == DType::kHalf) {
+        read(float(), [](float x) { return static_cast<Real>(half_to_float(to_half(x))); });
+      } else {
+        read(float(), exactly);
+      }
+      break;
+    case DType::kBFloat16:
+      if (f.rounding == DType::kHalf) {
+        read(uint16_t(), [](uint16_t x) { return static_cast<Real>(half_to_float(to_half(bfloat16_to_float(x)))); });
+      } else {
+        read(uint16_t(), [](uint16_t x) { return static_cast<Real>(bfloat16_to_float(x)); });
+      }
+      break;
+    case DType::kHalf:
+      if (f.rounding == DType::kBFloat16) {
+        read(uint16_t(), [](uint16_t x) { return static_cast<Real>(bfloat16_to_float(to_bfloat16(half_to_float(x)))); });
+      } else {
+        read(uint16_t(), [](uint16_t x) { return static_cast<Real>(half_to_float(x)); });
+      }
+      break;
+    case DType::kDouble:
+      read(double(), exactly);
+      break;
+  }
+  for (int64_t i = length; i < whole; ++i) out[i] = Real(0);
+}
+
+// Pixels [p0, p0 + n) of channels [c0, c0 + count), pixels side by side.
+template <class Part, class Real = typename Part::Real>
+void read_channels(const FeatureMap<Real>& f, int64_t image, int64_t c0, int64_t count, int64_t p0, int64_t n, int64_t whole,
+                   Real* out, int64_t pitch) {
+  const uint8_t* unreached = f.unreached ? f.unreached + image * f.pixels + p0 : nullptr;
+  for (int64_t c = 0; c < count; ++c) {
+    const int64_t offset = image * f.batch_stride + (c0 + c) * f.stride + p0;
+    Real* row = out + c * pitch;
+    read_features(f, offset, n, whole, f.pilot ? f.pilot + c0 + c : nullptr, false, row);
+    for (int64_t x = 0; unreached && x < n; ++x) row[x] = unreached[x] ? Real(0) : row[x];
+  }
+}
+
+// The same, channels side by side.
+template <class Part, class Real = typename Part::Real>
+void read_pixels(const FeatureMap<Real>& f, int64_t image, int64_t c0, int64_t count, int64_t p0, int64_t n, int64_t whole,
+                 Real* out, int64_t pitch) {
+  const uint8_t* unreached = f.unreached ? f.unreached + image * f.pixels + p0 : nullptr;
+  for (int64_t x = 0; x < n; ++x) {
+    const int64_t offset = image * f.batch_stride + (p0 + x) * f.stride + c0;
+    if (unreached && unreached[x]) {
+      std::fill_n(out + x * pitch, whole, Real(0));
+    } else {
+      read_features(f, offset, count, whole, f.pilot ? f.pilot + c0 : nullptr, true, out + x * pitch);
+    }
+  }
+}
+
+// Whole lines past the caches where they begin at one: nobody reads them soon, and they need not be fetched first.
+template <class Part>
+void write_through(const float* row, int64_t n, float* out) {
+#if defined(__AVX512F__)
+  if constexpr (Part::kLanes == 16) {
+    if (reinterpret_cast<uintptr_t>(out) % 64 == 0) {
+      int64_t i = 0;
+      for (; i + 16 <= n; i += 16) _mm512_stream_ps(out + i, _mm512_loadu_ps(row + i));
+      for (; i < n; ++i) out[i] = row[i];
+      return;
+    }
+  }
+#endif
+  std::copy_n(row, n, out);
+}
+
+// n numbers to element `offset` of an array of a dtype.
+template <class Part>
+void write_row(const typename Part::Real* row, int64_t n, DType dtype, void* data, int64_t offset) {
+  using Real = typename Part::Real;
+  switch (dtype) {
+    case DType::kBFloat16:
+      for (int64_t i = 0; i < n; ++i) static_cast<uint16_t*>(data)[offset + i] = to_bfloat16(static_cast<float>(row[i]));
+      break;
+    case DType::kHalf:
+      for (int64_t i = 0; i < n; ++i) static_cast<uint16_t*>(data)[offset + i] = to_half(static_cast<float>(row[i]));
+      break;
+    case DType::kFloat:
+      if constexpr (std::is_same_v<Real, float>) {
+        write_through<Part>(row, n, static_cast<float*>(data) + offset);
+      } else {
+        for (int64_t i = 0; i < n; ++i) static_cast<float*>(data)[offset + i] = static_cast<float>(row[i]);
+      }
+      break;
+    case DType::kDouble:
+      for (int64_t i = 0; i < n; ++i) static_cast<double*>(data)[offset + i] = row[i];
+      break;
+  }
+}
+
+}  // namespace hetero::cpu

@@ -1,0 +1,235 @@
+#include "projection.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "../core/large_pages.h"
+#include "dispatch.h"
+
+namespace hetero::cpu {
+
+namespace {
+
+constexpr int64_t kFewTiles = 32;  // that all images have together at least, where they have the pixels
+constexpr int64_t kUnits = 32;     // that a backward has at least
+
+int64_t whole(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+
+// Pixels per tile, a multiple of 64 or all of an image's.
+int64_t pixels_per_tile(int64_t batch, int64_t pixels, int64_t most) {
+  const int64_t even = whole(std::max<int64_t>(1, batch * pixels / kFewTiles), 64);
+  return std::min({most, even, whole(pixels, 16)});
+}
+
+template <class Real>
+Real* array(const Runtime& runtime, int64_t count) {
+  return static_cast<Real*>(runtime.allocate(std::max<int64_t>(count, 1) * int64_t(sizeof(Real))));
+}
+
+template <class Real, class Use>
+void with_stored(const FeatureMap<Real>& f, Use use) {
+  switch (f.dtype) {
+    case DType::kFloat:
+      return use(static_cast<const float*>(f.data), [](float x) { return double(x); });
+    case DType::kBFloat16:
+      return use(static_cast<const uint16_t*>(f.data), [](uint16_t x) { return double(bfloat16_to_float(x)); });
+    case DType::kHalf:
+      return use(static_cast<const uint16_t*>(f.data), [](uint16_t x) { return double(half_to_float(x)); });
+    case DType::kDouble:
+      return use(static_cast<const double*>(f.data), [](double x) { return x; });
+  }
+}
+
+// [K, padded] of [K, channels].
+template <class Real>
+Real* pad_rows(const Real* weight, int64_t classes, int64_t channels, int64_t padded, const Runtime& runtime) {
+  Real* out = array<Real>(runtime, classes * padded);
+  for (int64_t k = 0; k < classes; ++k) {
+    std::copy_n(weight + k * channels, channels, out + k * padded);
+    std::fill(out + k * padded + channels, out + (k + 1) * padded, Real(0));
+  }
+  return out;
+}
+
+}  // namespace
+
+template <class Real>
+void find_pilot(const FeatureMap<Real>& f, Real* pilot, const Runtime& runtime) {
+  // Runs of neighbouring pixels, spread over batch and image.
+  constexpr int64_t kRuns = 4, kRun = 16;
+  const int64_t run = f.batch ? std::min(kRun, f.pixels) : 0;
+  const auto start = [&](int64_t r) {
+    const int64_t p0 = std::min((2 * r + 1) * f.pixels / (2 * kRuns), f.pixels - run);
+    return r * f.batch / kRuns * f.batch_stride + p0 * (f.channels_last ? f.stride : 1);
+  };
+  runtime.parallel(f.channels, [&](int64_t begin, int64_t end) {
+    std::vector<double> sums(end - begin, 0.0);
+    with_stored(f, [&](auto* data, auto convert) {
+      if (f.channels_last) {
+        for (int64_t i = 0; i < kRuns * run; ++i) {
+          const auto* pixel = data + start(i / run) + i % run * f.stride;
+          for (int64_t c = begin; c < end; ++c) sums[c - begin] += convert(pixel[c]);
+        }
+      } else {
+        for (int64_t c = begin; c < end; ++c) {
+          for (int64_t r = 0; r < kRuns; ++r) {
+            const auto* first = data + start(r) + c * f.stride;
+            for (int64_t i = 0; i < run; ++i) sums[c - begin] += convert(first[i]);
+          }
+        }
+      }
+    });
+    for (int64_t c = begin; c < end; ++c) {
+      const double mean = run ? sums[c - begin] / static_cast<double>(kRuns * run) : 0;
+      pilot[c] = std::isfinite(mean) ? static_cast<Real>(mean) : Real(0);
+    }
+  });
+}
+
+template <class Real>
+void project(const FeatureMap<Real>& f, const Real* weight, int64_t classes, Real* logits, double* statistics,
+             const Runtime& runtime) {
+  const ProjectionKernels<Real>& kernels = projection_kernels<Real>();
+  ProjectProblem<Real> p{};
+  p.features = f;
+  p.classes = classes;
+  p.logits = logits;
+  p.tile = pixels_per_tile(f.batch, f.pixels, f.channels_last ? kProjectLastPixels : kProjectPixels);
+  p.tiles = (f.pixels + p.tile - 1) / p.tile;
+  if (f.channels_last) {
+    p.padded_channels = whole(f.channels, kernels.lanes);
+    p.weight = pad_rows(weight, classes, f.channels, p.padded_channels, runtime);
+  } else {
+    Real* transposed = array<Real>(runtime, f.channels * classes);
+    for (int64_t k = 0; k < classes; ++k) {
+      for (int64_t c = 0; c < f.channels; ++c) transposed[c * classes + k] = weight[k * f.channels + c];
+    }
+    p.weight = transposed;
+  }
+  const int64_t tiles = f.batch * p.tiles;
+  if (statistics) p.statistics = array<double>(runtime, tiles * classes * 2);
+  runtime.parallel(tiles, [&](int64_t begin, int64_t end) { kernels.project(p, begin, end); });
+  if (!statistics) return;
+  for (int64_t k = 0; k < classes; ++k) {
+    double count = 0, mean = 0, squares = 0, offset = 0;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const double n = static_cast<double>(std::min(p.tile, f.pixels - tile % p.tiles * p.tile));
+      const double* part = p.statistics + (tile * classes + k) * 2;
+      const double difference = part[0] - mean;
+      mean += difference * (n / (count + n));
+      squares += part[1] + difference * difference * (count * n / (count + n));
+      count += n;
+    }
+    for (int64_t c = 0; f.pilot && c < f.channels; ++c) offset += double(weight[k * f.channels + c]) * f.pilot[c];
+    const double values[4] = {count, mean, squares, offset};
+    for (int64_t i = 0; i < 4; ++i) statistics[i * classes + k] = values[i];
+  }
+}
+
+template <class Real>
+void project_back(const FeatureMap<Real>& f, const Real* weight, int64_t classes, const LogitsAndGradients<Real>& logits,
+                  void* features_gradient, Real* weight_gradient, const Runtime& runtime) {
+  const ProjectionKernels<Real>& kernels = projection_kernels<Real>();
+  const int64_t width = f.channels_last ? kBackRun : kBackChannels;
+  ProjectBackProblem<Real> p{};
+  p.features = f;
+  p.classes = classes;
+  p.tile = std::min(f.channels_last ? kBackLastPixels : kBackPixels, whole(f.pixels, 16));
+  p.tiles = (f.pixels + p.tile - 1) / p.tile;
+  const int64_t tiles = f.batch * p.tiles;
+
+  LogitGradient<Real> z{};
+  z.given = logits.given;
+  z.dtype = logits.dtype;
+  std::copy_n(logits.stride, 3, z.stride);
+  z.logits = logits.logits;
+  z.classes = classes;
+  z.pixels = f.pixels;
+  z.tile = p.tile;
+  z.tiles = p.tiles;
+  z.pitch = f.channels_last ? kBackLastPitch : kBackPitch;
+  z.out = array<Real>(runtime, tiles * classes * z.pitch);
+  if (f.channels_last && weight_gradient) z.by_pixel = array<Real>(runtime, f.batch * f.pixels * classes);
+  std::vector<Real> coefficients(3 * classes);
+  if (logits.mean) {
+    const double n = static_cast<double>(f.batch * f.pixels);
+    for (int64_t k = 0; k < classes; ++k) {
+      coefficients[k] = static_cast<Real>(logits.mean_gradient[k] / n);
+      coefficients[classes + k] = static_cast<Real>(logits.mean[k]);
+      coefficients[2 * classes + k] = static_cast<Real>(2 * logits.squares_gradient[k]);
+    }
+    z.constant = coefficients.data();
+    z.mean = z.constant + classes;
+    z.slope = z.mean + classes;
+  }
+  runtime.parallel(tiles, [&](int64_t begin, int64_t end) { kernels.logit_gradient(z, begin, end); });
+
+  p.padded_channels = whole(f.channels, width);
+  p.blocks = p.padded_channels / width;
+  if (f.channels_last) {
+    Real* panels = array<Real>(runtime, classes * p.padded_channels);
+    std::fill_n(panels, classes * p.padded_channels, Real(0));
+    for (int64_t k = 0; k < classes; ++k) {
+      for (int64_t c = 0; c < f.channels; ++c) panels[(c / width * classes + k) * width + c % width] = weight[k * f.channels + c];
+    }
+    p.weight = panels;
+  } else {
+    p.weight = pad_rows(weight, classes, f.channels, p.padded_channels, runtime);
+  }
+  p.gradient = z.out;
+  p.by_pixel = z.by_pixel;
+  const int64_t wanted = std::clamp<int64_t>((kUnits + p.blocks - 1) / p.blocks, 1, std::max<int64_t>(tiles, 1));
+  p.tiles_per_part = std::max<int64_t>(1, (tiles + wanted - 1) / wanted);
+  const int64_t parts = (tiles + p.tiles_per_part - 1) / p.tiles_per_part;
+  p.features_gradient = features_gradient;
+  if (weight_gradient) p.weight_gradient = array<Real>(runtime, parts * classes * p.padded_channels);
+  if (features_gradient) {
+    prefer_large_pages(features_gradient, f.batch * f.channels * f.pixels * element_size(f.dtype), runtime);
+  }
+  const auto run = [&] {
+    runtime.parallel(parts * p.blocks, [&](int64_t begin, int64_t end) { kernels.back(p, begin, end); });
+  };
+  // The parts, in order; whether every sum is a number.
+  const auto gather = [&] {
+    bool finite = true;
+    for (int64_t k = 0; k < classes; ++k) {
+      Real* out = weight_gradient + k * f.channels;
+      std::fill_n(out, f.channels, Real(0));
+      for (int64_t part = 0; part < parts; ++part) {
+        const Real* from = p.weight_gradient + (part * classes + k) * p.padded_channels;
+        for (int64_t c = 0; c < f.channels; ++c) out[c] += from[c];
+      }
+      if (logits.mean && f.pilot) {
+        for (int64_t c = 0; c < f.channels; ++c) out[c] += static_cast<Real>(logits.offset_gradient[k] * f.pilot[c]);
+      }
+      for (int64_t c = 0; c < f.channels; ++c) finite = finite && std::isfinite(out[c]);
+    }
+    return finite;
+  };
+  run();
+  if (!weight_gradient || gather()) return;
+  // 0 * NaN: once more, without the features that no gradient reaches.
+  uint8_t* unreached = array<uint8_t>(runtime, f.batch * f.pixels);
+  std::fill_n(unreached, f.batch * f.pixels, uint8_t(1));
+  for (int64_t row = 0; row < tiles * classes; ++row) {
+    const int64_t tile = row / classes, p0 = tile % p.tiles * p.tile, n = std::min(p.tile, f.pixels - p0);
+    uint8_t* at = unreached + tile / p.tiles * f.pixels + p0;
+    for (int64_t x = 0; x < n; ++x) at[x] = at[x] && z.out[row * z.pitch + x] == 0;
+  }
+  p.features.unreached = unreached;
+  p.features_gradient = nullptr;
+  run();
+  gather();
+}
+
+#define HK_INSTANTIATE(Real)                                                                                                  \
+  template void find_pilot(const FeatureMap<Real>&, Real*, const Runtime&);                                                   \
+  template void project(const FeatureMap<Real>&, const Real*, int64_t, Real*, double*, const Runtime&);                       \
+  template void project_back(const FeatureMap<Real>&, const Real*, int64_t, const LogitsAndGradients<Real>&, void*, Real*, \
+                             const Runtime&);
+HK_INSTANTIATE(float)
+HK_INSTANTIATE(double)
+#undef HK_INSTANTIATE
+
+}  // namespace hetero::cpu

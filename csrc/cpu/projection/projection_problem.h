@@ -1,0 +1,84 @@
+// What the loops of the projection work on, in plain pointers.
+//
+// The pixels of an image are counted through its rows and cut into tiles. Forward, a thread's unit of work is a tile with all of
+// its channels; backward it is a block of channels with a part of the tiles. Nothing depends on the number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/rows.h"
+
+namespace hetero::cpu {
+
+// Blocks that are read, then multiplied, in the order of the features: with pixels side by side, and with channels.
+constexpr int64_t kProjectChannels = 32, kProjectPixels = 256;
+constexpr int64_t kProjectRun = 512, kProjectLastPixels = 32;
+constexpr int64_t kBackChannels = 12, kBackPixels = 512;
+constexpr int64_t kBackRun = 64, kBackLastPixels = 128;
+// Distances of rows, which lie in different sets of the caches.
+constexpr int kProjectPitch = kProjectPixels + 16, kProjectLastPitch = kProjectRun + 16;
+constexpr int kBackPitch = kBackPixels + 16, kBackLastPitch = kBackLastPixels + 16;
+
+// Features [B, channels, pixels] with pixels or channels side by side.
+template <class Real>
+struct FeatureMap {
+  const void* data;
+  DType dtype;
+  DType rounding;  // that they are rounded to before anything else; kFloat or kDouble: none
+  int64_t batch, channels, pixels;
+  int64_t batch_stride, stride;  // of images; of channels or of pixels, whichever are not side by side
+  bool channels_last;
+  const Real* pilot;            // [channels] that is subtracted, or null
+  const uint8_t* unreached;     // [B, pixels]: pixels whose features are taken for 0, or null
+};
+
+template <class Real>
+struct ProjectProblem {
+  FeatureMap<Real> features;
+  int64_t classes;
+  const Real* weight;      // [channels, K]; for channels_last [K, padded channels]
+  int64_t padded_channels;
+  int64_t tile, tiles;     // pixels of a tile; tiles of an image
+  Real* logits;            // [B, K, pixels]
+  double* statistics;      // [B, tiles, K, 2]: mean and sum of squared differences from it, or null
+};
+
+template <class Real>
+struct ProjectBackProblem {
+  FeatureMap<Real> features;
+  int64_t classes;
+  const Real* weight;       // [K, padded channels]; for channels_last [blocks, K, kBackRun]
+  int64_t padded_channels;  // whole blocks of channels
+  const Real* gradient;     // [B, tiles, K, pitch], zeros after a tile's pixels
+  const Real* by_pixel;     // for channels_last [B, pixels, K]: the same
+  int64_t tile, tiles;
+  int64_t blocks, tiles_per_part;  // blocks of channels; of all images' tiles
+  Real* weight_gradient;    // [parts, K, padded channels], or null
+  void* features_gradient;  // [B, channels, pixels] of the features' dtype and order, dense, or null
+};
+
+// Gradient of raw logits: what the loss gave, and what batch statistics pass on.
+template <class Real>
+struct LogitGradient {
+  const void* given;  // [B, K, pixels] or null
+  DType dtype;
+  int64_t stride[3];
+  const Real* logits;     // [B, K, pixels], where there are coefficients
+  const Real *constant, *mean, *slope;  // [K] each, or null: + constant + slope (z - mean)
+  int64_t classes, pixels, tile, tiles, pitch;
+  Real* out;       // [B, tiles, K, pitch], zeros after a tile's pixels
+  Real* by_pixel;  // [B, pixels, K] or null
+};
+
+template <class Real>
+struct ProjectionKernels {
+  void (*project)(const ProjectProblem<Real>&, int64_t tile_begin, int64_t tile_end);
+  void (*back)(const ProjectBackProblem<Real>&, int64_t unit_begin, int64_t unit_end);
+  void (*logit_gradient)(const LogitGradient<Real>&, int64_t tile_begin, int64_t tile_end);  // all images' tiles
+  int lanes;
+};
+
+extern const ProjectionKernels<float> kAvx512ProjectionKernels, kAvx2ProjectionKernels, kPortableProjectionKernels;
+extern const ProjectionKernels<double> kDoubleProjectionKernels;
+
+}  // namespace hetero::cpu
