@@ -7,7 +7,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .),90)
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-triton test-emulation test-kernels test-trainer test-packaging lint bench bench-quick gpu-check clean
+.PHONY: demo test test-triton test-gpu-compile test-emulation test-kernels test-trainer test-packaging lint bench bench-quick gpu-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/heteroakd demo
@@ -18,15 +18,27 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-KERNEL_TESTS := $(addprefix tests/test_,reference.py projectors.py pixel_losses.py projected_losses.py projection.py projection_in_loss.py projection_sync.py edges.py ops.py loss.py arguments.py house.py native.py benchmarks.py)
+KERNEL_TESTS := $(addprefix tests/test_,reference.py projectors.py pixel_losses.py projected_losses.py projection.py projection_in_loss.py \
+	projection_sync.py edges.py ops.py loss.py arguments.py house.py native.py devices.py benchmarks.py)
 test-kernels: $(VENV)/installed
 	$(BIN)/python -m pytest -q $(KERNEL_TESTS)
 
+# What torch 2.10 to 2.12 bring. Their kernels are compiled too, by test_options.py's values and the budgets of machine code.
+OLD_TRITONS := 3.6.0 3.7.0
+OLD_TRITON_TESTS := test_options_compile or test_no_vector or (test_budgets and not L_proj)
+
 # The Triton kernels without a GPU: interpreted on the CPU, and compiled ahead of time for every architecture.
-test-triton: $(VENV)/installed
+test-triton: $(VENV)/installed $(OLD_TRITONS:%=$(VENV)/triton-%/installed)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/triton_backend
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/test_projected_losses.py -k triton
-	$(BIN)/python -m pytest -q tests/triton_backend/test_compiled.py tests/triton_backend/test_gpu_check.py tests/triton_backend/test_mutations.py
+	$(BIN)/python -m pytest -q -n 2 tests/triton_backend
+	for version in $(OLD_TRITONS); do PYTHONPATH=$(VENV)/triton-$$version TRITON_OPTIONS=values \
+		$(BIN)/python -m pytest -q -n 2 tests/triton_backend -k "$(OLD_TRITON_TESTS)" || exit 1; done
+	$(BIN)/python -m pytest -q tests/gpu_check
+
+# Every combination of the options that choose branches, some 1,200 sets, on the Triton that torch brings: an hour and more.
+test-gpu-compile: $(VENV)/installed
+	TRITON_OPTIONS=product $(BIN)/python -m pytest -q -n 2 tests/triton_backend/test_options.py -k test_options_compile
 
 # The CUDA kernels without a GPU: compiled by g++ and run on the host, with planted mistakes and under sanitizers; and by
 # nvcc, where there is one.
@@ -34,9 +46,9 @@ test-emulation: $(VENV)/installed
 	$(BIN)/python -m pytest -q tests/cuda_backend
 
 test-trainer: $(VENV)/installed
-	$(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/triton_backend --ignore=tests/cuda_backend
+	$(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/triton_backend --ignore=tests/cuda_backend --ignore=tests/gpu_check
 
-# Wheels, source distribution, build isolation, and one build under an older torch.
+# Wheels, source distribution, build isolation, and one build under the oldest torch (of which it downloads 3.5 GB).
 test-packaging: $(VENV)/installed
 	$(BIN)/python -m pytest -q tests/packaging
 
@@ -49,7 +61,8 @@ bench: $(VENV)/installed
 bench-quick: $(VENV)/installed
 	$(BIN)/python -m benchmarks.run --quick
 
-# The day there is a GPU: every GPU backend on it, beside eager and torch.compile. Takes the python there is: no set-up.
+# Where there is a GPU: all that only a GPU can say, in seven minutes, into runs/gpu (report.md first). Takes the python there
+# is and builds the CUDA library in place: no set-up. GPU_CHECK="--allow-no-gpu" rehearses it anywhere.
 gpu-check:
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu_check $(GPU_CHECK)
 
@@ -57,6 +70,10 @@ $(VENV)/torch:
 	@echo "installing torch into $(VENV): gigabytes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q $(TORCH)
+	touch $@
+
+$(VENV)/triton-%/installed: $(VENV)/torch
+	$(BIN)/pip install -q --no-deps --target $(@D) triton==$*
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch $(SOURCES)

@@ -2,7 +2,8 @@
 
 Environment:
     HETERO_KERNELS_TORCH_DIR  folder of the torch package to build against (default: the environment's)
-    HETERO_KERNELS_CUDA       0 leaves the CUDA library out, 1 insists on it (default: where torch and nvcc fit)
+    HETERO_KERNELS_CUDA       0 leaves the CUDA library out, 1 insists on it (default: where torch and nvcc fit and it
+                              compiles)
     HETERO_KERNELS_CUDA_ARCHS CUDA architectures in CMake's notation, e.g. "90;120"
 """
 
@@ -21,6 +22,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 MINIMUM_TORCH = (2, 10)
+LIBRARIES = "libhetero_kernels_*"
+CUDA_CHOSEN = "hetero-kernels: CUDA library for"  # what CMakeLists.txt says before it builds one
 
 
 def torch_folder() -> Path:
@@ -55,8 +58,12 @@ def torch_facts(folder: Path) -> tuple[str, str]:
     return version[1], cuda[1] if cuda else ""
 
 
-def run(command: list[str]) -> None:
-    """Runs a step of the build, showing what it prints; a failure ends in one message that says what went wrong."""
+class StepFailed(Exception):
+    """A step of the build; its argument is what it printed, line by line."""
+
+
+def run(command: list[str]) -> list[str]:
+    """Runs a step of the build, showing what it prints, and returns that. Raises StepFailed."""
     try:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
@@ -69,7 +76,18 @@ def run(command: list[str]) -> None:
         print(line, end="", flush=True)
         lines.append(line.strip())
     if process.wait():
-        sys.exit(explain(lines))
+        raise StepFailed(lines)
+    return lines
+
+
+def first_error(lines: list[str]) -> str:
+    """What went wrong first, in one line: what a compiler says, else what CMake does, else the last line."""
+    said = [line for line in lines if re.search(r"\b(error|fatal)\b", line, re.I)]
+    wrong = next((line for line in said if not line.startswith(("CMake Error", "-- "))), "")
+    message = re.search(r"^CMake Error.*\n((?:(?!Call Stack|--).*\n){1,6})", "\n".join(lines), re.M)
+    if not wrong and message:
+        wrong = " ".join(message[1].split())
+    return (wrong or (lines or ["no output"])[-1]).replace(f"{ROOT}{os.sep}", "")
 
 
 def explain(lines: list[str]) -> str:
@@ -80,7 +98,7 @@ def explain(lines: list[str]) -> str:
         return f"hetero-kernels: HETERO_KERNELS_CUDA=1 insists on the CUDA library: {reason[1]}"
     if "CMAKE_CXX_COMPILER" in text:
         return "hetero-kernels: no C++ compiler was found; install one for C++20 (GCC >= 11, Clang >= 14) or set CXX"
-    wrong = next((line for line in lines if re.search(r"\berror\b", line, re.I)), lines[-1] if lines else "no output")
+    wrong = first_error(lines)
     cuda = any(".cu" in line and "FAILED" in line for line in lines) or "nvcc" in wrong or "CUDA" in wrong
     advice = "HETERO_KERNELS_CUDA=0 builds without CUDA" if cuda else "C++20 is needed: GCC >= 11 or Clang >= 14"
     return f"hetero-kernels: the build failed: {wrong} ({advice}; the full log is above, with pip install -v)"
@@ -92,7 +110,9 @@ class CMakeBuild(build_ext):
     def copy_extensions_to_source(self) -> None:
         """Editable and in-place builds: setuptools brings the extension, the libraries beside it come along."""
         super().copy_extensions_to_source()
-        for library in Path(self.build_lib, "hetero_kernels").glob("libhetero_kernels_*"):
+        for stale in (ROOT / "hetero_kernels").glob(LIBRARIES):
+            stale.unlink()
+        for library in Path(self.build_lib, "hetero_kernels").glob(LIBRARIES):
             self.copy_file(str(library), str(ROOT / "hetero_kernels" / library.name))
 
     def build_extension(self, ext: Extension) -> None:
@@ -109,12 +129,31 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DHK_TORCH_DIR={folder}", f"-DHK_TORCH_VERSION={version}", f"-DHK_TORCH_CUDA={cuda}",
-            f"-DHK_CUDA={ {'0': 'OFF', '1': 'ON'}.get(os.environ.get('HETERO_KERNELS_CUDA', ''), 'AUTO') }",
         ]  # fmt: skip
         if architectures := os.environ.get("HETERO_KERNELS_CUDA_ARCHS"):
             configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
-        for command in (configure, ["cmake", "--build", str(build)], ["cmake", "--install", str(build)]):
-            run(command)
+
+        def steps(cuda: str, failed: str = "") -> None:
+            configured = run([*configure, f"-DHK_CUDA={cuda}", f"-DHK_CUDA_FAILED={failed}"])
+            try:
+                run(["cmake", "--build", str(build)])
+            except StepFailed as failure:
+                raise StepFailed(configured + failure.args[0]) from None
+
+        wanted = {"0": "OFF", "1": "ON"}.get(os.environ.get("HETERO_KERNELS_CUDA", ""), "AUTO")
+        try:
+            try:
+                steps(wanted)
+            except StepFailed as failure:
+                if wanted != "AUTO" or not any(CUDA_CHOSEN in line for line in failure.args[0]):
+                    raise
+                # Whoever did not ask for CUDA gets the rest; if that is at fault it fails again and says so.
+                steps("OFF", f"it does not compile here: {first_error(failure.args[0])}")
+            for stale in target.glob(LIBRARIES):  # of a build before, which may have had more
+                stale.unlink()
+            run(["cmake", "--install", str(build)])
+        except StepFailed as failure:
+            sys.exit(explain(failure.args[0]))
 
 
 setup(ext_modules=[Extension("hetero_kernels._host", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import timing
+from .gpu_check import chapter
 
 MIB, GIB = 2**20, 2**30
 BASELINES = {"reference": "eager", "compile": "torch.compile", "linear_cross_entropy": "linear_cross_entropy"}
@@ -327,7 +328,9 @@ def write(results: Row, target: Path) -> None:
 
     drawn = plots.draw(results, target.parent / "pictures")
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page(results, {name: f"pictures/{path.name}" for name, path in drawn.items()}))
+    measured = chapter.kept(target.read_text() if target.exists() else "")
+    text = page(results, {name: f"pictures/{path.name}" for name, path in drawn.items()})
+    target.write_text(f"{text.rstrip()}\n\n{measured}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,6 +7,7 @@
 #include <optional>
 #include <utility>
 
+#include "build_facts.h"
 #include "cpu/core/instruction_set.h"
 #include "cuda/pixel_losses/plan.h"
 #include "cuda/projected_losses/projected_plan.h"
@@ -72,10 +73,11 @@ PYBIND11_MODULE(_host, m, py::mod_gil_not_used()) {
         info["compiler"] = HK_BUILD_COMPILER;
         info["cuda"] = HK_BUILD_CUDA;
         info["cuda_architectures"] = HK_BUILD_ARCHITECTURES;
+        info["no_cuda"] = kNoCuda;
         return info;
       },
-      "dict: torch the build ran against, the C++ compiler, and the CUDA library's version and architectures in CMake's "
-      "notation (empty: none was built).");
+      "dict: torch the build ran against, the C++ compiler, the CUDA library's version and architectures in CMake's notation "
+      "(empty: none was built), and why none was (empty: one was).");
   m.def("instruction_sets", &hetero::cpu::instruction_sets,
         "Instruction sets this machine runs and this build contains, best first.");
   m.def("active_instruction_set", &hetero::cpu::active_instruction_set,

@@ -30,6 +30,9 @@ def describe_config() -> str:
     for backend in backends.BACKENDS:
         problem = backends.unavailable(backend)
         lines.append(f"  {backend:<10} {'available' if problem is None else 'not available: ' + problem}")
+        if backend == "cuda" and problem is None:
+            each = [native.problem("cuda", f"cuda:{i}") for i in range(torch.cuda.device_count())]
+            lines += [f"  {'':<10} not for cuda:{i}: {problem}" for i, problem in enumerate(each) if problem]
     if forced := os.environ.get("HETERO_KERNELS_BACKEND"):
         known = "" if forced in backends.BACKENDS else ", which is no backend"
         lines.append(f"HETERO_KERNELS_BACKEND={forced}{known}: every call without backend= uses it")
@@ -38,8 +41,8 @@ def describe_config() -> str:
         lines.append("build: the compiled parts are not installed; only the reference runs")
     else:
         built = host.build_info()
-        architectures = built.pop("cuda_architectures")
-        lines.append("build: " + ", ".join(f"{key} {value or 'none'}" for key, value in built.items()))
+        architectures = built["cuda_architectures"]
+        lines.append("build: " + ", ".join(f"{key} {built[key] or 'none'}" for key in ("torch", "compiler", "cuda")))
         if architectures:
             lines.append(f"cuda architectures: {', '.join(architectures.split())}")
         try:

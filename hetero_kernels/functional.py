@@ -113,7 +113,7 @@ def hakd_loss(
     _check_hakd(student_logits, teacher_logits, labels, options, temperature, hakd_weight, proj_weight)
     normalizers = _normalizers(normalizer, ("hakd", "proj"), student_logits)
     student_logits, teacher_logits, labels = map(savable, (student_logits, teacher_logits, labels))
-    chosen = backends.select(backend, student_logits.device.type)
+    chosen = backends.select(backend, str(student_logits.device))
     check.check_compute_dtype(chosen, student_logits=student_logits, teacher_logits=teacher_logits)
     if chosen == "reference":
         return reference.hakd_loss(
@@ -210,7 +210,7 @@ def projected_hakd_loss(
     check.check_projection("student", student_weight, student_bias, student_features, None)
     check.check_projection("teacher", teacher_weight, teacher_bias, teacher_features, student_weight.shape[0])
     able = projected_losses.able(student_weight.shape[0])
-    chosen = backends.select_among(able, backend, student_features.device.type)
+    chosen = backends.select_among(able, backend, str(student_features.device))
     check.check_compute_dtype(
         chosen, student_features=student_features, teacher_features=teacher_features, student_weight=student_weight,
         teacher_weight=teacher_weight, student_bias=student_bias, teacher_bias=teacher_bias,
@@ -306,7 +306,7 @@ def segmentation_loss(
     normalizers = _normalizers(normalizer, ("task", "kd"), logits)
     logits, labels = savable(logits), savable(labels)
     teacher_logits, class_weight = savable(teacher_logits), savable(class_weight)
-    chosen = backends.select(backend, logits.device.type)
+    chosen = backends.select(backend, str(logits.device))
     check.check_compute_dtype(chosen, logits=logits, teacher_logits=teacher_logits)
     if chosen == "reference":
         return reference.segmentation_loss(

@@ -57,31 +57,48 @@ def serves(architectures: str, capability: tuple[int, int]) -> bool:
     return False
 
 
-def _load_cuda() -> Library:
-    host = host_module()
-    info = {"cuda": "", "cuda_architectures": ""} if host is None else host.build_info()
-    if not info["cuda"]:
-        return Library(
-            None,
-            "the CUDA library was not built (HETERO_KERNELS_CUDA=0, or no CUDA toolkit that fits torch, at build time)",
-        )
-    if not torch.cuda.is_available():
-        return Library(None, "torch sees no CUDA device")
-    for device in range(torch.cuda.device_count()):
-        capability = torch.cuda.get_device_capability(device)
-        if not serves(info["cuda_architectures"], capability):
-            return Library(
-                None,
-                f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, "
-                f"the CUDA library was built for {info['cuda_architectures']}; HETERO_KERNELS_CUDA_ARCHS adds others",
-            )
-    return _load("cuda")
+@functools.cache
+def library(name: str) -> Library:
+    """The compiled library of a backend, "cpu" or "cuda", loaded when it is first asked for: whoever asks for the CPU's
+    has nothing to do with CUDA."""
+    if name == "cuda":
+        host = host_module()
+        info = {"cuda": "", "no_cuda": "no compiled part is installed"} if host is None else host.build_info()
+        if not info["cuda"]:
+            return Library(None, f"the CUDA library was not built: {info['no_cuda']}")
+        if not torch.cuda.is_available():
+            return Library(None, "torch sees no CUDA device")
+    return _load(name)
 
 
 @functools.cache
-def libraries() -> dict[str, Library]:
-    """The compiled libraries by backend name."""
-    return {"cpu": _load("cpu"), "cuda": _load_cuda()}
+def _no_code_for(device: int) -> str | None:
+    """Why the CUDA library has no code for a GPU; None where it has."""
+    host = host_module()
+    architectures = host.build_info()["cuda_architectures"] if host else ""
+    try:
+        capability = torch.cuda.get_device_capability(device)
+    except RuntimeError as error:  # in a forked process, for one
+        return f"torch cannot use CUDA here: {_first_line(error)}"
+    if serves(architectures, capability):
+        return None
+    return (
+        f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, "
+        f"the CUDA library was built for {architectures}; HETERO_KERNELS_CUDA_ARCHS adds others"
+    )
+
+
+def problem(name: str, device: str | None = None) -> str | None:
+    """Why the compiled library "cpu" or "cuda" does not run for tensors on ``device`` ("cuda:1"; "cuda" is torch's
+    current one), or, without a device, on none at all; None where it runs."""
+    found = library(name).problem
+    if found is not None or name != "cuda":
+        return found
+    if device is not None:
+        index = torch.device(device).index
+        return _no_code_for(torch.cuda.current_device() if index is None else index)
+    problems = [_no_code_for(i) for i in range(torch.cuda.device_count())]
+    return None if None in problems else problems[0]
 
 
 @functools.cache

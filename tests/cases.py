@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
+
+from benchmarks.covering import pairwise as pairwise
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
@@ -34,27 +33,6 @@ OPTIONS = {
     "align_corners": (False, True),
     "reduction": ("mean", "sum", "none"),
 }
-
-
-def pairwise(options: dict[str, tuple]) -> Iterator[dict]:
-    """Option sets in which every two values of different options meet at least once (greedy, deterministic)."""
-    names = list(options)
-    missing = {((a, x), (b, y)) for a, b in itertools.combinations(names, 2) for x in options[a] for y in options[b]}
-    while missing:
-        (a, x), (b, y) = min(missing, key=repr)
-        case = {a: x, b: y}
-        for name in names:
-            if name not in case:
-                gain = {
-                    value: sum(
-                        ((n, case[n]), (name, value)) in missing or ((name, value), (n, case[n])) in missing
-                        for n in case
-                    )
-                    for value in options[name]
-                }
-                case[name] = max(options[name], key=gain.__getitem__)
-        missing -= {((p, case[p]), (q, case[q])) for p, q in itertools.combinations(names, 2)}
-        yield {name: case[name] for name in names}
 
 
 def make_labels(batch: int, size: tuple[int, int], num_classes: int, ignored: float = 0.1, block: int = 5) -> Tensor:

@@ -48,9 +48,15 @@ TRITON = Suite(
     {"TRITON_INTERPRET": "1"},
 )
 TILINGS, FEATURES = "tests/triton_backend/test_interpreted_tuning.py", "tests/test_projected_losses.py"
-CUDA = Suite("cuda", "csrc/cuda", "tests/cuda_backend/test_emulated_pixel_losses.py", {})
+CUDA = Suite(
+    "cuda",
+    "csrc/cuda",
+    "tests/cuda_backend/test_emulated_pixel_losses.py",
+    {"HETERO_KERNELS_EMULATION_OPTIMIZE": "1"},  # most of a mutation's time is the compiler's
+)
 CUDA_FEATURES = "tests/cuda_backend/test_emulated_projected_losses.py"
 CUDA_LABELS = "tests/cuda_backend/test_emulated_labels.py"
+CUDA_LIMITS = "tests/cuda_backend/test_shared_limits.py"
 
 
 @dataclass(frozen=True)
@@ -279,8 +285,18 @@ CUDA_MUTATIONS = (
          "sums[n].x[i] * factor", "sums[n].x[i]", "values", CUDA_FEATURES),
     cuda("rows-follow", "rows that do not follow each other are read as if they did", "projected_losses_launch.cuh",
          "out.flat = height == 1 ||", "out.flat = true ||", "layouts", CUDA_FEATURES),
+    cuda("nan-to-infinity", "a NaN with low bits alone becomes infinity, one with all bits 0", "mma.cuh",
+         "return x == x ? round_for_tf32(x) & kTf32Bits : 0x7fffe000u;", "return round_for_tf32(x) & kTf32Bits;",
+         "nan_is_one", CUDA_FEATURES),
     cuda("uncounted-divisor", "the number of valid pixels is not counted beforehand", "call.cuh",
          "!(gradients && (counts(0) || counts(1)))", "true", "values", CUDA_FEATURES),
+    # Launches.
+    cuda("limit-of-a-call", "a kernel may have the shared memory that this call needs", "launch.cuh",
+         "lift_shared_limit(name, kernel, runtime);",
+         "set_shared_limit(name, kernel, runtime.device, size.shared_bytes);", "allowed", CUDA_LIMITS),
+    cuda("limit-of-one-card", "it is asked for on the first device alone", "launch.cuh",
+         "if (lifted.count({kernel, runtime.device})) return;",
+         "for (const auto& [known, device] : lifted) if (known == kernel) return;", "allowed", CUDA_LIMITS),
 )  # fmt: skip
 
 # Mutants that change no result: (what is removed, why nothing can notice).

@@ -1,12 +1,11 @@
 """Libraries that are missing, broken or forced: the reference keeps working and the reason is said."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from cases import make_case
 
 import hetero_kernels
 from hetero_kernels import functional, native
-from hetero_kernels.ops import backends, projected_losses
+from hetero_kernels.ops import projected_losses
 
 PACKAGE = Path(hetero_kernels.__file__).parent
 SCRIPT = """
@@ -49,7 +48,7 @@ def copied(tmp_path):
 
 def test_this_build_has_its_library():
     """Every other test of the CPU backend would be skipped silently without it."""
-    assert native.libraries()["cpu"].problem is None
+    assert native.problem("cpu") is None
     assert native.host_module() is not None
 
 
@@ -129,9 +128,9 @@ def test_cuda_library_is_a_library_of_its_own():
     assert bool(found) == bool(built)
     if found and torch.version.cuda:
         torch.ops.load_library(str(found[0]))
-    assert native.libraries()["cpu"].problem is None
+    assert native.problem("cpu") is None
     if not torch.cuda.is_available():
-        assert native.libraries()["cuda"].problem is not None
+        assert native.problem("cuda") is not None
 
 
 @pytest.mark.parametrize(
@@ -153,29 +152,6 @@ def test_which_gpus_a_build_serves(architectures, capability, served):
     assert native.serves(architectures, capability) is served
 
 
-def test_an_older_gpu_falls_back_to_triton_with_one_warning(monkeypatch):
-    """The CUDA library is left alone, its reason is said, and the automatic choice is the next backend."""
-    build = {"cuda": "13.0", "cuda_architectures": "90-real 120"}
-    monkeypatch.setattr(native, "host_module", lambda: SimpleNamespace(build_info=lambda: dict(build)))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    library = native._load_cuda()
-    assert library.problem is not None and "Tesla T4 has compute capability 7.5" in library.problem
-    monkeypatch.setattr(native, "libraries", lambda: {"cpu": native.Library(None, None), "cuda": library})
-    monkeypatch.setattr(backends, "_triton_problem", lambda: None)
-    backends._automatic.cache_clear()
-    try:
-        with pytest.warns(RuntimeWarning, match="runs its 'triton' backend for cuda tensors .*built for 90-real 120"):
-            assert backends.select(None, "cuda") == "triton"
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert backends.select(None, "cuda") == "triton"
-    finally:
-        backends._automatic.cache_clear()
-
-
 def test_the_cuda_library_registers_the_pixel_losses():
     """Under the operators' own names; what it has no kernels for takes another way (`able` of its operator)."""
     found = list(PACKAGE.glob("libhetero_kernels_cuda*"))
@@ -185,3 +161,16 @@ def test_the_cuda_library_registers_the_pixel_losses():
     registered = torch._C._dispatch_has_kernel_for_dispatch_key
     assert all(registered(f"hetero_kernels::{name}", "CUDA") for name in ("hakd_loss", "segmentation_loss"))
     assert registered("hetero_kernels::projected_hakd_loss", "CUDA") == ("cuda" in projected_losses.able(19))
+
+
+def test_the_cuda_library_has_a_cuda_runtime_of_its_own():
+    """And needs nothing of torch's: that may be an older one than nvcc's, and the library asks for nvcc's symbols."""
+    found = list(PACKAGE.glob("libhetero_kernels_cuda*"))
+    if not found or shutil.which("nm") is None or sys.platform != "linux":
+        pytest.skip("no CUDA library was built, or there is no nm")
+    listed = subprocess.run(["nm", "-D", found[0]], capture_output=True, text=True, check=True).stdout
+    names = {line.split()[-1].partition("@")[0] for line in listed.splitlines()}
+    assert "aoti_torch_get_current_cuda_stream" in names  # streams come from torch
+    assert [name for name in names if re.match(r"_*(cuda|cu)[A-Z]", name)] == []  # neither asked for nor offered
+    needed = subprocess.run(["readelf", "-d", found[0]], capture_output=True, text=True, check=True).stdout
+    assert "libtorch.so" in needed and "libcuda" not in needed

@@ -242,7 +242,7 @@ def test_no_tensor_of_the_loss_grid_times_classes(case):
 
 def test_operators_that_a_backend_lacks_go_to_the_next_that_has_them(monkeypatch):
     """Unless the user chose: then torch does what the chosen backend lacks."""
-    monkeypatch.setattr(backends, "unavailable", lambda backend: None)
+    monkeypatch.setattr(backends, "unavailable", lambda backend, device=None: None)
     monkeypatch.delenv("HETERO_KERNELS_BACKEND", raising=False)
     backends._automatic.cache_clear()
     try:
@@ -254,3 +254,25 @@ def test_operators_that_a_backend_lacks_go_to_the_next_that_has_them(monkeypatch
         assert backends.select_among(("cpu", "triton"), None, "cuda") == "cuda"
     finally:
         backends._automatic.cache_clear()
+
+
+def test_a_replayed_graph_cannot_keep_scalars():
+    """The host reads ``scalars`` to choose launches: whoever captures CUDA graphs (mode="reduce-overhead") must leave
+    the operators that have them out, or a ramp of weights or temperature would go unseen."""
+    names = {s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith("hetero_kernels::")}
+    operators = [getattr(torch.ops.hetero_kernels, name.partition("::")[2]).default for name in names]
+    unsafe = {op.name() for op in operators if torch.Tag.cudagraph_unsafe in op.tags}
+    assert unsafe == {op.name() for op in operators if any(a.name == "scalars" for a in op._schema.arguments)}
+    assert {f"hetero_kernels::{loss}{twin}" for loss in ("hakd_loss", "segmentation_loss", "projected_hakd_loss")
+            for twin in ("", "_triton")} <= unsafe  # fmt: skip
+
+
+def test_a_ramp_under_reduce_overhead(case):
+    student, teacher, labels = case
+
+    def loss(temperature):
+        return functional.hakd_loss(student, teacher, labels, temperature=temperature)
+
+    compiled = torch.compile(loss, fullgraph=True, mode="reduce-overhead")
+    for temperature in (1.0, 2.0, 3.5):
+        torch.testing.assert_close(compiled(temperature), loss(temperature))

@@ -27,28 +27,38 @@ def triton_is_interpreted() -> bool:
 def _triton_problem() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (pip install triton; it comes with torch's GPU builds)"
-    if torch.cuda.is_available() or triton_is_interpreted():
+    if triton_is_interpreted() or torch.cuda.is_available():
         return None
     return "torch sees no GPU (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, to try them)"
 
 
-def unavailable(backend: str) -> str | None:
-    """Why ``backend`` cannot run here, or None where it can."""
+def unavailable(backend: str, device: str | None = None) -> str | None:
+    """Why ``backend`` cannot run for tensors on ``device`` (without one: on any that is here); None where it can."""
     if backend == "reference":
         return None
     if backend == "triton":
         return _triton_problem()
-    return native.libraries()[backend].problem
+    return native.problem(backend, device)
 
 
 def available(device: str) -> tuple[str, ...]:
     """Names of the backends that can run for tensors on ``device`` ("cpu", "cuda", "cuda:1", ...), the one that an
-    automatic choice prefers first; the reference, which runs everywhere, last."""
-    return tuple(b for b in _candidates(device) if unavailable(b) is None)
+    automatic choice prefers first; the reference, which runs everywhere, last. "cuda" is torch's current GPU."""
+    return tuple(b for b in _candidates(device) if unavailable(b, device) is None)
 
 
 def _candidates(device: str) -> tuple[str, ...]:
     return _BY_DEVICE.get(device.partition(":")[0], ("reference",))
+
+
+def _with_index(device: str) -> str:
+    return f"cuda:{torch.cuda.current_device()}" if device == "cuda" and torch.cuda.is_available() else device
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Once in a process, however many devices of a kind there are."""
+    warnings.warn(message, RuntimeWarning, stacklevel=6)
 
 
 @functools.cache
@@ -56,19 +66,17 @@ def _automatic(device: str) -> str:
     candidates = _candidates(device)
     backend = available(device)[0]
     if backend != candidates[0]:
-        reasons = "; ".join(f"{b}: {unavailable(b)}" for b in candidates[: candidates.index(backend)])
-        warnings.warn(
-            f"hetero_kernels runs its {backend!r} backend for {device} tensors ({reasons}). "
-            f"Pass backend={backend!r} to choose it without this warning.",
-            RuntimeWarning,
-            stacklevel=5,
+        reasons = "; ".join(f"{b}: {unavailable(b, device)}" for b in candidates[: candidates.index(backend)])
+        _warn(
+            f"hetero_kernels runs its {backend!r} backend for {device.partition(':')[0]} tensors ({reasons}). "
+            f"Pass backend={backend!r} to choose it without this warning."
         )
     return backend
 
 
 @torch.compiler.assume_constant_result
 def select(backend: str | None, device: str) -> str:
-    """Name of the backend that runs for tensors on ``device`` ("cpu", "cuda", ...).
+    """Name of the backend that runs for tensors on ``device`` ("cpu", "cuda:1", ...; "cuda" is torch's current GPU).
 
     Raises ValueError for a name that does not exist or does not serve the device, RuntimeError for a backend
     that is not available, with the reason.
@@ -77,13 +85,13 @@ def select(backend: str | None, device: str) -> str:
     if backend is None and os.environ.get("HETERO_KERNELS_BACKEND"):
         backend, source = os.environ["HETERO_KERNELS_BACKEND"], "HETERO_KERNELS_BACKEND"
     if backend is None:
-        return _automatic(device)
+        return _automatic(_with_index(device))
     if backend not in BACKENDS:
         raise ValueError(f"{source} is {backend!r}, expected one of {', '.join(map(repr, BACKENDS))} or None")
     interpreted = backend == "triton" and triton_is_interpreted()
-    if backend != "reference" and not interpreted and backend not in _BY_DEVICE.get(device, ()):
+    if backend != "reference" and not interpreted and backend not in _candidates(device):
         raise ValueError(f"{source}={backend!r} does not serve tensors on {device!r}")
-    problem = unavailable(backend)
+    problem = unavailable(backend, device)
     if problem is not None:
         raise RuntimeError(f"{source}={backend!r} was asked for but is not available: {problem}")
     return backend
@@ -95,4 +103,4 @@ def select_among(able: tuple[str, ...], backend: str | None, device: str) -> str
     chosen = select(backend, device)
     if chosen in able or backend is not None or os.environ.get("HETERO_KERNELS_BACKEND"):
         return chosen
-    return next((b for b in _BY_DEVICE.get(device, ()) if b in able and unavailable(b) is None), chosen)
+    return next((b for b in _candidates(device) if b in able and unavailable(b, device) is None), chosen)

@@ -19,8 +19,8 @@ from .pixel_math import PADDING
 # ``tl.multiple_of(tl.max_contiguous(at, [1, 2]), [1, 1])`` of pointers [classes, pixels] gives neighbouring threads
 # neighbouring pixels, so that a sum over classes stays in a thread: where no axis looks contiguous, Triton 3.6 gives
 # them neighbouring classes. The two contiguous pixels may be a pretext; with an alignment of one byte no vector access
-# believes it. A hint holds where it is written, not through a call, and must not meet a single class: with one column the
-# compiler makes that a scalar, which the hint's two axes break.
+# believes it. A hint holds where it is written, not through a call, and must not meet a single class: with one column
+# the compiler makes that a scalar, which the hint's two axes break.
 
 
 class Network(NamedTuple):

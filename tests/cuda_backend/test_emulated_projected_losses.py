@@ -154,6 +154,24 @@ def test_what_only_ignored_pixels_reach_contributes_nothing(backend, shape, chan
     assert all(relative_l2(dirty[n].grad, clean[n].grad) <= 1e-6 for n in NAMES)
 
 
+# With bits that a tensor core's 11 do not hold and no others, with all of them, and with the usual one.
+NANS = (0x7F800001, 0x7FFFFFFF, 0x7FC00000)
+
+
+@pytest.mark.parametrize("bits", NANS, ids=hex)
+@pytest.mark.parametrize("name", NAMES[:4])
+def test_a_nan_is_one_whatever_its_bits(backend, name, bits):
+    """The loss, and each gradient that eager PyTorch's has there."""
+    tensors, labels = make_inputs("odd")
+    tensors[NAMES.index(name)].flatten()[0] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    labels[:] = 1
+    loss, inputs = run(emulation.projected_hakd_loss, tensors, labels, SUPERVISED)
+    _, expected = run(reference.projected_hakd_loss, tensors, labels, SUPERVISED)
+    assert loss.isnan()
+    for other in NAMES:
+        assert (inputs[other].grad.isnan() >= expected[other].grad.isnan()).all(), other
+
+
 def padded_pixels(x):
     """Channels begin at multiples of 64 bytes, an image's last pixels are no whole run of 16."""
     b, c, h, w = x.shape

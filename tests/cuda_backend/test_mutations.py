@@ -1,18 +1,24 @@
-"""Two of the planted mistakes of tests/mutations.py, others every day, are noticed."""
-
-import datetime
+"""Some of the planted mistakes of tests/mutations.py are noticed: always the same, one of each kind, in different
+kernels. `python tests/mutations.py` plants all."""
 
 import pytest
 from mutations import CUDA, CUDA_MUTATIONS, Mutation, caught_by
 
-TODAY = datetime.date.today().toordinal()
+CHOSEN = {
+    "no-barrier-after-band",  # a race of a block's threads: the losses on coarse logits
+    "short-wait",  # a copy that is not waited for: the loss on features and its second read
+    "back-beyond",  # a write out of bounds: project_back
+    "unscaled-scores",  # a wrong formula, where blocks are combined: kem="spatial"
+}
 
 
-@pytest.mark.parametrize(
-    "mutation", [CUDA_MUTATIONS[(TODAY * 2 + i) % len(CUDA_MUTATIONS)] for i in range(2)], ids=lambda m: m.name
-)
+@pytest.mark.parametrize("mutation", [m for m in CUDA_MUTATIONS if m.name in CHOSEN], ids=lambda m: m.name)
 def test_noticed(mutation):
     assert caught_by(mutation) is not None
+
+
+def test_the_chosen_ones_are_there():
+    assert len({m.name for m in CUDA_MUTATIONS} & CHOSEN) == len(CHOSEN)
 
 
 def test_the_check_can_fail():

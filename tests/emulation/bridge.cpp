@@ -116,7 +116,10 @@ FeatureArguments features(const std::string& name, const Array& x, const Array& 
   return f;
 }
 
-Runtime runtime(const Card& card) { return {emulation::allocate, nullptr, card}; }
+// Cards of another size are other devices.
+Runtime runtime(const Card& card) {
+  return {emulation::allocate, nullptr, card, static_cast<int>(card.shared_per_block >> 10)};
+}
 
 // Runs `body` and gives back what it was lent, whatever happens.
 template <class Body>
@@ -194,6 +197,11 @@ PYBIND11_MODULE(HK_MODULE, m) {
     const emulation::Traffic t = emulation::traffic();
     emulation::traffic() = {};
     return py::make_tuple(t.read, t.written, t.launches, t.names, t.buffers, t.loads);
+  });
+  m.def("shared_limits", [] {
+    py::list out;
+    for (const emulation::SharedLimit& l : emulation::shared_limits()) out.append(py::make_tuple(l.name, l.device, l.bytes, l.asked));
+    return out;
   });
   m.def("selftest", &selftest::run, "Runs a kernel with a known mistake, or none, by name.");
 }

@@ -361,6 +361,37 @@ void run(const char* name, int64_t blocks, int threads, int64_t shared_bytes, co
   machine.stamp = static_cast<int32_t>(first + blocks);
 }
 
+namespace {
+
+std::map<std::pair<const void*, int>, SharedLimit> limits;  // by kernel and device
+
+}  // namespace
+
+void set_shared_limit(const char* name, const void* kernel, int device, int64_t bytes) {
+  SharedLimit& limit = limits.try_emplace({kernel, device}, SharedLimit{name, device, 0, 0}).first->second;
+  if (bytes < limit.bytes) {
+    throw std::runtime_error(std::string(name) + ": its shared memory on device " + std::to_string(device) + " is lowered from " +
+                             std::to_string(limit.bytes) + " to " + std::to_string(bytes) + " bytes");
+  }
+  limit.bytes = bytes;
+  ++limit.asked;
+}
+
+void check_shared_limit(const char* name, const void* kernel, int device, int64_t bytes) {
+  const auto found = limits.find({kernel, device});
+  const int64_t most = found == limits.end() ? 48 << 10 : found->second.bytes;
+  if (bytes > most) {
+    throw std::runtime_error(std::string(name) + ": " + std::to_string(bytes) + " bytes of shared memory on device " +
+                             std::to_string(device) + ", where it may have " + std::to_string(most));
+  }
+}
+
+std::vector<SharedLimit> shared_limits() {
+  std::vector<SharedLimit> all;
+  for (const auto& [where, limit] : limits) all.push_back(limit);
+  return all;
+}
+
 void add_buffer(const std::string& name, const void* base, int64_t bytes, bool writable) {
   const size_t words = bytes < kWatched ? static_cast<size_t>(bytes / 4 + 2) : 0;
   machine.buffers.push_back({name, static_cast<const char*>(base), bytes, writable, nullptr, std::vector<int32_t>(words),

@@ -1,7 +1,8 @@
 // Runs a kernel's threads as fibers on the host and watches them. Reported, as exceptions from `run`: barriers that not
 // every thread reaches, collectives with lanes that do not take part, races in shared memory between two barriers (of lanes
 // of a warp: between two __syncwarp), reads of shared memory that nobody wrote or that a copy is under way to, accesses
-// outside arrays and buffers or not aligned, blocks that touch what another one writes.
+// outside arrays and buffers or not aligned, blocks that touch what another one writes, launches with more shared memory than
+// was asked for.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +10,7 @@
 #include <map>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace emulation {
 
@@ -41,6 +43,18 @@ void observe_atomic(const void* address, int size);
 // Around kernels.
 void set_order(Order order, unsigned seed);
 void run(const char* name, int64_t blocks, int threads, int64_t shared_bytes, const std::function<void()>& kernel);
+
+// Dynamic shared memory that a kernel's blocks may have on a device: 48 KB until more is asked for. The limit is not a
+// call's: lowered, it could take from another thread what that has just asked for and not launched yet.
+void set_shared_limit(const char* name, const void* kernel, int device, int64_t bytes);
+void check_shared_limit(const char* name, const void* kernel, int device, int64_t bytes);
+struct SharedLimit {
+  std::string name;  // of the kernel
+  int device;
+  int64_t bytes;
+  int asked;  // how often
+};
+std::vector<SharedLimit> shared_limits();
 
 // Buffers that kernels may touch.
 void add_buffer(const std::string& name, const void* base, int64_t bytes, bool writable);

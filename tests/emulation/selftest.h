@@ -98,6 +98,15 @@ inline void copy_too_early(float* out) {
   if (threadIdx.x == 63 || threadIdx.x == 0) copy_async(values, threadIdx.x ? 0 : 60, out);
 }
 
+// Shared memory beyond 48 KB that was not asked for, or less than another thread has asked for.
+inline void limits(bool lower) {
+  static const char kernel = 0;
+  emulation::set_shared_limit("selftest", &kernel, 0, 50000);
+  if (lower) return emulation::set_shared_limit("selftest", &kernel, 0, 49999);
+  emulation::check_shared_limit("selftest", &kernel, 0, 50000);
+  emulation::check_shared_limit("selftest", &kernel, 1, 50000);
+}
+
 // The sum of what the kernel wrote.
 inline double run(const std::string& name) {
   const auto start = [&](void (*kernel)(float*), int blocks = 1, int64_t shared_bytes = 64 * 4) {
@@ -129,6 +138,11 @@ inline double run(const std::string& name) {
   if (name == "shuffles") return start(shuffles);
   if (name == "wild_write") return start(wild_write);
   if (name == "products") return start(products, 1, 1024);
+  if (name == "special_factors") return start(special_factors<true>);
+  if (name == "unconverted_factors") return start(special_factors<false>);
+  if (name == "conversions") return start(conversions);
+  if (name == "unasked_shared") limits(false);
+  if (name == "lowered_limit") limits(true);
   if (name == "copies") return start(copies);
   if (name == "early_copy") return start(early_copy);
   if (name == "warps") return start(warps);

@@ -7,9 +7,12 @@ Triton that torch brings), "values", in which every value occurs (older Tritons)
 (``make test-gpu-compile``).
 """
 
+import contextlib
 import dataclasses
 import itertools
 import os
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,7 +21,7 @@ from cases import pairwise
 
 pytest.importorskip("triton")
 from benchmarks import gpu_static  # noqa: E402
-from hetero_kernels.triton import pixel_losses, projected_losses  # noqa: E402
+from hetero_kernels.triton import pixel_losses, projected_losses, tuning  # noqa: E402
 
 MODE = os.environ.get("TRITON_OPTIONS", "pairs")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -81,9 +84,8 @@ SEGMENTATION = {name: SHARED[name] for name in ("temperature", "reduction", "ups
     "wanted": (True, False),
     "grids": GRIDS,
 }
-# Options that choose branches of a kernel; what the product leaves to the pairs only chooses how memory is read.
-BRANCHES = ("kmm", "kem", "divergence", "proj_weight", "temperature", "resolution", "reduction", "wanted", "bias",
-            "teacher", "class_weight", "align_corners")  # fmt: skip
+# The product is of these: the others choose how memory is read or a constant (POWER, ALIGN), which the pairs meet.
+BRANCHES = ("kmm", "kem", "divergence", "proj_weight", "resolution", "reduction", "wanted", "bias", "teacher")
 
 
 # Launches ----------------------------------------------------------------------------------------------------------
@@ -185,7 +187,9 @@ def compile_all(operator: str, target: str = "sm_90", classes: int = 3, **option
     """The compiled kernels of a call; shared memory within the family's smallest card."""
     function, values = OPERATORS[operator]
     options = {name: choices[0] for name, choices in values.items()} | options
-    with gpu_static.recorded_launches(gpu_static.family_of(target)) as launches:
+    family = gpu_static.family_of(target)
+    smallest = min(size for name, size in gpu_static.SHARED.items() if gpu_static.family_of(name) == family)
+    with gpu_static.recorded_launches(family) as launches:
         function(classes, options)
     assert launches
     compiled = []
@@ -194,7 +198,7 @@ def compile_all(operator: str, target: str = "sm_90", classes: int = 3, **option
             arguments = {name: misaligned(value) for name, value in launch.arguments.items()}
             launch = gpu_static.Launch(launch.kernel, launch.programs, arguments, launch.constants, launch.options)
         compiled.append(gpu_static.compile_launch(launch, gpu_static.TARGETS[target]))
-        assert compiled[-1].metadata.shared <= gpu_static.SHARED[target] * 1024, (launch.name, options)
+        assert compiled[-1].metadata.shared <= smallest * 1024, (launch.name, options)
     return compiled
 
 
@@ -233,23 +237,29 @@ pairs_only = pytest.mark.skipif(MODE != "pairs", reason="once is enough: on the 
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_defaults_compile(operator):
-    compile_all(operator, classes=19)
+    compile_all(operator)
+
+
+# kem and dtypes with every number of classes, for which blocks and tiles differ; more than 192 are not for features.
+WITH_CLASSES: dict[str, list[dict]] = {
+    "hakd": [{}, {"kem": "spatial", "dtypes": (BF16, BF16)}, {"kem": "none", "dtypes": (F16, F16)}],
+    "segmentation": [{}, {"dtypes": (BF16, BF16)}, {"dtypes": (F16, F16), "teacher": False}],
+    "projected": [{}, {"kem": "none", "dtypes": (BF16, BF16)}],
+}
+CLASSES = (1, 19, 150, 193)
 
 
 @pairs_only
-@pytest.mark.parametrize("classes", [1, 19, 150, 193])
 @pytest.mark.parametrize(
-    "options", [{}, {"kem": "spatial", "dtypes": (BF16, BF16)}, {"kem": "none", "dtypes": (F16, F16)}]
+    ("operator", "classes", "options"),
+    [
+        pytest.param(operator, classes, options, id=f"{operator}-{classes}-{i}")
+        for operator, sets in WITH_CLASSES.items()
+        for classes in CLASSES[: 3 if operator == "projected" else 4]
+        for i, options in enumerate(sets)
+    ],
 )
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_classes_compile(operator, options, classes):
-    """Numbers of classes with every kem and dtype."""
-    if operator == "segmentation":
-        options = {name: value for name, value in options.items() if name != "kem"}
-    elif operator == "projected":
-        if classes > 192:
-            pytest.skip("torch projects more than 192 classes")
-        options = options | {"kem": "class" if options.get("kem") == "spatial" else options.get("kem", "class")}
+def test_classes_compile(operator, classes, options):
     compile_all(operator, classes=classes, **options)
 
 
@@ -272,15 +282,54 @@ def test_every_architecture_compiles(operator, target):
 # Layouts -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize(("operator", "classes"), [("hakd", 16), ("segmentation", 32), ("hakd", 208)])
-def test_no_vector_load_believes_the_hint(operator, classes, layout):
+@pytest.mark.parametrize(
+    ("operator", "classes", "grids"),
+    [("hakd", 16, GRIDS[0]), ("hakd", 16, GRIDS[3]), ("segmentation", 32, GRIDS[0]), ("hakd", 208, GRIDS[2])],
+)
+def test_no_vector_load_believes_the_hint(operator, classes, grids):
     """tile.py calls neighbouring pixels contiguous where they need not be: in channels_last with a multiple of 16
     classes a load of two would be aligned, and wrong."""
-    grids = Grids(2, (16, 16), (16, 16), (16, 16))
-    for resolution in ("label", "feature"):
-        options = {"resolution": resolution} if operator == "hakd" else {}
-        grids = GRIDS[0] if resolution == "label" else grids
-        kernel = compile_all(operator, classes=classes, layout=layout, grids=grids, **options)[0]
-        assert "ld.global" in kernel.asm["ptx"]
-        assert not [line for line in kernel.asm["ptx"].splitlines() if "ld.global" in line and ".v" in line]
+    kernel = compile_all(operator, classes=classes, layout="channels_last", grids=grids)[0]
+    loads = [line for line in kernel.asm["ptx"].splitlines() if "ld.global" in line]
+    assert loads and not [line for line in loads if ".v2" in line or ".v4" in line]
+
+
+# Choices of the host -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("pass", "float32"),
+        ("torch.set_float32_matmul_precision('high')", "tf32"),
+        ("torch.backends.cuda.matmul.allow_tf32 = True", "tf32"),
+        ("torch.backends.cuda.matmul.fp32_precision = 'tf32'", "tf32"),
+        ("torch.backends.cuda.matmul.fp32_precision = 'ieee'", "float32"),
+        ("torch.backends.fp32_precision = 'tf32'", "tf32"),
+    ],
+)
+def test_products_follow_torchs_setting(setting, expected):
+    """By its old interface or its new one, of which torch allows one in a process."""
+    code = f"import torch; {setting}; from hetero_kernels.triton.projected_losses import product_precision as of"
+    code += "; print(of(torch.empty(1, device='meta')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr
+
+
+def test_a_search_times_the_tensors_device(monkeypatch):
+    """do_bench and the question whether a graph is captured are of the current device."""
+    current, asked = [0], []
+
+    @contextlib.contextmanager
+    def device(chosen):
+        before, current[0] = current[0], chosen.index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: asked.append(("capturing", *current)))
+    monkeypatch.setattr(tuning.triton.testing, "do_bench", lambda *_, **__: asked.append(("timed", *current)) or 1.0)
+    monkeypatch.setenv("HETERO_KERNELS_AUTOTUNE", "1")
+    second = torch.device("cuda", 1)
+    assert tuning.searching(second) and tuning._milliseconds(lambda: None, second) == 1.0
+    assert asked == [("capturing", 1), ("timed", 1)] and current == [0]

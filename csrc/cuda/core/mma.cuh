@@ -20,16 +20,13 @@ struct FragmentC {
   float x[4];
 };
 
-// The float nearest to x with tf32's 10 bits of mantissa, ties away from zero.
-HK_DEVICE uint32_t to_tf32(float x) {
-#if defined(__CUDA_ARCH__)
-  uint32_t y;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
-  return y;
-#else
-  return (__builtin_bit_cast(uint32_t, x) + 0x1000u) & 0xffffe000u;
-#endif
-}
+constexpr uint32_t kTf32Bits = 0xffffe000u;  // of a float: tensor cores cut off the others
+
+// A float that they cut down to the nearest with tf32's 10 bits of mantissa, ties away from zero; of a NaN it makes anything.
+HK_DEVICE uint32_t round_for_tf32(float x) { return __builtin_bit_cast(uint32_t, x) + 0x1000u; }
+
+// That nearest float itself. A NaN stays one: cvt.rna.tf32.f32 only cuts it, and where no upper bit is set that is infinity.
+HK_DEVICE uint32_t to_tf32(float x) { return x == x ? round_for_tf32(x) & kTf32Bits : 0x7fffe000u; }
 
 #if defined(HK_EMULATION)
 
@@ -107,10 +104,10 @@ HK_DEVICE void multiply_tf32(FragmentC& c, const FragmentA& a, const FragmentB& 
   host::multiply<8>(
       c, a, b,
       [](const auto& fragment, int row, int k) {
-        return __builtin_bit_cast(float, fragment(row % 8 * 4 + k % 4).x[row / 8 + k / 4 * 2] & 0xffffe000u);
+        return __builtin_bit_cast(float, fragment(row % 8 * 4 + k % 4).x[row / 8 + k / 4 * 2] & kTf32Bits);
       },
       [](const auto& fragment, int k, int column) {
-        return __builtin_bit_cast(float, fragment(column * 4 + k % 4).x[k / 4] & 0xffffe000u);
+        return __builtin_bit_cast(float, fragment(column * 4 + k % 4).x[k / 4] & kTf32Bits);
       });
 #else
   asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"

@@ -12,11 +12,12 @@ struct Card {
   int threads_per_multiprocessor = 2048;
 };
 
-// What a call needs of its surroundings: memory that lives until the work on `stream` is done, and the card.
+// What a call needs of its surroundings: memory that lives until the work on `stream` is done, the card, and which one it is.
 struct Runtime {
   std::function<void*(int64_t bytes)> allocate;
   void* stream;
   Card card;
+  int device;
 };
 
 Card card_of(int device);

@@ -212,10 +212,10 @@ class SliceStream {
 
 // Products ------------------------------------------------------------------------------------------------------------
 
-// A factor as two numbers of a tensor core's 11 bits, whose sum is x to 22 bits and more.
+// A factor as two numbers of a tensor core's 11 bits, whose sum is x to 22 bits and more; the first is NaN where x is.
 HK_DEVICE void split(float x, uint32_t& big, uint32_t& small) {
   big = to_tf32(x);
-  small = to_tf32(x - __builtin_bit_cast(float, big));
+  small = round_for_tf32(x - __builtin_bit_cast(float, big));
 }
 
 struct SplitA {

@@ -58,9 +58,12 @@ ProjectedPlan make_plan(const ProjectedRequest& r, const Card& card) {
   // As many parts as run at once (a block fills a multiprocessor), with at most half as many elements as the features.
   const int64_t at_once = card.multiprocessors / (plan.columns[0] + plan.columns[1]);
   plan.splits = static_cast<int>(std::max<int64_t>(1, std::min({at_once, elements / (2 * weights), plan.tiles})));
-  plan.weight_slots = std::min(slices_of_warp + 1, kStreamedSlots);
-  plan.weight_shared_bytes = 2 * array_bytes(8 * tiles * class_pitch(plan.pixels), 4) +
-                             array_bytes(int64_t(plan.weight_slots) * kWarps * slice_words(plan.pixels, element_bytes), 4);
+  // One fits: it takes no more than the main launch did.
+  for (plan.weight_slots = std::min(slices_of_warp + 1, kStreamedSlots);; --plan.weight_slots) {
+    plan.weight_shared_bytes = 2 * array_bytes(8 * tiles * class_pitch(plan.pixels), 4) +
+                               array_bytes(int64_t(plan.weight_slots) * kWarps * slice_words(plan.pixels, element_bytes), 4);
+    if (plan.weight_shared_bytes <= card.shared_per_block || plan.weight_slots == 1) break;
+  }
   return plan;
 }
 

@@ -45,9 +45,9 @@ class Surroundings {
  public:
   explicit Surroundings(const Tensor& like) : guard_(like.get_device_index()), like_(like) {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
     runtime = {[this](int64_t bytes) { return keep(torch::stable::new_empty(like_, {bytes}, ScalarType::Byte)).mutable_data_ptr(); },
-               stream, card_of(like.get_device_index())};
+               stream, card_of(like.get_device_index()), like.get_device_index()};
   }
   Surroundings(const Surroundings&) = delete;
   Surroundings& operator=(const Surroundings&) = delete;

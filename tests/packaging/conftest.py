@@ -1,0 +1,29 @@
+"""What the packaging tests share: a clean copy of the tree, and an environment with the oldest torch that we name."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from installing import OLDEST_TORCH, ROOT, make_environment, run
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory) -> Path:
+    """A clean copy of the tree, as a clone would have it."""
+    copy = tmp_path_factory.mktemp("source") / "hetero-kernels"
+    ignored = shutil.ignore_patterns(
+        ".git", ".venv", "build", "dist", "*.egg-info", "*.so", "__pycache__", "runs", ".*_cache"
+    )
+    shutil.copytree(ROOT, copy, ignore=ignored)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def oldest_torch(tmp_path_factory):
+    """The python of a fresh environment with the oldest torch. There is no wheel of it without CUDA's libraries: 7 GB,
+    which do not stay."""
+    folder = tmp_path_factory.mktemp("oldest") / "env"
+    python = make_environment(folder)
+    run(python, "-m", "pip", "install", "-q", "--no-compile", f"torch=={OLDEST_TORCH}", "numpy", "pytest")
+    yield python
+    shutil.rmtree(folder)
