@@ -118,9 +118,10 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if self._fake and func is torch.ops.aten._local_scalar_dense.default:
             return False  # fake tensors have no values; "is any of them wrong?" is the only question asked
+        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given:  # a view of an input is none
                 self._count(leaf.untyped_storage())
         return out
 

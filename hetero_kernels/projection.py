@@ -13,10 +13,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .ops import backends
 from .ops import projection as ops
 from .reference import savable
+
+_PLAIN = (Tensor, nn.Parameter, nn.Buffer, FakeTensor)  # any other type may compute in a way of its own
 
 
 class Projected(NamedTuple):
@@ -100,7 +103,7 @@ def _changed(module: nn.Module) -> str | None:
     if "forward" in module.__dict__:
         return "has another forward"
     for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-        if tensor is not None and type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
+        if tensor is not None and type(tensor) not in _PLAIN:
             return f"has a {name} of type {type(tensor).__name__}"
     return None
 

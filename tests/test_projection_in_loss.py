@@ -9,6 +9,7 @@ import torch
 from cases import leaves, make_labels, relative_l2
 from test_projection import PROJECTORS, by_torch, channels_last
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hetero_kernels import HeteroAKDLoss, PixelProjector, projection
@@ -203,6 +204,15 @@ def test_global_hooks_are_torchs_to_run():
     finally:
         handle.remove()
     assert calls.count(nn.Conv2d) == 2 and calls.count(nn.BatchNorm2d) == 2
+
+
+def test_fake_tensors_take_the_same_way():
+    """Predictions of memory look at what runs."""
+    with FakeTensorMode(), Seen() as seen:
+        module = HeteroAKDLoss(64, 96, 5)
+        features = torch.randn(2, 64, 6, 7, requires_grad=True), torch.randn(2, 96, 3, 4)
+        module(*features, torch.zeros(2, 24, 28, dtype=torch.long)).loss.backward()
+    assert not any("conv" in name or "batch_norm" in name for name in seen.sizes)
 
 
 def test_hooks_of_a_projector_run():
