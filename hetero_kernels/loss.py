@@ -34,9 +34,14 @@ class PixelProjector(nn.Sequential):
         in_channels: C. num_classes: K.
         projector: "conv_bn" (default), "conv_bn_relu" (the paper's) or "conv". After a ReLU sigma(z) >= 1/2, so a
             projector could never say that a class is absent: hence the default without it.
+        backend: None (the kernels where they can) or "reference": torch's layers, which have every kind of derivative.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, projector: str = "conv_bn") -> None:
+    backend: str | None = None
+
+    def __init__(
+        self, in_channels: int, num_classes: int, projector: str = "conv_bn", *, backend: str | None = None
+    ) -> None:
         check_option("projector", projector)
         for name, value in (("in_channels", in_channels), ("num_classes", num_classes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -47,6 +52,7 @@ class PixelProjector(nn.Sequential):
         if projector == "conv_bn_relu":
             layers.append(nn.ReLU())
         super().__init__(*layers)
+        self.backend = backend
 
     def forward(self, features: Tensor) -> Tensor:
         """Features [B, C, h, w] -> logits [B, K, h, w], in the region's dtype under ``torch.autocast``, else in the one
@@ -55,7 +61,8 @@ class PixelProjector(nn.Sequential):
         Pixels that reach no loss (ignored ones) contribute exactly 0 to all gradients, even NaN and inf, unless a batch
         norm in training mode takes its statistics from them or a layer was replaced or hooked.
 
-        On a CPU the kernels read the features once here and once in the backward, which has no second derivative.
+        On a CPU the kernels read the features once here and once in the backward, which has no second derivative. Under
+        transforms of torch.func and in forward mode torch's layers run.
         Layers that are hooked, parametrized or of other classes than this one makes are torch's to run; a
         ``RuntimeWarning`` says so once.
 
@@ -63,7 +70,7 @@ class PixelProjector(nn.Sequential):
             TypeError, ValueError: features or parameters of another dtype or shape than the module can compute with.
         """
         _check_projector("features", features, "", self)
-        projected = self._project(features, None)
+        projected = self._project(features, self.backend)
         if isinstance(projected, Tensor):
             return projected
         conv: Any = self[0]
@@ -100,7 +107,7 @@ def _check_projector(name: str, features: Tensor, owner: str, projector: nn.Sequ
     for parameter_name, parameter in projector.named_parameters():
         check.check_floating(owner + parameter_name, parameter)
     norm: Any = others[0] if others else None
-    if not _is_batch_norm(norm) or not norm.affine or not projection.uses_the_batch(norm):
+    if not _is_batch_norm(norm) or norm.weight is None or not projection.uses_the_batch(norm):
         return
     dtype, has = _projection_dtype(features, conv.weight), norm.weight.dtype
     if dtype != has and not (has == torch.float32 and dtype.itemsize == 2):
@@ -134,25 +141,26 @@ def _convolution_of(projector: nn.Sequential) -> _Convolution | None:
     norm: Any = rest[0] if rest else None
     if not _is_batch_norm(norm) or projection.uses_the_batch(norm) or projection.is_changed(norm):
         return _Convolution(weight, bias, rest)
+    if norm.num_features != conv.out_channels:  # torch says so
+        return _Convolution(weight, bias, rest)
     scale = torch.rsqrt(norm.running_var + norm.eps)
-    if norm.affine:
+    if norm.weight is not None:
         scale = norm.weight * scale
     shift = -norm.running_mean if bias is None else bias - norm.running_mean
-    shift = shift * scale + norm.bias if norm.affine else shift * scale
+    shift = shift * scale if norm.bias is None else shift * scale + norm.bias
     return _Convolution(weight * scale[:, None, None, None], shift, rest[1:])
 
 
 def _as_convolution(projector: nn.Sequential) -> _Convolution | None:
     """The one 1x1 convolution that ``projector`` is, or None."""
-    head = None if projection.is_changed(projector) else _convolution_of(projector)
+    known = type(projector).forward in (nn.Sequential.forward, PixelProjector.forward)
+    head = _convolution_of(projector) if known and not projection.is_changed(projector) else None
     return None if head is None or head.rest else head
 
 
-def _projected(
-    projector: nn.Sequential, features: Tensor, backend: str | None
-) -> functional.Projection:  # fmt: skip
+def _projected(projector: nn.Sequential, features: Tensor, backend: str | None) -> functional.Projection:
     """What :func:`functional.hakd_loss_of_projections` takes for a network."""
-    if isinstance(projector, PixelProjector) and not projection.is_changed(projector):
+    if type(projector).forward is PixelProjector.forward and not projection.is_changed(projector):
         projected = projector._project(features, backend)
         if isinstance(projected, Tensor):
             return projected
@@ -223,8 +231,8 @@ class HeteroAKDLoss(nn.Module):
         for name, weight in weights.items():
             check.check_number(f"{name}_weight", weight)
         self.num_classes = num_classes
-        self.student_projector = PixelProjector(student_channels, num_classes, projector)
-        self.teacher_projector = PixelProjector(teacher_channels, num_classes, projector)
+        self.student_projector = PixelProjector(student_channels, num_classes, projector, backend=backend)
+        self.teacher_projector = PixelProjector(teacher_channels, num_classes, projector, backend=backend)
         if class_weight is not None:
             class_weight = torch.as_tensor(class_weight, dtype=torch.get_default_dtype()).detach().clone()
             check.check_vector("class_weight", class_weight, num_classes, class_weight)

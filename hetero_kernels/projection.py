@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 from .ops import backends
 from .ops import projection as ops
@@ -124,6 +125,8 @@ def layers_of(projector: nn.Sequential) -> tuple[Layers | None, str]:
     rest = rest[relu:]
     if rest:
         return None, f"it has a {type(rest[0]).__name__}"
+    if norm is not None and norm.num_features != conv.out_channels:
+        return None, f"its batch norm is of {norm.num_features} classes, its convolution of {conv.out_channels}"
     if norm is not None and (norm.running_mean is None) != (norm.running_var is None):
         return None, "its batch norm has one of two running statistics"
     for child in children:
@@ -132,7 +135,6 @@ def layers_of(projector: nn.Sequential) -> tuple[Layers | None, str]:
     return Layers(conv, norm, relu), ""
 
 
-@torch.compiler.assume_constant_result
 @functools.cache
 def _say_that_torch_projects(reason: str) -> None:
     warnings.warn(
@@ -147,8 +149,11 @@ def ours(projector: nn.Sequential, features: Tensor, backend: str | None) -> Lay
     where the backend could."""
     if features.device.type != "cpu" or backends.select(backend, features.device.type) not in ops.able():
         return None
+    compiling = torch.compiler.is_compiling()
+    if not compiling and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
+        return None  # torch's layers have every kind of derivative
     layers, reason = layers_of(projector)
-    if layers is None:
+    if layers is None and not compiling:  # a warning would break the graph
         _say_that_torch_projects(reason)
     return layers
 
@@ -234,10 +239,10 @@ def _count_batch(norm: Any, features: Tensor, group: Any) -> None:
 
 def _affine(norm: Any, scale: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor]:
     """Scale and shift of ``scale (z - mean)``, the affine parameters applied."""
-    if norm.affine:
+    if norm.weight is not None:
         scale = norm.weight.double() * scale
     shift = torch.zeros_like(scale) if mean is None else -mean * scale
-    return scale, norm.bias.double() + shift if norm.affine else shift
+    return scale, shift if norm.bias is None else norm.bias.double() + shift
 
 
 def _batch_normalization(norm: Any, bias: Tensor | None, statistics: Tensor, group: Any) -> tuple[Tensor, Tensor]:

@@ -320,9 +320,8 @@ def caught_by(mutation: Mutation) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / "hetero_kernels", copy / "hetero_kernels", ignore=ignore)
-        shutil.copytree(ROOT / "tests", copy / "tests", ignore=ignore)
-        shutil.copytree(ROOT / "csrc", copy / "csrc")
+        for part in ("hetero_kernels", "tests", "csrc", "benchmarks"):  # tests import benchmarks
+            shutil.copytree(ROOT / part, copy / part, ignore=ignore)
         path = mutation.path(copy)
         text = path.read_text()
         if mutation.old not in text:

@@ -12,7 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hetero_kernels import HeteroAKDLoss, PixelProjector, projection
+from hetero_kernels import HeteroAKDLoss, PixelProjector, projection, reference
 from hetero_kernels.ops import backends
 
 pytestmark = pytest.mark.skipif(backends.unavailable("cpu") is not None, reason="the CPU library is not built")
@@ -223,3 +223,88 @@ def test_hooks_of_a_projector_run():
     assert relative_l2(module(student, teacher, labels).loss, expected) <= 1e-6
     module.student_projector.register_forward_hook(lambda module, inputs, output: output * 2)
     assert relative_l2(module(student, teacher, labels).loss, expected) > 1e-2
+
+
+class Louder(PixelProjector):
+    def forward(self, features):
+        return super().forward(features) * 3 + 1
+
+
+class LouderLayers(nn.Sequential):
+    def forward(self, features):
+        return super().forward(features) * 3 + 1
+
+
+@pytest.mark.parametrize("kind", [Louder, LouderLayers])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_projector_of_a_class_of_its_own_runs_its_forward(kind, training, backend):
+    module = make_loss("conv", training, backend, resolution="feature")
+    own = Louder(8, 5, "conv") if kind is Louder else LouderLayers(nn.Conv2d(8, 5, 1))
+    own.load_state_dict(module.student_projector.state_dict())
+    module.student_projector = own
+    student, teacher, labels = make_batch("equal")
+    logits = module.teacher_projector(teacher)
+    expected = reference.hakd_loss(own(student), logits, labels, proj_weight=1.0, resolution="feature")
+    torch.testing.assert_close(module(student, teacher, labels).loss, expected)
+
+
+def test_layers_that_are_left_to_torch_compile_as_one_graph():
+    module = make_loss()
+    module.student_projector[1].register_forward_hook(lambda *_: None)
+    student, teacher, labels = make_batch()
+    compiled = torch.compile(copy.deepcopy(module), fullgraph=True, backend="aot_eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        expected = module(student, teacher, labels).loss
+    torch.testing.assert_close(compiled(student, teacher, labels).loss, expected)
+
+
+def test_the_reference_backend_never_runs_a_kernel():
+    """Not even where a hook calls the projector as a module."""
+    module = make_loss(backend="reference")
+    module.student_projector.register_forward_hook(lambda *_: None)
+    seen = []
+
+    class Spy(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Spy():
+        module(*make_batch()).loss.backward()
+    assert seen and not [name for name in seen if name.startswith("hetero_kernels.project")]
+
+
+@pytest.mark.parametrize("missing", ["weight", "bias"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_norm_without_one_of_its_parameters(missing, training):
+    projector = PixelProjector(6, 5).train(training)
+    setattr(projector[1], missing, None)
+    features = torch.randn(2, 6, 4, 5)
+    torch.testing.assert_close(projector(features), nn.Sequential(*copy.deepcopy(list(projector)))(features))
+    module = HeteroAKDLoss(6, 6, 5, resolution="feature").train(training)
+    module.student_projector = projector
+    module(features, features, torch.zeros(2, 4, 5, dtype=torch.long)).loss.backward()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_of_different_sizes_are_refused_as_by_torch(training):
+    projector = PixelProjector(6, 5).train(training)
+    projector[0] = nn.Conv2d(6, 1, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        with pytest.raises(RuntimeError, match="should contain 1 elements not 5"):
+            projector(torch.randn(2, 6, 4, 5))
+
+
+def test_transforms_and_forward_mode_are_torchs():
+    projector = PixelProjector(6, 5).eval()
+    layers = nn.Sequential(*projector)
+    features, tangent = torch.randn(2, 6, 4, 5), torch.randn(2, 6, 4, 5)
+    for ours, theirs in (
+        (torch.vmap(projector)(features[None]), torch.vmap(layers)(features[None])),
+        (torch.func.jvp(projector, (features,), (tangent,)), torch.func.jvp(layers, (features,), (tangent,))),
+        (torch.func.jacrev(projector)(features), torch.func.jacrev(layers)(features)),
+    ):
+        torch.testing.assert_close(ours, theirs)

@@ -83,7 +83,7 @@ SPILLS = {
     ("sm_90", "projected_hakd_kernel"): 56,
     ("sm_90", "hakd_many_kernel (label resolution, with L_proj)"): 48,
     ("sm_90", "hakd_many_kernel (feature resolution)"): 16,
-    ("gfx942", "hakd_kernel (label resolution, with L_proj)"): 24,
+    ("gfx942", "weight_gradients_kernel"): 8,
 }
 
 
