@@ -160,7 +160,8 @@ def _as_convolution(projector: nn.Sequential) -> _Convolution | None:
 
 def _projected(projector: nn.Sequential, features: Tensor, backend: str | None) -> functional.Projection:
     """What :func:`functional.hakd_loss_of_projections` takes for a network."""
-    if type(projector).forward is PixelProjector.forward and not projection.is_changed(projector):
+    plain = type(projector).forward is PixelProjector.forward and not projection.is_changed(projector)
+    if isinstance(projector, PixelProjector) and plain:
         projected = projector._project(features, backend)
         if isinstance(projected, Tensor):
             return projected
