@@ -9,6 +9,8 @@ from hetero_kernels import native
 from hetero_kernels.ops import backends
 
 sys.path.insert(0, str(Path(__file__).parent))
+# For `benchmarks`, wherever pytest was started; last, so that an installed hetero_kernels is what is tested.
+sys.path.append(str(Path(__file__).parent.parent))
 torch.set_num_threads(2)
 
 
