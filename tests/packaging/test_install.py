@@ -52,7 +52,8 @@ def test_one_build_serves_another_torch(oldest_torch, tmp_path):
     package = Path(hetero_kernels.__file__).parent
     built_with = hetero_kernels.native.host_module().build_info()["torch"]
     shutil.copytree(package, tmp_path / "hetero_kernels", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__", "packaging"))
+    for part in ("tests", "benchmarks"):  # of which tests import one
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__", "packaging"))
     tests = [f"tests/test_{name}.py" for name in ("pixel_losses", "edges", "ops", "loss")]
     assert built_with.split("+")[0] != OLDEST_TORCH
     shown = run(oldest_torch, "-c", "import hetero_kernels; hetero_kernels.show_config()", cwd=tmp_path)
