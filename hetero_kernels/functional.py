@@ -191,9 +191,10 @@ def projected_hakd_loss(
     of an image's logits first), one pass over the features computes loss and gradients and no logits of the batch are
     kept but their gradient (backends "cpu" and, up to 192 classes, "cuda" and "triton"; the latter reads the features
     again for the weights' gradients, and so does "cuda" beyond 32 classes or 768 channels). Elsewhere the projections
-    run on their own, on a CPU by the kernels and on a GPU as torch convolutions in float32, and :func:`hakd_loss` does
-    the rest. The results agree to rounding, and features that only ignored pixels reach contribute exactly 0, NaN and
-    inf included; to that end the weight gradient on a GPU takes one more copy of the features.
+    run on their own, on a CPU by the kernels and on a GPU as torch's matrix products in float32, and
+    :func:`hakd_loss` does the rest. The results agree to rounding, and features that only ignored pixels reach
+    contribute exactly 0, NaN and inf included; to that end the weight gradient on a GPU takes one more copy of the
+    features.
 
     Args:
         student_features: [B, Cs, hs, ws].
@@ -248,8 +249,8 @@ def _project(features: Tensor, weight: Tensor, bias: Tensor | None) -> Projectio
     logits, _, _ = projection_ops.project(
         savable(features), savable(weight.to(dtype) if dtype == torch.float64 else weight), False, "none"
     )
-    one = logits.new_ones(logits.shape[1])
-    return logits, one, torch.zeros_like(one) if bias is None else savable(bias).to(dtype), False
+    logits, scale, shift, relu = _with_scale(logits)
+    return logits, scale, shift if bias is None else savable(bias).to(dtype), relu
 
 
 def segmentation_loss(

@@ -132,10 +132,9 @@ class _Convolution(NamedTuple):
 def _convolution_of(projector: nn.Sequential) -> _Convolution | None:
     """The 1x1 convolution that ``projector`` begins with, a batch norm in eval mode folded in; None where it does not
     begin with one, or not surely: other layers, hooks."""
+    conv: Any
     conv, *rest = projector
-    if type(conv) is not nn.Conv2d or projection.is_changed(conv):
-        return None
-    if (conv.kernel_size, conv.stride, conv.padding, conv.groups) != ((1, 1), (1, 1), (0, 0), 1):
+    if projection.not_plain(conv):
         return None
     weight, bias = conv.weight, conv.bias
     norm: Any = rest[0] if rest else None
@@ -143,12 +142,8 @@ def _convolution_of(projector: nn.Sequential) -> _Convolution | None:
         return _Convolution(weight, bias, rest)
     if norm.num_features != conv.out_channels:  # torch says so
         return _Convolution(weight, bias, rest)
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    if norm.weight is not None:
-        scale = norm.weight * scale
-    shift = -norm.running_mean if bias is None else bias - norm.running_mean
-    shift = shift * scale if norm.bias is None else shift * scale + norm.bias
-    return _Convolution(weight * scale[:, None, None, None], shift, rest[1:])
+    scale, shift = projection.running_normalization(norm, bias)
+    return _Convolution(weight * scale.to(weight.dtype)[:, None, None, None], shift.to(weight.dtype), rest[1:])
 
 
 def _as_convolution(projector: nn.Sequential) -> _Convolution | None:
@@ -160,8 +155,8 @@ def _as_convolution(projector: nn.Sequential) -> _Convolution | None:
 
 def _projected(projector: nn.Sequential, features: Tensor, backend: str | None) -> functional.Projection:
     """What :func:`functional.hakd_loss_of_projections` takes for a network."""
-    plain = type(projector).forward is PixelProjector.forward and not projection.is_changed(projector)
-    if isinstance(projector, PixelProjector) and plain:
+    known = type(projector).forward is PixelProjector.forward  # a subclass may have one of its own
+    if isinstance(projector, PixelProjector) and known and not projection.is_changed(projector):
         projected = projector._project(features, backend)
         if isinstance(projected, Tensor):
             return projected

@@ -6,8 +6,6 @@ and shift, and a forward in training mode updates the buffers, as ``torch.nn.Bat
 
 from __future__ import annotations
 
-import functools
-import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -109,16 +107,24 @@ def _changed(module: nn.Module) -> str | None:
     return None
 
 
+def not_plain(layer: object) -> str | None:
+    """Why a projector's first layer is no 1x1 convolution that others can run; None where it is one."""
+    if _globally_hooked():
+        return "all modules have hooks"
+    if type(layer) is not nn.Conv2d:
+        return f"its first layer is a {type(layer).__name__}, expected Conv2d"
+    if (layer.kernel_size, layer.stride, layer.padding, layer.groups) != ((1, 1), (1, 1), (0, 0), 1):
+        return "its convolution is not a plain 1x1 one"
+    problem = _changed(layer)
+    return f"its Conv2d {problem}" if problem else None
+
+
 def layers_of(projector: nn.Sequential) -> tuple[Layers | None, str]:
     """The projector's layers, or None and why torch has to run them."""
     children = list(projector)
-    if _globally_hooked():
-        return None, "all modules have hooks"
     conv: Any = children[0] if children else None
-    if type(conv) is not nn.Conv2d:
-        return None, f"its first layer is a {type(conv).__name__}, expected Conv2d"
-    if (conv.kernel_size, conv.stride, conv.padding, conv.groups) != ((1, 1), (1, 1), (0, 0), 1):
-        return None, "its convolution is not a plain 1x1 one"
+    if problem := not_plain(conv):
+        return None, problem
     rest = children[1:]
     norm: Any = rest.pop(0) if rest and type(rest[0]) in (nn.BatchNorm2d, nn.SyncBatchNorm) else None
     relu = bool(rest) and type(rest[0]) is nn.ReLU
@@ -129,19 +135,10 @@ def layers_of(projector: nn.Sequential) -> tuple[Layers | None, str]:
         return None, f"its batch norm is of {norm.num_features} classes, its convolution of {conv.out_channels}"
     if norm is not None and (norm.running_mean is None) != (norm.running_var is None):
         return None, "its batch norm has one of two running statistics"
-    for child in children:
+    for child in children[1:]:
         if problem := _changed(child):
             return None, f"its {type(child).__name__} {problem}"
     return Layers(conv, norm, relu), ""
-
-
-@functools.cache
-def _say_that_torch_projects(reason: str) -> None:
-    warnings.warn(
-        f"hetero_kernels leaves a projector to torch, which takes more time and memory: {reason}.",
-        RuntimeWarning,
-        stacklevel=5,
-    )
 
 
 def ours(projector: nn.Sequential, features: Tensor, backend: str | None) -> Layers | None:
@@ -154,7 +151,9 @@ def ours(projector: nn.Sequential, features: Tensor, backend: str | None) -> Lay
         return None  # torch's layers have every kind of derivative
     layers, reason = layers_of(projector)
     if layers is None and not compiling:  # a warning would break the graph
-        _say_that_torch_projects(reason)
+        backends.warn_once(
+            f"hetero_kernels leaves a projector to torch, which takes more time and memory: {reason}.", stacklevel=5
+        )
     return layers
 
 
@@ -186,7 +185,7 @@ def project(layers: Layers, features: Tensor) -> Projected:
             if conv.bias is not None:  # which the mean takes out again: its gradient is 0
                 shift = shift + (conv.bias - conv.bias).double()
         elif norm is not None:
-            scale, shift = _running_normalization(norm, conv.bias)
+            scale, shift = running_normalization(norm, conv.bias)
         else:
             scale = torch.ones(logits.shape[1], dtype=logits.dtype, device=logits.device)
             shift = torch.zeros_like(scale) if conv.bias is None else conv.bias
@@ -267,7 +266,8 @@ def _update(norm: Any, mean: Tensor, variance: Tensor) -> None:
             buffer.copy_(wide + (value - wide) * momentum)
 
 
-def _running_normalization(norm: Any, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def running_normalization(norm: Any, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scale and shift, float64, of a batch norm in eval mode after a convolution with ``bias``."""
     mean = norm.running_mean.double()
     if bias is not None:
         mean = mean - bias.double()

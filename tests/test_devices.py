@@ -20,7 +20,7 @@ BUILT = {"torch": "2.14.1", "compiler": "GNU 12", "cuda": "13.0", "cuda_architec
 @pytest.fixture
 def machine(monkeypatch):
     """A machine with these GPUs (name, compute capability), the first one current, and this build."""
-    caches = (native.library, native._no_code_for, backends._automatic, backends._warn)
+    caches = (native.library, native._no_code_for, backends._automatic, backends.warn_once)
 
     def pretend(*gpus, build=BUILT):
         host = SimpleNamespace(

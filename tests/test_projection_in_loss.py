@@ -12,7 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hetero_kernels import HeteroAKDLoss, PixelProjector, projection, reference
+from hetero_kernels import HeteroAKDLoss, PixelProjector, reference
 from hetero_kernels.ops import backends
 
 pytestmark = pytest.mark.skipif(backends.unavailable("cpu") is not None, reason="the CPU library is not built")
@@ -178,7 +178,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_layers_are_torchs_to_run(change):
-    projection._say_that_torch_projects.cache_clear()
+    backends.warn_once.cache_clear()
     torch.manual_seed(0)
     module = PixelProjector(8, 5, "conv_bn_relu")
     CHANGES[change](module)
@@ -195,7 +195,7 @@ def test_changed_layers_are_torchs_to_run(change):
 
 
 def test_global_hooks_are_torchs_to_run():
-    projection._say_that_torch_projects.cache_clear()
+    backends.warn_once.cache_clear()
     calls = []
     handle = nn.modules.module.register_module_forward_hook(lambda module, *_: calls.append(type(module)))
     try:

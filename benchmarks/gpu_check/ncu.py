@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from . import tools
-from .case import Case, Data, DidNotRun, Wrong
+from .case import Case, Data, DidNotRun
 from .device import Device
 
 BACKENDS = ("cuda", "triton")
@@ -68,14 +68,7 @@ def parse(output: str) -> list[dict[str, Any]]:
 def profile(backend: str, device: Device) -> Data:
     target = tools.python("shown", backend, "full")
     log = tools.folder() / "ncu.csv"
-    if device.kind == "cpu":
-        done = tools.run(target, SECONDS, log)
-        if done.status:
-            raise Wrong("the calls that it would be shown do not run (ncu.csv)", {"tail": done.tail(30)})
-        raise DidNotRun("needs a GPU; the calls that it would be shown ran")
-    program = tools.find("ncu")
-    if program is None:
-        raise DidNotRun("ncu is not there")
+    program = tools.watcher("ncu", target, device.kind != "cpu", SECONDS, log)
     chosen = [part for section in SECTIONS for part in ("--section", section)]
     command = [program, "--csv", "--page", "raw", "--profile-from-start", "off", "--clock-control", "none",
                "--kernel-name", f"regex:{KERNELS}", *chosen]  # fmt: skip
@@ -92,5 +85,3 @@ def profile(backend: str, device: Device) -> Data:
 def cases() -> list[Case]:
     return [Case(f"ncu/{backend}", functools.partial(profile, backend), backend, rehearse=backend == "cuda",
                  limit=2 * SECONDS) for backend in BACKENDS]  # fmt: skip
-
-

@@ -43,14 +43,7 @@ def judge(done: tools.Done, expected: int) -> Data:
 def check(tool: str, backend: str, device: Device) -> Data:
     target = tools.python("shown", backend, "small")
     log = tools.folder() / "sanitizer.log"
-    if device.kind == "cpu":
-        done = tools.run(target, SECONDS, log)
-        if done.status:
-            raise Wrong("the calls that it would be shown do not run (sanitizer.log)", {"tail": done.tail(30)})
-        raise DidNotRun("needs a GPU; the calls that it would be shown ran")
-    program = tools.find("compute-sanitizer")
-    if program is None:
-        raise DidNotRun("compute-sanitizer is not there")
+    program = tools.watcher("compute-sanitizer", target, device.kind != "cpu", SECONDS, log)
     command = [program, "--tool", tool, "--error-exitcode", str(FOUND), *target]
     done = tools.run(command, SECONDS, log, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     return judge(done, len(shown.SMALL))

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from .case import DidNotRun, Wrong
+
 ROOT = Path(__file__).parents[2]
 PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/nvidia/nsight-compute/*")
 # What the tools say where the machine, not the program, is the reason.
@@ -45,6 +47,22 @@ def find(name: str) -> str | None:
         return found
     folders = [folder for place in PLACES for folder in sorted(Path("/").glob(place[1:]), reverse=True)]
     return next((str(f / name) for f in folders if os.access(f / name, os.X_OK) and (f / name).is_file()), None)
+
+
+def watcher(tool: str, target: Sequence[str], on_gpu: bool, seconds: float, log: Path) -> str:
+    """The path of a ``tool`` that is to watch ``target``. Without a GPU ``target`` is rehearsed on its own.
+
+    Raises Wrong where it fails then, DidNotRun where it does not or the tool is not there.
+    """
+    if not on_gpu:
+        done = run(target, seconds, log)
+        if done.status:
+            raise Wrong(f"the calls that it would be shown do not run ({log.name})", {"tail": done.tail(30)})
+        raise DidNotRun("needs a GPU; the calls that it would be shown ran")
+    program = find(tool)
+    if program is None:
+        raise DidNotRun(f"{tool} is not there")
+    return program
 
 
 def descendants(process: int) -> list[int]:

@@ -56,9 +56,9 @@ def _with_index(device: str) -> str:
 
 
 @functools.cache
-def _warn(message: str) -> None:
-    """Once in a process, however many devices of a kind there are."""
-    warnings.warn(message, RuntimeWarning, stacklevel=6)
+def warn_once(message: str, stacklevel: int) -> None:
+    """A RuntimeWarning, once in a process; ``stacklevel`` counts from here."""
+    warnings.warn(message, RuntimeWarning, stacklevel=stacklevel)
 
 
 @functools.cache
@@ -67,9 +67,10 @@ def _automatic(device: str) -> str:
     backend = available(device)[0]
     if backend != candidates[0]:
         reasons = "; ".join(f"{b}: {unavailable(b, device)}" for b in candidates[: candidates.index(backend)])
-        _warn(
+        warn_once(  # for a kind of devices, however many there are
             f"hetero_kernels runs its {backend!r} backend for {device.partition(':')[0]} tensors ({reasons}). "
-            f"Pass backend={backend!r} to choose it without this warning."
+            f"Pass backend={backend!r} to choose it without this warning.",
+            stacklevel=6,
         )
     return backend
 

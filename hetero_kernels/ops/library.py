@@ -7,7 +7,7 @@ fallthrough under autocast: a region changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -161,6 +161,35 @@ def _last_to_look(ctx: Any) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._autograd._get_current_graph_task_keep_graph()
     )
+
+
+def save_pass(ctx: Any, inputs: tuple, output: tuple, tensors: int, options: int) -> None:
+    """``setup_context`` of a loss whose forward also returns gradients: ``inputs`` are ``tensors`` tensors, upstream
+    factors, ``options`` options of which the last is the reduction, and whether to compute each gradient; ``output`` is
+    the loss, both terms, the gradients."""
+    end = tensors + 1 + options
+    ctx.options, ctx.computed = inputs[tensors + 1 : end], inputs[end:]
+    ctx.saved_inputs = tensors
+    ctx.save_for_backward(*inputs[:tensors], *output[3:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def saved_pass(
+    ctx: Any, grad_loss: Tensor, wanted: Sequence[bool]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None]:
+    """The inputs and gradients of :func:`save_pass`, and the factor that the gradients lack.
+
+    The pass runs again where the forward left a ``wanted`` gradient out, and for reduction="none", whose upstream
+    gradient differs from pixel to pixel.
+    """
+    everything = ctx.saved_tensors  # once: hooks may unpack each tensor only once
+    tensors, gradients = everything[: ctx.saved_inputs], everything[ctx.saved_inputs :]
+    per_pixel = ctx.options[-1] == "none"
+    if not per_pixel and all(c or not w for c, w in zip(ctx.computed, wanted, strict=True)):
+        return tensors, gradients, grad_loss
+    gradients = ctx.again(*tensors, grad_loss if per_pixel else None, *ctx.options, *wanted)[3:]
+    return tensors, gradients, None if per_pixel else grad_loss
 
 
 def scale_saved(ctx: Any, gradient: Tensor, factor: Tensor | None, like: Tensor) -> Tensor:

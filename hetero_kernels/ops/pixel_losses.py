@@ -8,14 +8,24 @@ pixel to pixel: the backward runs the pass again with ``upstream`` [B, loss grid
 
 from __future__ import annotations
 
+import functools
 import types
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..options import HakdOptions, SegmentationOptions
-from .library import compute_dtype, define, define_both, pack_scalars, scale_gradient, scale_saved
+from .library import (
+    compute_dtype,
+    define,
+    define_both,
+    pack_scalars,
+    save_pass,
+    saved_pass,
+    scale_gradient,
+    scale_saved,
+)
 
 
 def _triton() -> types.ModuleType:
@@ -51,25 +61,11 @@ def _hakd_fake(
     return loss, hakd, proj, *gradients
 
 
-def _hakd_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    *tensors, _upstream = inputs[:7]
-    ctx.options = inputs[7:14]
-    ctx.computed = inputs[14:16]
-    ctx.save_for_backward(*tensors, *output[3:])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
 def _hakd_backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
     gradients: list[Tensor | None] = [None, None]
     needed = ctx.needs_input_grad[:2]
     if grad_loss is not None and any(needed):
-        *tensors, student_gradient, teacher_gradient = ctx.saved_tensors
-        saved, factor = (student_gradient, teacher_gradient), cast(Tensor | None, grad_loss)
-        per_pixel = ctx.options[-1] == "none"
-        if per_pixel or any(n and not c for n, c in zip(needed, ctx.computed, strict=True)):
-            saved = ctx.again(*tensors, grad_loss if per_pixel else None, *ctx.options, *needed)[3:]
-            factor = None if per_pixel else grad_loss
+        tensors, saved, factor = saved_pass(ctx, grad_loss, needed)
         gradients = [
             scale_saved(ctx, g, factor, x) if n else None for g, x, n in zip(saved, tensors[:2], needed, strict=True)
         ]
@@ -83,7 +79,7 @@ hakd_op, _differentiable_hakd = define_both(
     " bool align_corners, int ignore_index, str reduction, bool student_grad, bool teacher_grad)"
     " -> (Tensor loss, Tensor hakd, Tensor proj, Tensor student_gradient, Tensor teacher_gradient)",
     fake=_hakd_fake,
-    setup_context=_hakd_setup,
+    setup_context=functools.partial(save_pass, tensors=6, options=7),
     backward=_hakd_backward,
     triton=lambda: _triton().hakd_loss,
 )
@@ -125,27 +121,12 @@ def _normalized_fake(
     return (*outputs, *sums)
 
 
-def _normalized_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    *tensors, _upstream = inputs[:11]
-    ctx.options = inputs[11:20]
-    ctx.computed = inputs[20:22]
-    ctx.save_for_backward(*tensors, *output[3:])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
 def _normalized_backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
     gradients: list[Tensor | None] = [None] * 6
     needed = ctx.needs_input_grad[:6]
     wanted = (any(needed[:3]), any(needed[3:]))
     if grad_loss is not None and any(wanted):
-        everything = ctx.saved_tensors  # once: hooks may unpack each tensor only once
-        tensors, saved = everything[:10], everything[10:]
-        factor = cast(Tensor | None, grad_loss)
-        per_pixel = ctx.options[-1] == "none"
-        if per_pixel or any(w and not c for w, c in zip(wanted, ctx.computed, strict=True)):
-            saved = ctx.again(*tensors, grad_loss if per_pixel else None, *ctx.options, *wanted)[3:]
-            factor = None if per_pixel else grad_loss
+        tensors, saved, factor = saved_pass(ctx, grad_loss, wanted)
         for i in range(2):
             if needed[3 * i]:
                 gradients[3 * i] = scale_saved(ctx, saved[i], factor, tensors[3 * i])
@@ -164,7 +145,7 @@ normalized_hakd_op, _differentiable_normalized_hakd = define(
     " -> (Tensor loss, Tensor hakd, Tensor proj, Tensor student_gradient, Tensor teacher_gradient,"
     " Tensor student_normalization_gradient, Tensor teacher_normalization_gradient)",
     fake=_normalized_fake,
-    setup_context=_normalized_setup,
+    setup_context=functools.partial(save_pass, tensors=10, options=9),
     backward=_normalized_backward,
 )
 
@@ -197,25 +178,11 @@ def _segmentation_fake(
     return loss, task, kd, _gradient_like(logits, grad, dtype)
 
 
-def _segmentation_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    *tensors, _upstream = inputs[:8]
-    ctx.options = inputs[8:11]
-    ctx.computed = inputs[11]
-    ctx.save_for_backward(*tensors, output[3])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
 def _segmentation_backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
     gradient = None
     if grad_loss is not None and ctx.needs_input_grad[0]:
-        *tensors, saved = ctx.saved_tensors
-        factor: Tensor | None = grad_loss
-        per_pixel = ctx.options[-1] == "none"
-        if per_pixel or not ctx.computed:
-            saved = ctx.again(*tensors, grad_loss if per_pixel else None, *ctx.options, True)[3]
-            factor = None if per_pixel else grad_loss
-        gradient = scale_saved(ctx, saved, factor, tensors[0])
+        tensors, saved, factor = saved_pass(ctx, grad_loss, (True,))
+        gradient = scale_saved(ctx, saved[0], factor, tensors[0])
     return (gradient, *([None] * 11))
 
 
@@ -225,7 +192,7 @@ segmentation_op, _differentiable_segmentation = define_both(
     " Tensor? task_normalizer, Tensor? kd_normalizer, Tensor? upstream, bool align_corners, int ignore_index,"
     " str reduction, bool grad) -> (Tensor loss, Tensor task, Tensor kd, Tensor gradient)",
     fake=_segmentation_fake,
-    setup_context=_segmentation_setup,
+    setup_context=functools.partial(save_pass, tensors=7, options=3),
     backward=_segmentation_backward,
     triton=lambda: _triton().segmentation_loss,
 )

@@ -8,8 +8,9 @@ runs the pass again with ``upstream`` [B, h, w] as the pixels' factors.
 
 from __future__ import annotations
 
+import functools
 import types
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from .library import (
     no_second_derivative,
     pack_scalars,
     same_backend,
+    save_pass,
+    saved_pass,
     scale_saved,
 )
 
@@ -89,27 +92,12 @@ def _fake(
     )  # fmt: skip
 
 
-def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    *tensors, _upstream = inputs[:11]
-    ctx.options = inputs[11:16]
-    ctx.computed = inputs[16:20]
-    ctx.save_for_backward(*tensors, *output[3:])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
     gradients: list[Tensor | None] = [None] * 6
     needed = ctx.needs_input_grad[:6]
     if grad_loss is not None and any(needed):
-        everything = ctx.saved_tensors  # once: hooks may unpack each tensor only once
-        tensors, saved = everything[:10], everything[10:]
-        factor = cast(Tensor | None, grad_loss)
         wanted = (needed[0], needed[2] or needed[4], needed[1], needed[3] or needed[5])
-        per_pixel = ctx.options[-1] == "none"
-        if per_pixel or any(n and not c for n, c in zip(wanted, ctx.computed, strict=True)):
-            saved = ctx.again(*tensors, grad_loss if per_pixel else None, *ctx.options, *wanted)[3:]
-            factor = None if per_pixel else grad_loss
+        tensors, saved, factor = saved_pass(ctx, grad_loss, wanted)
         project_back = same_backend(_project_back, ctx.op, "projected_hakd_loss")
         for i in range(2):
             if needed[i]:
@@ -130,7 +118,7 @@ _, _differentiable_projected_hakd = define_both(
     " Tensor student_weight_gradient, Tensor teacher_weight_gradient, Tensor student_bias_gradient,"
     " Tensor teacher_bias_gradient)",
     fake=_fake,
-    setup_context=_setup,
+    setup_context=functools.partial(save_pass, tensors=10, options=5),
     backward=_backward,
     triton=lambda: _triton().projected_hakd_loss,
 )

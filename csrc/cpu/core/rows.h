@@ -30,6 +30,36 @@ static inline float half_to_float(uint16_t bits) {
   return x;
 }
 
+static inline uint16_t float_to_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+  return static_cast<uint16_t>(x == x ? rounded : bits >> 16 | 0x40u);
+}
+
+static inline uint16_t float_to_half(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+  uint32_t out;
+  if (magnitude >= 0x7f800000u) {  // infinity, NaN
+    out = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  } else if (magnitude >= 0x477ff000u) {  // rounds to infinity
+    out = 0x7c00u;
+  } else if (magnitude < 0x38800000u) {  // subnormal: adding 1/2 leaves the result in the last bits
+    float y;
+    std::memcpy(&y, &magnitude, sizeof(y));
+    y += 0.5f;
+    std::memcpy(&out, &y, sizeof(out));
+    out -= 0x3f000000u;
+  } else {
+    out = (magnitude + 0xc8000fffu + (magnitude >> 13 & 1)) >> 13;
+  }
+  return static_cast<uint16_t>(sign | out);
+}
+
+static constexpr int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+
 static inline int element_size(DType dtype) {
   return dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2;
 }

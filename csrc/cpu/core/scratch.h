@@ -19,4 +19,10 @@ class Scratch {
   int64_t used_ = 0, size_;
 };
 
+// `static`: each instruction set compiles its own.
+template <class T>
+static inline T* take_array(Scratch& scratch, int64_t count) {
+  return static_cast<T*>(scratch.take(count * int64_t(sizeof(T))));
+}
+
 }  // namespace hetero::cpu

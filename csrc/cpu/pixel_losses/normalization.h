@@ -58,7 +58,7 @@ void normalize_gradient(const NormalizedGradient<typename Part::Real>& p, int64_
   using Real = typename Part::Real;
   const Network<Real>& network = p.network;
   Scratch scratch(network.width * int64_t(sizeof(Real)));
-  Real* const z = static_cast<Real*>(scratch.take(network.width * int64_t(sizeof(Real))));
+  Real* const z = take_array<Real>(scratch, network.width);
   MagnitudeBits<Real> unused = 0;
   for (int64_t c = begin; c < end; ++c) {
     NormalizedRow<Part> normalized(*network.normalization, c);

@@ -58,7 +58,7 @@ std::vector<Item> make_items(int64_t batch, int64_t height, const std::vector<co
 
 int columns_per_block(int64_t width, int64_t classes, int planes, int element_bytes, int lanes) {
   const int64_t columns = std::min<int64_t>(kTileBytes / (classes * planes * element_bytes), kMaxBlock);
-  const int64_t whole = (width + lanes - 1) / lanes * lanes;
+  const int64_t whole = round_up(width, lanes);
   return static_cast<int>(std::clamp<int64_t>(columns / lanes * lanes, lanes, whole));
 }
 

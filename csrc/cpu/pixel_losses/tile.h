@@ -48,11 +48,11 @@ class Tile {
   Tile(const Network<Real>& network, const PixelProblem<Real>& problem, Scratch& scratch)
       : network_(network), problem_(problem), block_(problem.block), line_(line_length(network, problem)) {
     const int64_t plane = problem.classes * block_;
-    upper_ = take(scratch, plane);
-    upper_lines_ = network.columns.identity ? upper_ : take(scratch, problem.classes * line_);
+    upper_ = take_array<Real>(scratch, plane);
+    upper_lines_ = network.columns.identity ? upper_ : take_array<Real>(scratch, problem.classes * line_);
     if (!per_row()) {
-      lower_ = take(scratch, plane);
-      lower_lines_ = network.columns.identity ? lower_ : take(scratch, problem.classes * line_);
+      lower_ = take_array<Real>(scratch, plane);
+      lower_lines_ = network.columns.identity ? lower_ : take_array<Real>(scratch, problem.classes * line_);
     }
     // What lies beyond a block's pixels is computed with, though never used: let it be numbers.
     std::memset(upper_, 0, sizeof(Real) * plane);
@@ -62,7 +62,7 @@ class Tile {
       std::memset(lower_lines_, 0, sizeof(Real) * problem.classes * line_);
     }
     if (network.gradient == nullptr) return;
-    upper_gradient_ = take(scratch, per_row() ? plane : 2 * plane);
+    upper_gradient_ = take_array<Real>(scratch, per_row() ? plane : 2 * plane);
     if (!per_row()) lower_gradient_ = upper_gradient_ + plane;
     if (!network.columns.identity) adjoint_ = Adjoint<Part>(problem.block, line_, scratch);
   }
@@ -140,10 +140,6 @@ class Tile {
   }
 
  private:
-  static Real* take(Scratch& scratch, int64_t count) {
-    return static_cast<Real*>(scratch.take(count * int64_t(sizeof(Real))));
-  }
-
   // Elements of a coarse row that a block needs, and room for whole vectors from any of them on.
   static int64_t line_length(const Network<Real>& network, const PixelProblem<Real>& problem) {
     if (network.columns.identity) return problem.block;

@@ -23,12 +23,12 @@ class ProjectedTile {
   ProjectedTile(const Projection<Real>& projection, int64_t classes, Scratch& scratch)
       : projection_(projection),
         classes_(classes),
-        logits_(take(scratch, classes * kTile)),
-        gradient_(take(scratch, classes * kTile)),
-        block_(take(scratch, kChannelBlock * kTile)),
-        parts_(take(scratch, projection.weight_pairs ? classes * kTile : 0)),
-        row_(take(scratch, kChannelBlock)),
-        panels_(take(scratch, (projection.weight_gradient ? padded_channels(projection.channels) : kChannelBlock) * kTile)) {}
+        logits_(take_array<Real>(scratch, classes * kTile)),
+        gradient_(take_array<Real>(scratch, classes * kTile)),
+        block_(take_array<Real>(scratch, kChannelBlock * kTile)),
+        parts_(take_array<Real>(scratch, projection.weight_pairs ? classes * kTile : 0)),
+        row_(take_array<Real>(scratch, kChannelBlock)),
+        panels_(take_array<Real>(scratch, (projection.weight_gradient ? padded_channels(projection.channels) : kChannelBlock) * kTile)) {}
 
   static int64_t bytes(const Projection<Real>& projection, int64_t classes) {
     const int64_t elements =
@@ -121,10 +121,6 @@ class ProjectedTile {
  private:
   using Dots = Bf16Dots<Part>;
 
-  static Real* take(Scratch& scratch, int64_t count) {
-    return static_cast<Real*>(scratch.take(count * int64_t(sizeof(Real))));
-  }
-
   // Asks for `elements` of the features that are read soon: rows are too short and too far apart for the processor to
   // foresee. An address beyond the features does no harm.
   void prefetch(int64_t offset, int64_t elements) const {
@@ -145,7 +141,7 @@ class ProjectedTile {
       std::fill(line + n, line + kTile, Real(0));
     }
     if (projection_.weight_gradient == nullptr) return;
-    const int64_t whole = (count + kLanes - 1) / kLanes * kLanes;
+    const int64_t whole = round_up(count, kLanes);
     std::fill(block_ + count * kTile, block_ + whole * kTile, Real(0));
     for (int64_t c = 0; c < whole; c += kLanes) {
       for (int64_t x = 0; x < kTile; x += kLanes) {
@@ -160,7 +156,7 @@ class ProjectedTile {
     const uint16_t* features = static_cast<const uint16_t*>(projection_.features);
     uint16_t* const rows = reinterpret_cast<uint16_t*>(block_);
     uint32_t* const words = reinterpret_cast<uint32_t*>(rows + kChannelBlock * kTile);
-    const int64_t whole = (count + kLanes - 1) / kLanes * kLanes;
+    const int64_t whole = round_up(count, kLanes);
     for (int64_t c = 0; c < count; ++c) {
       const int64_t from = offset + c * projection_.channel_stride;
       prefetch(from + 8 * projection_.channel_stride, n);
@@ -195,7 +191,7 @@ class ProjectedTile {
   // As read_channels for features with neighbouring channels side by side, or neither.
   void read_pixels(int64_t offset, int64_t count, int n, Real* panels) {
     MagnitudeBits<Real> unused = 0;
-    const int64_t whole = (count + kLanes - 1) / kLanes * kLanes;
+    const int64_t whole = round_up(count, kLanes);
     for (int64_t x = 0; x < kTile; ++x) {
       int64_t filled = 0;
       if (x < n) {
@@ -280,8 +276,8 @@ void project_back(const ProjectBack<typename V::Real>& problem, int64_t begin, i
   const int64_t padded = padded_channels(channels);
   const bool channels_last = problem.channel_stride == 1 && problem.pixel_stride != 1;
   Scratch scratch((classes * kTile + std::max(channels, int64_t(1)) * kTile + padded) * int64_t(sizeof(Real)) + 3 * 64);
-  Real* lines = static_cast<Real*>(scratch.take(classes * kTile * sizeof(Real)));
-  Real* part = static_cast<Real*>(scratch.take(channels * kTile * sizeof(Real)));
+  Real* lines = take_array<Real>(scratch, classes * kTile);
+  Real* part = take_array<Real>(scratch, channels * kTile);
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t image = tile / per_image, p0 = tile % per_image * kTile;
     const int64_t n = std::min(kTile, problem.pixels - p0);

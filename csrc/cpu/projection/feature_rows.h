@@ -4,41 +4,12 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 #include "../core/vec.h"
 #include "projection_problem.h"
 
 namespace hetero::cpu {
-
-static inline uint16_t to_bfloat16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
-  return static_cast<uint16_t>(x == x ? rounded : bits >> 16 | 0x40u);
-}
-
-static inline uint16_t to_half(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
-  uint32_t out;
-  if (magnitude >= 0x7f800000u) {  // infinity, NaN
-    out = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  } else if (magnitude >= 0x477ff000u) {  // rounds to infinity
-    out = 0x7c00u;
-  } else if (magnitude < 0x38800000u) {  // subnormal: adding 1/2 leaves the result in the last bits
-    float y;
-    std::memcpy(&y, &magnitude, sizeof(y));
-    y += 0.5f;
-    std::memcpy(&out, &y, sizeof(out));
-    out -= 0x3f000000u;
-  } else {
-    out = (magnitude + 0xc8000fffu + (magnitude >> 13 & 1)) >> 13;
-  }
-  return static_cast<uint16_t>(sign | out);
-}
 
 // Elements [0, n) of a row, each less `pilot[i * pilot_step]`, as numbers of the compute dtype.
 template <class Real, class Stored, class Convert>
@@ -66,23 +37,23 @@ static inline void read_features(const FeatureMap<Real>& f, int64_t offset, int6
   switch (f.dtype) {
     case DType::kFloat:
       if (f.rounding == DType::kBFloat16) {
-        read(float(), [](float x) { return static_cast<Real>(bfloat16_to_float(to_bfloat16(x))); });
+        read(float(), [](float x) { return static_cast<Real>(bfloat16_to_float(float_to_bfloat16(x))); });
       } else if (f.rounding == DType::kHalf) {
-        read(float(), [](float x) { return static_cast<Real>(half_to_float(to_half(x))); });
+        read(float(), [](float x) { return static_cast<Real>(half_to_float(float_to_half(x))); });
       } else {
         read(float(), exactly);
       }
       break;
     case DType::kBFloat16:
       if (f.rounding == DType::kHalf) {
-        read(uint16_t(), [](uint16_t x) { return static_cast<Real>(half_to_float(to_half(bfloat16_to_float(x)))); });
+        read(uint16_t(), [](uint16_t x) { return static_cast<Real>(half_to_float(float_to_half(bfloat16_to_float(x)))); });
       } else {
         read(uint16_t(), [](uint16_t x) { return static_cast<Real>(bfloat16_to_float(x)); });
       }
       break;
     case DType::kHalf:
       if (f.rounding == DType::kBFloat16) {
-        read(uint16_t(), [](uint16_t x) { return static_cast<Real>(bfloat16_to_float(to_bfloat16(half_to_float(x)))); });
+        read(uint16_t(), [](uint16_t x) { return static_cast<Real>(bfloat16_to_float(float_to_bfloat16(half_to_float(x)))); });
       } else {
         read(uint16_t(), [](uint16_t x) { return static_cast<Real>(half_to_float(x)); });
       }
@@ -144,10 +115,10 @@ void write_row(const typename Part::Real* row, int64_t n, DType dtype, void* dat
   using Real = typename Part::Real;
   switch (dtype) {
     case DType::kBFloat16:
-      for (int64_t i = 0; i < n; ++i) static_cast<uint16_t*>(data)[offset + i] = to_bfloat16(static_cast<float>(row[i]));
+      for (int64_t i = 0; i < n; ++i) static_cast<uint16_t*>(data)[offset + i] = float_to_bfloat16(static_cast<float>(row[i]));
       break;
     case DType::kHalf:
-      for (int64_t i = 0; i < n; ++i) static_cast<uint16_t*>(data)[offset + i] = to_half(static_cast<float>(row[i]));
+      for (int64_t i = 0; i < n; ++i) static_cast<uint16_t*>(data)[offset + i] = float_to_half(static_cast<float>(row[i]));
       break;
     case DType::kFloat:
       if constexpr (std::is_same_v<Real, float>) {

@@ -14,12 +14,10 @@ namespace {
 constexpr int64_t kFewTiles = 32;  // that all images have together at least, where they have the pixels
 constexpr int64_t kUnits = 32;     // that a backward has at least
 
-int64_t whole(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
-
 // Pixels per tile, a multiple of 64 or all of an image's.
 int64_t pixels_per_tile(int64_t batch, int64_t pixels, int64_t most) {
-  const int64_t even = whole(std::max<int64_t>(1, batch * pixels / kFewTiles), 64);
-  return std::min({most, even, whole(pixels, 16)});
+  const int64_t even = round_up(std::max<int64_t>(1, batch * pixels / kFewTiles), 64);
+  return std::min({most, even, round_up(pixels, 16)});
 }
 
 template <class Real>
@@ -100,7 +98,7 @@ void project(const FeatureMap<Real>& f, const Real* weight, int64_t classes, Rea
   p.tile = pixels_per_tile(f.batch, f.pixels, f.channels_last ? kProjectLastPixels : kProjectPixels);
   p.tiles = (f.pixels + p.tile - 1) / p.tile;
   if (f.channels_last) {
-    p.padded_channels = whole(f.channels, kernels.lanes);
+    p.padded_channels = round_up(f.channels, kernels.lanes);
     p.weight = pad_rows(weight, classes, f.channels, p.padded_channels, runtime);
   } else {
     Real* transposed = array<Real>(runtime, f.channels * classes);
@@ -146,7 +144,7 @@ void project_back(const FeatureMap<Real>& f, const Real* weight, int64_t classes
   ProjectBackProblem<Real> p{};
   p.features = f;
   p.classes = classes;
-  p.tile = std::min(f.channels_last ? kBackLastPixels : kBackPixels, whole(f.pixels, 16));
+  p.tile = std::min(f.channels_last ? kBackLastPixels : kBackPixels, round_up(f.pixels, 16));
   p.tiles = (f.pixels + p.tile - 1) / p.tile;
   const int64_t tiles = f.batch * p.tiles;
 
@@ -176,7 +174,7 @@ void project_back(const FeatureMap<Real>& f, const Real* weight, int64_t classes
   }
   runtime.parallel(tiles, [&](int64_t begin, int64_t end) { kernels.logit_gradient(z, begin, end); });
 
-  p.padded_channels = whole(f.channels, width);
+  p.padded_channels = round_up(f.channels, width);
   p.blocks = p.padded_channels / width;
   if (f.channels_last) {
     Real* panels = array<Real>(runtime, classes * p.padded_channels);

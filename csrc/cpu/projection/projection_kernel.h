@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 
 #include "../core/panel.h"
 #include "../core/scratch.h"
@@ -11,13 +10,6 @@
 #include "projection_problem.h"
 
 namespace hetero::cpu {
-
-template <class Real>
-static inline Real* take_array(Scratch& scratch, int64_t count) {
-  return static_cast<Real*>(scratch.take(count * int64_t(sizeof(Real))));
-}
-
-static constexpr int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
 // logits_ [K][tile] of one tile.
 template <class Part>
