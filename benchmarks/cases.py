@@ -27,6 +27,10 @@ class PixelCase:
     allowance: float | None = None  # seconds that ours may take beyond eager
 
     @property
+    def batch(self) -> int:
+        return self.shape[0]
+
+    @property
     def num_classes(self) -> int:
         return self.shape[1]
 
@@ -58,6 +62,10 @@ class ProjectedCase:
     asked: Asked = field(default_factory=dict)
 
     @property
+    def batch(self) -> int:
+        return self.shape[0]
+
+    @property
     def elements(self) -> int:
         """Pixels of the loss grid times classes."""
         return self.shape[0] * self.num_classes * self.shape[2] * self.shape[3]
@@ -78,6 +86,36 @@ class ProjectedCase:
 
 
 @dataclass(frozen=True)
+class WholeCase:
+    """HeteroAKDLoss with all four terms on the maps of a pair of networks."""
+
+    name: str
+    batch: int
+    num_classes: int
+    size: Size  # labels H, W
+    student_channels: int
+    student_strides: Size  # of features and logits
+    teacher_channels: int
+    teacher_strides: Size
+    options: dict[str, Any] = field(default_factory=dict)  # beside the module's defaults
+    asked: Asked = field(default_factory=dict)
+
+    @property
+    def elements(self) -> int:
+        """Pixels of the labels times classes."""
+        return self.batch * self.num_classes * self.size[0] * self.size[1]
+
+    @property
+    def assumptions(self) -> str:
+        """The maps in words."""
+        (fs, ls), (ft, lt) = self.student_strides, self.teacher_strides
+        return (
+            f"K = {self.num_classes}; student: {self.student_channels} channels at stride {fs}, logits at stride {ls}; "
+            f"teacher: {self.teacher_channels} channels at stride {ft}, logits at stride {lt}"
+        )
+
+
+@dataclass(frozen=True)
 class DistillationCase:
     """A whole training step: SegFormer-B0 student, frozen FPN EfficientNet-Lite0 teacher, random weights and images."""
 
@@ -87,7 +125,7 @@ class DistillationCase:
     crop: Size  # images H, W
 
 
-Case = PixelCase | ProjectedCase
+Case = PixelCase | ProjectedCase | WholeCase
 
 
 @dataclass(frozen=True)
@@ -118,6 +156,23 @@ PROJECTED_OPTIONS = {**T2, "resolution": "feature", "proj_weight": 1.0}
 def _named(*cases: Case) -> dict[str, Any]:
     return {case.name: case for case in cases}
 
+
+# The paper's pairs; logits of SegFormers at stride 4, else at the features' stride.
+WHOLE_LOSSES: dict[str, WholeCase] = _named(
+    WholeCase("R101 -> R18, K=19", 1, 19, CITYSCAPES, 512, (8, 8), 2048, (8, 8), asked={"reference": (40, 28)}),
+    WholeCase("MiT-B4 -> MBV2, K=19", 1, 19, CITYSCAPES, 320, (8, 8), 512, (32, 4), asked={"reference": (44, 38)}),
+    WholeCase("R101 -> B0, K=19", 1, 19, CITYSCAPES, 256, (32, 4), 2048, (8, 8), asked={"reference": (38, 28)}),
+    WholeCase("R101 -> R18, K=150", 1, 150, (512, 512), 512, (8, 8), 2048, (8, 8), asked={"reference": (54, 48)}),
+    WholeCase("R101 -> R18, feature resolution", 1, 19, CITYSCAPES, 512, (8, 8), 2048, (8, 8),
+              {"resolution": "feature", "projector": "conv_bn_relu"}, {"reference": (18, 10)}),
+)  # fmt: skip
+
+# A dilated ResNet-18 student (features and logits at stride 8) and a SegFormer-B4 teacher (features of the last stage
+# at stride 32, logits at stride 4), at sizes that eager only predicts.
+PAPER_SIZES: dict[str, WholeCase] = _named(
+    WholeCase("Cityscapes, 512x1024, batch 8", 8, 19, CITYSCAPES, 512, (8, 8), 512, (32, 4)),
+    WholeCase("ADE20K, 512x512, batch 16", 16, 150, (512, 512), 512, (8, 8), 512, (32, 4)),
+)
 
 PIXEL_LOSSES: dict[str, PixelCase] = _named(
     replace(HAKD, asked={"reference": (80, 55), "compile": (40, 25)}),
@@ -229,6 +284,8 @@ SERIES = {
 
 # Every case that memory can be asked for by name, and every one that a suite runs.
 CASES: dict[str, Case] = {
+    **WHOLE_LOSSES,
+    **PAPER_SIZES,
     **PIXEL_LOSSES,
     **PROJECTED_LOSSES,
     **_named(*(c for s in SERIES.values() for _, c in s.points)),
@@ -236,7 +293,10 @@ CASES: dict[str, Case] = {
 
 
 def shrink(case: Case, channels: int = 8) -> Case:
-    """The same computation on a 4 x 4 grid, of at most so many feature channels."""
+    """The same computation on a few pixels, of at most so many feature channels."""
+    if isinstance(case, WholeCase):
+        sizes = {name: min(channels, getattr(case, name)) for name in ("student_channels", "teacher_channels")}
+        return replace(case, batch=2, size=(128, 128), **sizes)
     if isinstance(case, PixelCase):
         return replace(case, shape=(*case.shape[:2], 4, 4), size=(32, 32))
     return replace(

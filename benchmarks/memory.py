@@ -14,7 +14,6 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hetero_kernels import HeteroAKDLoss
-
-from .cases import CASES, Case, Size, shrink
-from .steps import Step, make_step
+from .cases import CASES, Case, WholeCase, shrink
+from .steps import make_step
 
 # Measured --------------------------------------------------------------------------------------------------------
 
@@ -70,10 +67,6 @@ def measure(case: Case, provider: str) -> dict[str, int]:
     if provider == "compile":
         step()  # compiles; the measured step then reuses the code
         step.release()
-    return _measure(step)
-
-
-def _measure(step: Step) -> dict[str, int]:
     _forget_peak()
     before = _resident(peak=False)
     step()
@@ -85,8 +78,7 @@ def _measure(step: Step) -> dict[str, int]:
 
 
 def start(names: Sequence[str], provider: str, threads: int) -> subprocess.Popen:
-    """Measures cases (:data:`benchmarks.cases.CASES`) or whole losses (:data:`PAPER_SIZES`) in a new process;
-    :func:`finish` waits for it."""
+    """Measures cases (:data:`benchmarks.cases.CASES`) in a new process; :func:`finish` waits for it."""
     command = [sys.executable, "-m", "benchmarks.memory", "--cases", *names, "--provider", provider]
     return subprocess.Popen(
         [*command, "--threads", str(threads)],
@@ -137,87 +129,24 @@ class LiveBytes(TorchDispatchMode):
         self.live -= self._sizes.pop(key)
 
 
-@dataclass(frozen=True)
-class WholeLoss:
-    """HeteroAKDLoss with its defaults on the maps of a pair of networks."""
-
-    name: str
-    batch: int
-    num_classes: int
-    size: Size  # labels H, W
-    student_channels: int
-    student_strides: Size  # of features and logits
-    teacher_channels: int
-    teacher_strides: Size
-
-    @property
-    def assumptions(self) -> str:
-        """The maps in words."""
-        (fs, ls), (ft, lt) = self.student_strides, self.teacher_strides
-        return (
-            f"K = {self.num_classes}; student: {self.student_channels} channels at stride {fs}, logits at stride {ls}; "
-            f"teacher: {self.teacher_channels} channels at stride {ft}, logits at stride {lt}"
-        )
-
-    def step(self, backend: str) -> Step:
-        """Forward and backward: gradients of the student's features and logits and of the projectors."""
-
-        def maps(channels: int, stride: int) -> Tensor:
-            return torch.randn(self.batch, channels, self.size[0] // stride, self.size[1] // stride)
-
-        loss = HeteroAKDLoss(self.student_channels, self.teacher_channels, self.num_classes, backend=backend)
-        features = maps(self.student_channels, self.student_strides[0]).requires_grad_()
-        logits = maps(self.num_classes, self.student_strides[1]).requires_grad_()
-        teacher_features = maps(self.teacher_channels, self.teacher_strides[0])
-        teacher_logits = maps(self.num_classes, self.teacher_strides[1])
-        labels = torch.zeros(self.batch, *self.size, dtype=torch.int64)
-        return Step(
-            lambda: loss(features, teacher_features, labels, logits, teacher_logits).loss,
-            [features, logits, *loss.parameters()],
-        )
-
-
-# A dilated ResNet-18 student (features and logits at stride 8) and a SegFormer-B4 teacher (features of the last stage
-# at stride 32, logits at stride 4).
-PAPER_SIZES = {
-    whole.name: whole
-    for whole in (
-        WholeLoss("Cityscapes, 512x1024, batch 8", 8, 19, (512, 1024), 512, (8, 8), 512, (32, 4)),
-        WholeLoss("ADE20K, 512x512, batch 16", 16, 150, (512, 512), 512, (8, 8), 512, (32, 4)),
-    )
-}
-
-
-def predict(whole: WholeLoss, backend: str) -> int:
+def predict(whole: WholeCase, backend: str) -> int:
     """Predicted peak in bytes of one forward and backward beyond the inputs, gradients included, without what the
     operators need inside."""
     with FakeTensorMode():
-        step = whole.step(backend)
+        step = make_step(whole, backend)
         with LiveBytes() as bytes_:
             step()
         return bytes_.peak
 
 
-def measure_whole(whole: WholeLoss, backend: str) -> dict[str, int]:
-    """As :func:`measure`, of a whole loss."""
-    replace(whole, batch=1, size=(64, 64), student_channels=8, teacher_channels=8).step(backend)()
-    return _measure(whole.step(backend))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", nargs="+", choices=[*CASES, *PAPER_SIZES], required=True, metavar="CASE")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), required=True, metavar="CASE")
     parser.add_argument("--provider", required=True)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    peaks = {
-        name: measure(CASES[name], arguments.provider)
-        if name in CASES
-        else measure_whole(PAPER_SIZES[name], arguments.provider)
-        for name in arguments.cases
-    }
-    print(json.dumps(peaks))
+    print(json.dumps({name: measure(CASES[name], arguments.provider) for name in arguments.cases}))
 
 
 if __name__ == "__main__":

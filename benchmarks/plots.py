@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from .report import BASELINES, MIB, number, ours, ratio  # noqa: E402
+from .results import BASELINES, COMPARED, MIB, number, ours, ratio  # noqa: E402
 
 GREY = "#848d97"
 DARK_GREY = "#69717a"  # reads on the bars too
@@ -88,7 +88,7 @@ def draw_ratios(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
     axes.margins(x=0.02, y=0.01)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     axes.invert_yaxis()
-    axes.set_xlabel("times faster (left of 1x: slower); grey ticks: asked")
+    axes.set_xlabel("times faster, logarithmic (left of 1x: slower); grey ticks: asked")
     figure.legend(loc="outside upper center", ncols=3)
     return _save(figure, path)
 
@@ -126,7 +126,7 @@ def draw(results: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     """Draws what ``results`` holds; paths by name ("ratios", "time", "memory")."""
     drawn = {}
     with matplotlib.rc_context(STYLE):
-        compared = [row for part in ("pixel_losses", "projected_losses") for row in results.get(part, ())]
+        compared = [row for part in COMPARED for row in results.get(part, ())]
         if compared:
             drawn["ratios"] = draw_ratios(compared, folder / "performance-ratios.svg")
         scaling = results.get("scaling", ())

@@ -6,14 +6,10 @@ import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from . import timing
 from .gpu_check import chapter
-
-MIB, GIB = 2**20, 2**30
-BASELINES = {"reference": "eager", "compile": "torch.compile", "linear_cross_entropy": "linear_cross_entropy"}
-Row = Mapping[str, Any]
+from .results import BASELINES, COMPARED, GIB, MIB, Row, markdown, milliseconds, number, ours, ratio
 
 HEAD = """\
 # Performance
@@ -26,6 +22,14 @@ Forward and backward. The providers of a case run in turns in one process, after
 rounds with its quartiles. An element is one class at one pixel of the loss grid. A ratio is the other's time over ours:
 above 1 we are faster. What is asked of a case stands beside its ratio, the least acceptable in brackets: *met*,
 *acceptable* (the least is met) or **missed**. **slower** marks every case that we lose.
+"""
+
+WHOLE_TEXT = """\
+`HeteroAKDLoss` in training mode, B = 1, with its defaults (projections with batch norm included, all four terms at the
+labels' resolution) or as the case says. Gradients: of the student's features and logits and of both projectors. Eager
+is the module with `backend="reference"`: torch's layers and the reference's formulas. R101 and R18 are ResNets at
+stride 8 with 2048 and 512 channels, MBV2 a MobileNetV2 at stride 8 with 320, MiT-B4 and B0 the last stages of
+SegFormers at stride 32 with 512 and 256; labels 512x1024, at K = 150 512x512.
 """
 
 PIXEL_TEXT = """\
@@ -74,32 +78,6 @@ SCALING_TEXT = """\
 `hakd_loss`, T = 2, labels at 8 times the grid of the logits: K = 19, B = 1 by resolution; 128x256, B = 1 by classes;
 K = 19, 256x512 by batch.
 """
-
-
-def number(value: float) -> str:
-    """Three significant digits without an exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
-
-
-def milliseconds(times: Row, mode: str = "both") -> str:
-    """Median and quartiles."""
-    median, low, high = (number(1e3 * value) for value in times[mode])
-    return f"{median} ({low}-{high})"
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
-
-
-def ours(times: Row) -> list[str]:
-    """Our backends among the providers."""
-    return [name for name in times if name not in BASELINES]
-
-
-def ratio(times: Row, baseline: str, backend: str) -> float:
-    """Median of ``baseline`` over median of ``backend``."""
-    return times[baseline]["both"][0] / times[backend]["both"][0]
 
 
 def verdict(value: float, should: float, least: float) -> str:
@@ -280,8 +258,8 @@ def losses(rows: Iterable[Row]) -> list[str]:
     ]
 
 
-# Cases of pixel_losses whose extra memory is bounded, as a share of eager's.
 def _memory_asked(results: Row) -> dict[str, float]:
+    """Cases of losses on logits whose extra memory is bounded, as a share of eager's."""
     return {row["case"]: 0.01 for row in results.get("pixel_losses", ())}
 
 
@@ -297,12 +275,13 @@ def page(results: Row, pictures: Mapping[str, str]) -> str:
     def picture(name: str, text: str) -> str:
         return f"![{text}]({pictures[name]})\n" if name in pictures else ""
 
-    compared = [row for part in ("pixel_losses", "projected_losses") for row in results.get(part, ())]
+    compared = [row for part in COMPARED for row in results.get(part, ())]
     lost = losses(compared)
     if compared:
         parts.append("## Where we lose\n")
         parts.append("".join(f"- {line}\n" for line in lost) or "No case of the comparisons below.\n")
         parts.append(picture("ratios", "Our speed against eager and torch.compile, by case"))
+    add("whole_loss", "The whole loss", WHOLE_TEXT, comparison_table(results.get("whole_loss", ())))
     pixel, projected = results.get("pixel_losses", ()), results.get("projected_losses", ())
     if pixel:
         add("pixel_losses", "Losses on logits", PIXEL_TEXT, comparison_table(pixel))

@@ -17,10 +17,30 @@ from typing import Any
 import torch
 
 from . import memory, report, timing
-from .cases import PIXEL_LOSSES, PROJECTED_LOSSES, SERIES, TRAIN_STEPS, VARIANTS, Case, PixelCase
+from .cases import (
+    CASES,
+    PAPER_SIZES,
+    PIXEL_LOSSES,
+    PROJECTED_LOSSES,
+    SERIES,
+    TRAIN_STEPS,
+    VARIANTS,
+    WHOLE_LOSSES,
+    Case,
+    PixelCase,
+)
 from .steps import fused_backends, make_step, providers
 
-QUICK = ("hakd K=19", "hakd feature resolution", "CE + KD", "CE", "hakd tiny", "CE tiny", "projected K=19")
+QUICK = (
+    "R101 -> R18, K=19",
+    "hakd K=19",
+    "hakd feature resolution",
+    "CE + KD",
+    "CE",
+    "hakd tiny",
+    "CE tiny",
+    "projected K=19",
+)
 
 
 class Runner:
@@ -56,6 +76,9 @@ class Runner:
             _say(case.name)
             rows.append(self.comparison(case, providers(case, self.device)))
         return rows
+
+    def whole_loss(self) -> list[dict[str, Any]]:
+        return self.comparisons(WHOLE_LOSSES.values())
 
     def pixel_losses(self) -> list[dict[str, Any]]:
         return self.comparisons(PIXEL_LOSSES.values())
@@ -115,7 +138,7 @@ class Runner:
     def memory(self) -> list[dict[str, Any]]:
         """Measured peaks on a CPU, a fresh process for each."""
         rows = []
-        for case in (*PIXEL_LOSSES.values(), *PROJECTED_LOSSES.values()):
+        for case in (*WHOLE_LOSSES.values(), *PIXEL_LOSSES.values(), *PROJECTED_LOSSES.values()):
             _say(f"memory of {case.name}")
             names = [name for name in providers(case) if name != "compile"]
             peaks = self._memory_of([case.name], names)
@@ -125,7 +148,7 @@ class Runner:
     def predicted(self) -> list[dict[str, Any]]:
         """Predicted peaks of the whole loss at the paper's sizes, on CPU tensors, and measured ones of ours."""
         rows = []
-        for whole in memory.PAPER_SIZES.values():
+        for whole in PAPER_SIZES.values():
             _say(f"predicted memory of {whole.name}")
             backends = fused_backends()
             peaks = {backend: memory.predict(whole, backend) for backend in ("reference", *backends)}
@@ -152,7 +175,7 @@ class Runner:
         return rows
 
 
-PARTS = ("pixel_losses", "projected_losses", "variants", "scaling", "memory", "predicted", "train_step")
+PARTS = ("whole_loss", "pixel_losses", "projected_losses", "variants", "scaling", "memory", "predicted", "train_step")
 CPU_ONLY = ("memory",)
 
 
@@ -181,7 +204,7 @@ def quick(runner: Runner) -> str:
     """One table: eager (torch.compile of the first case only, for it takes long to compile) and ours."""
     rows = []
     for name in QUICK:
-        case: Case = {**PIXEL_LOSSES, **PROJECTED_LOSSES}[name]
+        case = CASES[name]
         names = ["reference", *(["compile"] if name == QUICK[0] else []), *runner.fused]
         rows.append(runner.comparison(case, names))
     return report.comparison_table(rows)

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import hetero_kernels
-from hetero_kernels import functional, reference
+from hetero_kernels import HeteroAKDLoss, functional, reference
 
-from .cases import Case, PixelCase, ProjectedCase
+from .cases import Case, PixelCase, ProjectedCase, WholeCase
 
 MODES = ("fwd", "bwd", "both")
 BASELINES = ("reference", "compile", "linear_cross_entropy")
@@ -82,15 +82,15 @@ def providers(case: Case, device: str = "cpu") -> list[str]:
     names = ["reference"]
     if not isinstance(case, ProjectedCase) or case.compiled:
         names.append("compile")
-    if case.loss == "cross_entropy":
+    if isinstance(case, ProjectedCase) and case.loss == "cross_entropy":
         names.append("linear_cross_entropy")
     return names + fused_backends(device)
 
 
-def make_labels(case: Case, generator: torch.Generator) -> Tensor:
+def make_labels(case: Case, generator: torch.Generator | None) -> Tensor:
     """int64 [B, H, W]: blocks of 32 x 32 pixels of one class, a tenth of the pixels ignored (255)."""
-    batch, (height, width) = case.shape[0], case.size
-    coarse = torch.randint(0, case.num_classes, (batch, -(-height // 32), -(-width // 32)), generator=generator)
+    height, width = case.size
+    coarse = torch.randint(0, case.num_classes, (case.batch, -(-height // 32), -(-width // 32)), generator=generator)
     labels = coarse.repeat_interleave(32, 1).repeat_interleave(32, 2)[:, :height, :width].contiguous()
     ignored = torch.rand(labels.shape, generator=generator) < 0.1
     # With K > 255 the class 255 is ignored as well, by every provider alike.
@@ -179,11 +179,40 @@ def projected_step(case: ProjectedCase, provider: str, device: str = "cpu", seed
     return Step(torch.compile(loss, fullgraph=True, dynamic=False) if provider == "compile" else loss, leaves)
 
 
+def whole_step(case: WholeCase, provider: str, device: str = "cpu", seed: int = 0) -> Step:
+    """HeteroAKDLoss in training mode: gradients of the student's features and logits and of both projectors. Eager is
+    the module over torch's layers and the reference. Fake tensors do."""
+
+    def maps(channels: int, stride: int) -> Tensor:
+        return torch.randn(case.batch, channels, case.size[0] // stride, case.size[1] // stride)
+
+    with torch.random.fork_rng(devices=[]), torch.device(device):  # no generator: fake tensors take none
+        torch.manual_seed(seed)
+        module = HeteroAKDLoss(
+            case.student_channels, case.teacher_channels, case.num_classes,
+            backend=provider if provider in FUSED else "reference", **case.options,
+        )  # fmt: skip
+        features = maps(case.student_channels, case.student_strides[0]).requires_grad_()
+        logits = maps(case.num_classes, case.student_strides[1]).requires_grad_()
+        teacher_features = maps(case.teacher_channels, case.teacher_strides[0])
+        teacher_logits = maps(case.num_classes, case.teacher_strides[1])
+        labels = make_labels(case, None)
+
+    def loss() -> Tensor:
+        return module(features, teacher_features, labels, logits, teacher_logits).loss
+
+    if provider == "compile":
+        loss = torch.compile(loss, fullgraph=True, dynamic=False)
+    return Step(loss, [features, logits, *module.parameters()])
+
+
 def make_step(case: Case, provider: str, device: str = "cpu") -> Step:
     """Forward and backward of ``case`` by ``provider``: one of :func:`providers`."""
     known = (*BASELINES, *FUSED)
     if provider not in known:
         raise ValueError(f"provider is {provider!r}, expected one of {', '.join(map(repr, known))}")
+    if isinstance(case, WholeCase):
+        return whole_step(case, provider, device)
     if isinstance(case, PixelCase):
         return pixel_step(case, provider, device)
     return projected_step(case, provider, device)
