@@ -21,11 +21,13 @@ lint: $(VENV)/installed
 KERNEL_TESTS := $(addprefix tests/test_,reference.py projectors.py pixel_losses.py projected_losses.py projection.py projection_in_loss.py \
 	projection_sync.py edges.py ops.py loss.py arguments.py house.py native.py devices.py benchmarks.py)
 test-kernels: $(VENV)/installed
-	$(BIN)/python -m pytest -q $(KERNEL_TESTS)
+	$(BIN)/python -m pytest -q -n 2 $(KERNEL_TESTS)
 
-# What torch 2.10 to 2.12 bring. Their kernels are compiled too, by test_options.py's values and the budgets of machine code.
+# What torch 2.10 to 2.12 bring. Their kernels are compiled too: option sets in which every value occurs, and for the oldest
+# the budgets of machine code.
 OLD_TRITONS := 3.6.0 3.7.0
-OLD_TRITON_TESTS := test_options_compile or test_no_vector or (test_budgets and not L_proj)
+OLD_TRITON_TESTS := test_options_compile or test_no_vector
+OLDEST_TRITON_TESTS := test_budgets and not L_proj
 
 # The Triton kernels without a GPU: interpreted on the CPU, and compiled ahead of time for every architecture.
 test-triton: $(VENV)/installed $(OLD_TRITONS:%=$(VENV)/triton-%/installed)
@@ -34,6 +36,7 @@ test-triton: $(VENV)/installed $(OLD_TRITONS:%=$(VENV)/triton-%/installed)
 	$(BIN)/python -m pytest -q -n 2 tests/triton_backend
 	for version in $(OLD_TRITONS); do PYTHONPATH=$(VENV)/triton-$$version TRITON_OPTIONS=values \
 		$(BIN)/python -m pytest -q -n 2 tests/triton_backend -k "$(OLD_TRITON_TESTS)" || exit 1; done
+	PYTHONPATH=$(VENV)/triton-$(firstword $(OLD_TRITONS)) $(BIN)/python -m pytest -q -n 2 tests/triton_backend -k "$(OLDEST_TRITON_TESTS)"
 	$(BIN)/python -m pytest -q tests/gpu_check
 
 # Every combination of the options that choose branches, some 1,200 sets, on the Triton that torch brings: an hour and more.
@@ -43,10 +46,10 @@ test-gpu-compile: $(VENV)/installed
 # The CUDA kernels without a GPU: compiled by g++ and run on the host, with planted mistakes and under sanitizers; and by
 # nvcc, where there is one.
 test-emulation: $(VENV)/installed
-	$(BIN)/python -m pytest -q tests/cuda_backend
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/cuda_backend
 
 test-trainer: $(VENV)/installed
-	$(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/triton_backend --ignore=tests/cuda_backend --ignore=tests/gpu_check
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/triton_backend --ignore=tests/cuda_backend --ignore=tests/gpu_check
 
 # Wheels, source distribution, build isolation, and one build under the oldest torch (of which it downloads 3.5 GB).
 test-packaging: $(VENV)/installed

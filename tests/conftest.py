@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hetero_kernels.ops import backends
 sys.path.insert(0, str(Path(__file__).parent))
 # For `benchmarks`, wherever pytest was started; last, so that an installed hetero_kernels is what is tested.
 sys.path.append(str(Path(__file__).parent.parent))
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # of two cores
 
 
 def fused_backends() -> list[str]:

@@ -8,6 +8,7 @@ time to compile than the 2 that is the default, and more to run.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -55,8 +56,6 @@ def flags() -> list[str]:
 
 def compiled() -> Path:
     """The library's path, after building it where it is not there yet."""
-    import pybind11
-
     digest = hashlib.sha256()
     files = sorted([*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h"), *(ROOT / "csrc").rglob("*.*")])
     for path in files:
@@ -66,9 +65,17 @@ def compiled() -> Path:
     folder = Path(os.environ.get("HETERO_KERNELS_EMULATION_DIR", default))
     name = f"emulation_{digest.hexdigest()[:16]}"
     target = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if target.exists():
-        return target
     folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as lock:  # processes that run tests side by side compile it once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            _compile(name, target)
+    return target
+
+
+def _compile(name: str, target: Path) -> None:
+    import pybind11
+
     part = target.with_suffix(f".{os.getpid()}.part")
     command = [
         compiler(), *flags(), f"-DHK_MODULE={name}", f'-DHK_EMULATION="{FOLDER / "cuda.h"}"',
@@ -79,7 +86,6 @@ def compiled() -> Path:
     if done.returncode:
         raise RuntimeError(f"the emulation does not compile:\n{done.stderr[-4000:]}")
     part.rename(target)
-    return target
 
 
 def load() -> types.ModuleType:

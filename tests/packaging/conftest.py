@@ -24,6 +24,17 @@ def oldest_torch(tmp_path_factory):
     which do not stay."""
     folder = tmp_path_factory.mktemp("oldest") / "env"
     python = make_environment(folder)
-    run(python, "-m", "pip", "install", "-q", "--no-compile", f"torch=={OLDEST_TORCH}", "numpy", "pytest")
+    run(
+        python,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-compile",
+        f"torch=={OLDEST_TORCH}",
+        "numpy",
+        "pytest",
+        "pytest-xdist",
+    )
     yield python
     shutil.rmtree(folder)

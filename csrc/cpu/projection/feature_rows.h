@@ -65,30 +65,33 @@ static inline void read_features(const FeatureMap<Real>& f, int64_t offset, int6
   for (int64_t i = length; i < whole; ++i) out[i] = Real(0);
 }
 
-// Pixels [p0, p0 + n) of channels [c0, c0 + count), pixels side by side.
+// A tile's pixels of channels [c0, c0 + count), pixels side by side, with zeros up to `whole` pixels.
 template <class Part, class Real = typename Part::Real>
-void read_channels(const FeatureMap<Real>& f, int64_t image, int64_t c0, int64_t count, int64_t p0, int64_t n, int64_t whole,
-                   Real* out, int64_t pitch) {
-  const uint8_t* unreached = f.unreached ? f.unreached + image * f.pixels + p0 : nullptr;
+void read_channels(const FeatureMap<Real>& f, const PixelTile& t, int64_t c0, int64_t count, int64_t whole, Real* out, int64_t pitch) {
+  const uint8_t* unreached = f.unreached ? f.unreached + t.image * f.pixels + t.p0 : nullptr;
+  const int64_t last = t.images - 1, total = t.total();
   for (int64_t c = 0; c < count; ++c) {
-    const int64_t offset = image * f.batch_stride + (c0 + c) * f.stride + p0;
     Real* row = out + c * pitch;
-    read_features(f, offset, n, whole, f.pilot ? f.pilot + c0 + c : nullptr, false, row);
-    for (int64_t x = 0; unreached && x < n; ++x) row[x] = unreached[x] ? Real(0) : row[x];
+    for (int64_t i = 0; i < t.images; ++i) {
+      const int64_t offset = (t.image + i) * f.batch_stride + (c0 + c) * f.stride + t.p0;
+      read_features(f, offset, t.n, i == last ? whole - last * t.n : t.n, f.pilot ? f.pilot + c0 + c : nullptr, false, row + i * t.n);
+    }
+    for (int64_t x = 0; unreached && x < total; ++x) row[x] = unreached[x] ? Real(0) : row[x];
   }
 }
 
-// The same, channels side by side.
+// The same, channels side by side, with zeros up to `whole` channels.
 template <class Part, class Real = typename Part::Real>
-void read_pixels(const FeatureMap<Real>& f, int64_t image, int64_t c0, int64_t count, int64_t p0, int64_t n, int64_t whole,
-                 Real* out, int64_t pitch) {
-  const uint8_t* unreached = f.unreached ? f.unreached + image * f.pixels + p0 : nullptr;
-  for (int64_t x = 0; x < n; ++x) {
-    const int64_t offset = image * f.batch_stride + (p0 + x) * f.stride + c0;
-    if (unreached && unreached[x]) {
-      std::fill_n(out + x * pitch, whole, Real(0));
-    } else {
-      read_features(f, offset, count, whole, f.pilot ? f.pilot + c0 : nullptr, true, out + x * pitch);
+void read_pixels(const FeatureMap<Real>& f, const PixelTile& t, int64_t c0, int64_t count, int64_t whole, Real* out, int64_t pitch) {
+  const uint8_t* unreached = f.unreached ? f.unreached + t.image * f.pixels + t.p0 : nullptr;
+  for (int64_t i = 0, x = 0; i < t.images; ++i) {
+    for (int64_t p = t.p0; p < t.p0 + t.n; ++p, ++x) {
+      if (unreached && unreached[x]) {
+        std::fill_n(out + x * pitch, whole, Real(0));
+      } else {
+        const int64_t offset = (t.image + i) * f.batch_stride + p * f.stride + c0;
+        read_features(f, offset, count, whole, f.pilot ? f.pilot + c0 : nullptr, true, out + x * pitch);
+      }
     }
   }
 }

@@ -14,10 +14,9 @@ namespace {
 constexpr int64_t kFewTiles = 32;  // that all images have together at least, where they have the pixels
 constexpr int64_t kUnits = 32;     // that a backward has at least
 
-// Pixels per tile, a multiple of 64 or all of an image's.
-int64_t pixels_per_tile(int64_t batch, int64_t pixels, int64_t most) {
-  const int64_t even = round_up(std::max<int64_t>(1, batch * pixels / kFewTiles), 64);
-  return std::min({most, even, round_up(pixels, 16)});
+// Tiles of `most` pixels, smaller ones where there would be few.
+PixelTiles cut(int64_t batch, int64_t pixels, int64_t most) {
+  return {batch, pixels, std::min(most, round_up(std::max<int64_t>(1, batch * pixels / kFewTiles), 64))};
 }
 
 template <class Real>
@@ -95,8 +94,7 @@ void project(const FeatureMap<Real>& f, const Real* weight, int64_t classes, Rea
   p.features = f;
   p.classes = classes;
   p.logits = logits;
-  p.tile = pixels_per_tile(f.batch, f.pixels, f.channels_last ? kProjectLastPixels : kProjectPixels);
-  p.tiles = (f.pixels + p.tile - 1) / p.tile;
+  p.tiles = cut(f.batch, f.pixels, f.channels_last ? kProjectLastPixels : kProjectPixels);
   if (f.channels_last) {
     p.padded_channels = round_up(f.channels, kernels.lanes);
     p.weight = pad_rows(weight, classes, f.channels, p.padded_channels, runtime);
@@ -113,14 +111,14 @@ void project(const FeatureMap<Real>& f, const Real* weight, int64_t classes, Rea
     });
     p.weight = transposed;
   }
-  const int64_t tiles = f.batch * p.tiles;
+  const int64_t tiles = p.tiles.count();
   if (statistics) p.statistics = array<double>(runtime, tiles * classes * 2);
   runtime.parallel(tiles, [&](int64_t begin, int64_t end) { kernels.project(p, begin, end); });
   if (!statistics) return;
   const auto combine = [&](int64_t k) {
     double count = 0, mean = 0, squares = 0, offset = 0;
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      const double n = static_cast<double>(std::min(p.tile, f.pixels - tile % p.tiles * p.tile));
+      const double n = static_cast<double>(p.tiles.at(tile).total());
       const double* part = p.statistics + (tile * classes + k) * 2;
       const double difference = part[0] - mean;
       mean += difference * (n / (count + n));
@@ -144,9 +142,8 @@ void project_back(const FeatureMap<Real>& f, const Real* weight, int64_t classes
   ProjectBackProblem<Real> p{};
   p.features = f;
   p.classes = classes;
-  p.tile = std::min(f.channels_last ? kBackLastPixels : kBackPixels, round_up(f.pixels, 16));
-  p.tiles = (f.pixels + p.tile - 1) / p.tile;
-  const int64_t tiles = f.batch * p.tiles;
+  p.tiles = {f.batch, f.pixels, f.channels_last ? kBackLastPixels : kBackPixels};
+  const int64_t tiles = p.tiles.count();
 
   LogitGradient<Real> z{};
   z.given = logits.given;
@@ -155,7 +152,6 @@ void project_back(const FeatureMap<Real>& f, const Real* weight, int64_t classes
   z.logits = logits.logits;
   z.classes = classes;
   z.pixels = f.pixels;
-  z.tile = p.tile;
   z.tiles = p.tiles;
   z.pitch = f.channels_last ? kBackLastPitch : kBackPitch;
   z.out = array<Real>(runtime, tiles * classes * z.pitch);
@@ -225,9 +221,9 @@ void project_back(const FeatureMap<Real>& f, const Real* weight, int64_t classes
   uint8_t* unreached = array<uint8_t>(runtime, f.batch * f.pixels);
   std::fill_n(unreached, f.batch * f.pixels, uint8_t(1));
   for (int64_t row = 0; row < tiles * classes; ++row) {
-    const int64_t tile = row / classes, p0 = tile % p.tiles * p.tile, n = std::min(p.tile, f.pixels - p0);
-    uint8_t* at = unreached + tile / p.tiles * f.pixels + p0;
-    for (int64_t x = 0; x < n; ++x) at[x] = at[x] && z.out[row * z.pitch + x] == 0;
+    const PixelTile t = p.tiles.at(row / classes);
+    uint8_t* at = unreached + t.image * f.pixels + t.p0;
+    for (int64_t x = 0; x < t.total(); ++x) at[x] = at[x] && z.out[row * z.pitch + x] == 0;
   }
   p.features.unreached = unreached;
   p.features_gradient = nullptr;

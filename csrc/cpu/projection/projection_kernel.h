@@ -20,7 +20,7 @@ class ProjectTile {
 
   ProjectTile(const ProjectProblem<Real>& problem, Scratch& scratch)
       : p_(problem),
-        pitch_(p_.features.channels_last ? round_up(p_.tile, 16) : kProjectPitch),
+        pitch_(p_.features.channels_last ? round_up(p_.tiles.size(), 16) : kProjectPitch),
         block_(take_array<Real>(scratch, block_size(problem))),
         logits_(take_array<Real>(scratch, p_.classes * pitch_)) {}
 
@@ -29,48 +29,49 @@ class ProjectTile {
   }
 
   void run(int64_t index) {
-    const int64_t image = index / p_.tiles, p0 = index % p_.tiles * p_.tile;
-    const int64_t n = std::min(p_.tile, p_.features.pixels - p0);
-    p_.features.channels_last ? project_channels_last(image, p0, n) : project(image, p0, n);
+    const PixelTile t = p_.tiles.at(index);
+    p_.features.channels_last ? project_channels_last(t) : project(t);
     for (int64_t k = 0; k < p_.classes; ++k) {
       const Real* z = logits_ + k * pitch_;
-      std::copy_n(z, n, p_.logits + (image * p_.classes + k) * p_.features.pixels + p0);
-      if (p_.statistics) measure(z, n, p_.statistics + (index * p_.classes + k) * 2);
+      for (int64_t i = 0; i < t.images; ++i) {
+        std::copy_n(z + i * t.n, t.n, p_.logits + ((t.image + i) * p_.classes + k) * p_.features.pixels + t.p0);
+      }
+      if (p_.statistics) measure(z, t.total(), p_.statistics + (index * p_.classes + k) * 2);
     }
   }
 
  private:
   static int64_t block_size(const ProjectProblem<Real>& p) {
-    return p.features.channels_last ? round_up(p.tile, kDotColumns) * kProjectLastPitch : kProjectChannels * kProjectPitch;
+    return p.features.channels_last ? round_up(p.tiles.size(), kDotColumns) * kProjectLastPitch : kProjectChannels * kProjectPitch;
   }
 
-  void project(int64_t image, int64_t p0, int64_t n) {
+  void project(const PixelTile& t) {
     const FeatureMap<Real>& f = p_.features;
-    const int64_t vectors = (n + kLanes - 1) / kLanes;
+    const int64_t n = t.total(), vectors = (n + kLanes - 1) / kLanes;
     for (int64_t c0 = 0; c0 < f.channels; c0 += kProjectChannels) {
       const int64_t count = std::min(kProjectChannels, f.channels - c0);
-      read_channels<Part>(f, image, c0, count, p0, n, vectors * kLanes, block_, kProjectPitch);
+      read_channels<Part>(f, t, c0, count, vectors * kLanes, block_, kProjectPitch);
       // The next channels; at the end the next tile's first ones.
       const bool last = c0 + kProjectChannels >= f.channels;
-      const int64_t bytes = element_size(f.dtype), next_p0 = last ? p0 + p_.tile : p0;
-      const int64_t next = image * f.batch_stride + (last ? 0 : c0 + kProjectChannels) * f.stride + next_p0;
+      const int64_t bytes = element_size(f.dtype), next_p0 = last ? t.p0 + p_.tiles.size() : t.p0;
+      const int64_t next = t.image * f.batch_stride + (last ? 0 : c0 + kProjectChannels) * f.stride + next_p0;
       panels<Part, kProjectPitch, Real>(
           p_.classes, vectors, {count, p_.weight + c0 * p_.classes, p_.classes, block_, logits_, pitch_, c0 > 0},
           {static_cast<const char*>(f.data) + next * bytes, f.stride * bytes, 64, (n * bytes + 63) / 64});
     }
   }
 
-  void project_channels_last(int64_t image, int64_t p0, int64_t n) {
+  void project_channels_last(const PixelTile& t) {
     const FeatureMap<Real>& f = p_.features;
-    const int64_t columns = round_up(n, kDotColumns);
+    const int64_t n = t.total(), columns = round_up(n, kDotColumns);
     std::fill_n(logits_, p_.classes * pitch_, Real(0));
     for (int64_t c0 = 0; c0 < f.channels; c0 += kProjectRun) {
       const int64_t count = std::min(kProjectRun, f.channels - c0), whole = round_up(count, kLanes);
-      read_pixels<Part>(f, image, c0, count, p0, n, whole, block_, kProjectLastPitch);
+      read_pixels<Part>(f, t, c0, count, whole, block_, kProjectLastPitch);
       for (int64_t x = n; x < columns; ++x) std::fill_n(block_ + x * kProjectLastPitch, whole, Real(0));
       const bool last = c0 + kProjectRun >= f.channels;
-      const int64_t bytes = element_size(f.dtype), next_p0 = last ? p0 + p_.tile : p0;
-      const int64_t next = image * f.batch_stride + next_p0 * f.stride + (last ? 0 : c0 + kProjectRun);
+      const int64_t bytes = element_size(f.dtype), next_p0 = last ? t.p0 + p_.tiles.size() : t.p0;
+      const int64_t next = t.image * f.batch_stride + next_p0 * f.stride + (last ? 0 : c0 + kProjectRun);
       dots<Part, kProjectLastPitch, Real>(
           p_.classes, columns, {whole / kLanes, p_.weight + c0, p_.padded_channels, block_, logits_, pitch_},
           {static_cast<const char*>(f.data) + next * bytes, 64 * bytes / int64_t(sizeof(Real)), f.stride * bytes, n});
@@ -125,7 +126,7 @@ class BackBlock {
 
   static int64_t bytes(const ProjectBackProblem<Real>& p) { return 2 * size(p) * int64_t(sizeof(Real)) + 2 * 64; }
 
-  // A unit is a block of channels and a part of all images' tiles.
+  // A unit is a block of channels and a part of the tiles.
   void run(int64_t unit) {
     const FeatureMap<Real>& f = p_.features;
     const int64_t width = f.channels_last ? kBackRun : kBackChannels, part = unit / p_.blocks;
@@ -133,10 +134,9 @@ class BackBlock {
     count_ = std::min(width, f.channels - c0_);
     sums_ = p_.weight_gradient ? p_.weight_gradient + part * p_.classes * p_.padded_channels + c0_ : nullptr;
     for (int64_t k = 0; sums_ && k < p_.classes; ++k) std::fill_n(sums_ + k * p_.padded_channels, width, Real(0));
-    const int64_t last = std::min((part + 1) * p_.tiles_per_part, f.batch * p_.tiles);
+    const int64_t last = std::min((part + 1) * p_.tiles_per_part, p_.tiles.count());
     for (int64_t tile = part * p_.tiles_per_part; tile < last; ++tile) {
-      const int64_t image = tile / p_.tiles, p0 = tile % p_.tiles * p_.tile, n = std::min(p_.tile, f.pixels - p0);
-      f.channels_last ? add_channels_last(tile, image, p0, n) : add(tile, image, p0, n);
+      f.channels_last ? add_channels_last(tile, p_.tiles.at(tile)) : add(tile, p_.tiles.at(tile));
     }
   }
 
@@ -145,15 +145,15 @@ class BackBlock {
     return p.features.channels_last ? kBackLastPixels * kBackRun : kBackChannels * kBackPitch;
   }
 
-  void add(int64_t tile, int64_t image, int64_t p0, int64_t n) {
+  void add(int64_t tile, const PixelTile& t) {
     const FeatureMap<Real>& f = p_.features;
     const Real* gradient = p_.gradient + tile * p_.classes * kBackPitch;
-    const int64_t vectors = (n + kLanes - 1) / kLanes;
+    const int64_t vectors = (t.total() + kLanes - 1) / kLanes;
     if (sums_) {
-      read_channels<Part>(f, image, c0_, count_, p0, n, vectors * kLanes, block_, kBackPitch);
+      read_channels<Part>(f, t, c0_, count_, vectors * kLanes, block_, kBackPitch);
       for (int64_t c = count_; c < kBackChannels; ++c) std::fill_n(block_ + c * kBackPitch, vectors * kLanes, Real(0));
       // The same channels' next pixels.
-      const int64_t bytes = element_size(f.dtype), next = image * f.batch_stride + c0_ * f.stride + p0 + p_.tile;
+      const int64_t bytes = element_size(f.dtype), next = t.image * f.batch_stride + c0_ * f.stride + t.p0 + p_.tiles.size();
       dots<Part, kBackPitch, Real>(
           p_.classes, kBackChannels, {vectors, gradient, kBackPitch, block_, sums_, p_.padded_channels},
           {static_cast<const char*>(f.data) + next * bytes, 64 * bytes / int64_t(sizeof(Real)), f.stride * bytes, count_});
@@ -162,18 +162,22 @@ class BackBlock {
     panels<Part, kBackPitch, Real>(count_, vectors,
                                    {p_.classes, p_.weight + c0_, p_.padded_channels, gradient, out_, kBackPitch, false});
     for (int64_t c = 0; c < count_; ++c) {
-      write_row<Part>(out_ + c * kBackPitch, n, f.dtype, p_.features_gradient, (image * f.channels + c0_ + c) * f.pixels + p0);
+      for (int64_t i = 0; i < t.images; ++i) {
+        write_row<Part>(out_ + c * kBackPitch + i * t.n, t.n, f.dtype, p_.features_gradient,
+                        ((t.image + i) * f.channels + c0_ + c) * f.pixels + t.p0);
+      }
     }
   }
 
-  void add_channels_last(int64_t tile, int64_t image, int64_t p0, int64_t n) {
+  void add_channels_last(int64_t tile, const PixelTile& t) {
     const FeatureMap<Real>& f = p_.features;
+    const int64_t n = t.total(), first = t.image * f.pixels + t.p0;
     if (sums_) {
-      read_pixels<Part>(f, image, c0_, count_, p0, n, kBackRun, block_, kBackRun);
-      const int64_t bytes = element_size(f.dtype), next = image * f.batch_stride + (p0 + p_.tile) * f.stride + c0_;
+      read_pixels<Part>(f, t, c0_, count_, kBackRun, block_, kBackRun);
+      const int64_t bytes = element_size(f.dtype), next = t.image * f.batch_stride + (t.p0 + p_.tiles.size()) * f.stride + c0_;
       panels<Part, kBackRun, Real>(
           p_.classes, kBackRun / kLanes,
-          {n, p_.by_pixel + (image * f.pixels + p0) * p_.classes, p_.classes, block_, sums_, p_.padded_channels, true},
+          {n, p_.by_pixel + first * p_.classes, p_.classes, block_, sums_, p_.padded_channels, true},
           {static_cast<const char*>(f.data) + next * bytes, f.stride * bytes, 64, (count_ * bytes + 63) / 64});
     }
     if (!p_.features_gradient) return;
@@ -181,7 +185,7 @@ class BackBlock {
                                  {p_.classes, p_.gradient + tile * p_.classes * kBackLastPitch, kBackLastPitch,
                                   p_.weight + c0_ * p_.classes, out_, kBackRun, false});
     for (int64_t x = 0; x < n; ++x) {
-      write_row<Part>(out_ + x * kBackRun, count_, f.dtype, p_.features_gradient, (image * f.pixels + p0 + x) * f.channels + c0_);
+      write_row<Part>(out_ + x * kBackRun, count_, f.dtype, p_.features_gradient, (first + x) * f.channels + c0_);
     }
   }
 
@@ -198,27 +202,28 @@ void back_units(const ProjectBackProblem<typename Part::Real>& problem, int64_t 
   for (int64_t unit = begin; unit < end; ++unit) block.run(unit);
 }
 
-// Tiles [begin, end) of all images.
 template <class Real>
 static void logit_gradient_tiles(const LogitGradient<Real>& p, int64_t begin, int64_t end) {
   MagnitudeBits<Real> unused = 0;
   for (int64_t tile = begin; tile < end; ++tile) {
-    const int64_t image = tile / p.tiles, p0 = tile % p.tiles * p.tile, n = std::min(p.tile, p.pixels - p0);
+    const PixelTile t = p.tiles.at(tile);
+    const int64_t n = t.n, total = t.total(), first = t.image * p.pixels + t.p0;
     for (int64_t k = 0; k < p.classes; ++k) {
-      Real* __restrict__ out = p.out + (tile * p.classes + k) * p.pitch;
-      if (p.given) {
-        const int64_t offset = image * p.stride[0] + k * p.stride[1] + p0 * p.stride[2];
-        load_logits(p.given, p.dtype, offset, p.stride[2], static_cast<int>(n), Real(1), out, unused);
-      } else {
-        std::fill_n(out, n, Real(0));
+      Real* __restrict__ row = p.out + (tile * p.classes + k) * p.pitch;
+      std::fill(row + (p.given ? total : 0), row + p.pitch, Real(0));
+      for (int64_t i = 0; i < t.images; ++i) {
+        Real* __restrict__ out = row + i * n;
+        if (p.given) {
+          const int64_t offset = (t.image + i) * p.stride[0] + k * p.stride[1] + t.p0 * p.stride[2];
+          load_logits(p.given, p.dtype, offset, p.stride[2], static_cast<int>(n), Real(1), out, unused);
+        }
+        if (p.slope) {
+          const Real* __restrict__ z = p.logits + ((t.image + i) * p.classes + k) * p.pixels + t.p0;
+          const Real constant = p.constant[k], mean = p.mean[k], slope = p.slope[k];
+          for (int64_t x = 0; x < n; ++x) out[x] += slope * (z[x] - mean) + constant;
+        }
       }
-      std::fill(out + n, out + p.pitch, Real(0));
-      if (p.slope) {
-        const Real* __restrict__ z = p.logits + (image * p.classes + k) * p.pixels + p0;
-        const Real constant = p.constant[k], mean = p.mean[k], slope = p.slope[k];
-        for (int64_t x = 0; x < n; ++x) out[x] += slope * (z[x] - mean) + constant;
-      }
-      for (int64_t x = 0; p.by_pixel && x < n; ++x) p.by_pixel[(image * p.pixels + p0 + x) * p.classes + k] = out[x];
+      for (int64_t x = 0; p.by_pixel && x < total; ++x) p.by_pixel[(first + x) * p.classes + k] = row[x];
     }
   }
 }
