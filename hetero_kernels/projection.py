@@ -229,11 +229,14 @@ class _Joint(torch.autograd.Function):
 
 
 def _count_batch(norm: Any, features: Tensor, group: Any) -> None:
+    """Counts it, and refuses what torch refuses then."""
     if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     if features.shape[0] * features.shape[2] * features.shape[3] == 1 and group is None:
         size = [1, norm.num_features, 1, 1]
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {size}")
+    if norm.eps <= 0:
+        raise ValueError(f"batch_norm eps must be positive during training, but got {norm.eps}")
 
 
 def _affine(norm: Any, scale: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -263,7 +266,7 @@ def _update(norm: Any, mean: Tensor, variance: Tensor) -> None:
     for buffer, value in ((norm.running_mean, mean), (norm.running_var, variance)):
         if buffer is not None:
             wide = buffer.double()
-            buffer.copy_(wide + (value - wide) * momentum)
+            buffer.copy_(wide * (1 - momentum) + value * momentum)  # as torch writes it: infinity stays one
 
 
 def running_normalization(norm: Any, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -130,6 +130,40 @@ def test_channels_far_from_zero(instruction_set, layout):
     assert relative_l2(module(LAYOUTS[layout](features)), exact) <= 6e-7
 
 
+@pytest.mark.parametrize("layout", ["dense", "channels_last"])
+def test_a_pixel_far_from_all_others(layout):
+    """Wherever it is, also where the pilot looks: it does not spoil what the others are measured from."""
+    features, classes = make("wide")
+    module = make_projector(features.shape[1], classes)
+    pixels = features.shape[2] * features.shape[3]
+    for place in (0, pixels // 8, 3 * pixels // 8 + 5, pixels // 2):
+        outlier = features.clone()
+        outlier.flatten(2)[:, :, place] = 1e5
+        compare(copy.deepcopy(module), LAYOUTS[layout](outlier))
+
+
+@pytest.mark.parametrize("layout", ["dense", "channels_last"])
+@pytest.mark.parametrize("place", [0, 600, -1])
+def test_infinity_reaches_the_buffers_as_in_torch(layout, place):
+    """The mean of a batch with an infinite value is infinite, whichever tile it is in, and stays so."""
+    features, classes = make("one row")
+    features[1, 3].flatten()[place] = float("inf")
+    module, plain = make_projector(features.shape[1], classes), make_projector(features.shape[1], classes)
+    for values in (features, make("one row", seed=1)[0]):
+        module(LAYOUTS[layout](values))
+        by_torch(plain, values)
+        assert plain[1].running_mean.isinf().all()
+        assert all(torch.allclose(a, b, equal_nan=True) for a, b in zip(module.buffers(), plain.buffers(), strict=True))
+
+
+@pytest.mark.parametrize("eps", [0.0, -1e-3])
+def test_an_epsilon_that_torch_refuses(eps):
+    module = make_projector(7, 4, eps=eps)
+    for forward in (module, lambda x: by_torch(module, x)):
+        with pytest.raises(ValueError, match=f"batch_norm eps must be positive during training, but got {eps}"):
+            forward(torch.randn(2, 7, 3, 3))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", ["dense", "channels_last"])
 @pytest.mark.parametrize("training", [True, False])

@@ -1,6 +1,7 @@
 #include "projection.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <vector>
 
@@ -61,12 +62,12 @@ void find_pilot(const FeatureMap<Real>& f, Real* pilot, const Runtime& runtime) 
     return r * f.batch / kRuns * f.batch_stride + p0 * (f.channels_last ? f.stride : 1);
   };
   runtime.parallel(f.channels, [&](int64_t begin, int64_t end) {
-    std::vector<double> sums(end - begin, 0.0);
+    std::vector<std::array<double, kRuns>> sums(end - begin, std::array<double, kRuns>{});
     with_stored(f, [&](auto* data, auto convert) {
       if (f.channels_last) {
         for (int64_t i = 0; i < kRuns * run; ++i) {
           const auto* pixel = data + start(i / run) + i % run * f.stride;
-          for (int64_t c = begin; c < end; ++c) sums[c - begin] += convert(pixel[c]);
+          for (int64_t c = begin; c < end; ++c) sums[c - begin][i / run] += convert(pixel[c]);
         }
       } else {
         constexpr int64_t kAhead = 8;  // channels: each is some cache misses that need not wait for each other
@@ -74,14 +75,19 @@ void find_pilot(const FeatureMap<Real>& f, Real* pilot, const Runtime& runtime) 
           for (int64_t r = 0; r < kRuns; ++r) {
             const auto* first = data + start(r) + c * f.stride;
             __builtin_prefetch(first + kAhead * f.stride);
-            for (int64_t i = 0; i < run; ++i) sums[c - begin] += convert(first[i]);
+            for (int64_t i = 0; i < run; ++i) sums[c - begin][r] += convert(first[i]);
           }
         }
       }
     });
+    // The median of the runs: one pixel that is far from all others does not move it.
     for (int64_t c = begin; c < end; ++c) {
-      const double mean = run ? sums[c - begin] / static_cast<double>(kRuns * run) : 0;
-      pilot[c] = std::isfinite(mean) ? static_cast<Real>(mean) : Real(0);
+      auto& each = sums[c - begin];
+      const auto finite = std::partition(each.begin(), each.end(), [](double sum) { return std::isfinite(sum); });
+      const int64_t count = run ? finite - each.begin() : 0;
+      std::sort(each.begin(), finite);
+      const double middle = count ? (each[(count - 1) / 2] + each[count / 2]) / 2 / static_cast<double>(run) : 0;
+      pilot[c] = std::isfinite(middle) ? static_cast<Real>(middle) : Real(0);
     }
   });
 }
@@ -121,7 +127,7 @@ void project(const FeatureMap<Real>& f, const Real* weight, int64_t classes, Rea
       const double n = static_cast<double>(p.tiles.at(tile).total());
       const double* part = p.statistics + (tile * classes + k) * 2;
       const double difference = part[0] - mean;
-      mean += difference * (n / (count + n));
+      mean += std::isfinite(difference) ? difference * (n / (count + n)) : part[0];  // infinity stays one
       squares += part[1] + difference * difference * (count * n / (count + n));
       count += n;
     }
