@@ -180,8 +180,8 @@ def projected_step(case: ProjectedCase, provider: str, device: str = "cpu", seed
 
 
 def whole_step(case: WholeCase, provider: str, device: str = "cpu", seed: int = 0) -> Step:
-    """HeteroAKDLoss in training mode: gradients of the student's features and logits and of both projectors. Eager is
-    the module over torch's layers and the reference. Fake tensors do."""
+    """HeteroAKDLoss in training mode: gradients of the student's features and logits and of both projectors. Eager, and
+    what is compiled, are the projectors' layers as torch runs them and the reference's formulas. Fake tensors do."""
 
     def maps(channels: int, stride: int) -> Tensor:
         return torch.randn(case.batch, channels, case.size[0] // stride, case.size[1] // stride)
@@ -198,9 +198,20 @@ def whole_step(case: WholeCase, provider: str, device: str = "cpu", seed: int = 
         teacher_logits = maps(case.num_classes, case.teacher_strides[1])
         labels = make_labels(case, None)
 
-    def loss() -> Tensor:
+    def fused() -> Tensor:
         return module(features, teacher_features, labels, logits, teacher_logits).loss
 
+    def plain() -> Tensor:
+        projected = []
+        for projector, x in ((module.student_projector, features), (module.teacher_projector, teacher_features)):
+            for layer in projector:
+                x = layer(x)
+            projected.append(x)
+        resolution = case.options.get("resolution", "label")
+        loss = reference.hakd_loss(*projected, labels, proj_weight=1.0, resolution=resolution)
+        return loss + reference.segmentation_loss(logits, labels, teacher_logits)
+
+    loss = fused if provider in FUSED else plain
     if provider == "compile":
         loss = torch.compile(loss, fullgraph=True, dynamic=False)
     return Step(loss, [features, logits, *module.parameters()])
