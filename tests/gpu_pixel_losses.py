@@ -2,8 +2,18 @@
 
 import pytest
 import torch
-from cases import OPTIONS, leaves, make_labels, make_logits, pairwise, relative_l2
-from gpu_cases import SEGMENTATION_OPTIONS, SHAPES, Losses, make_case, run_hakd, run_segmentation
+from cases import OPTIONS, leaves, make_labels, make_logits, other_defaults, pairwise, relative_l2
+from gpu_cases import (
+    LOWS,
+    SEGMENTATION_OPTIONS,
+    SHAPES,
+    Losses,
+    compare_masked,
+    make_case,
+    run_hakd,
+    run_masked_segmentation,
+    run_segmentation,
+)
 
 from hetero_kernels import reference
 
@@ -97,6 +107,30 @@ class PixelLossTests:
             for name in ("loss", "student"):
                 assert relative_l2(fused[name], exact[name]) <= 5e-7, (name, kem)
 
+    @pytest.mark.parametrize("who", ["student", "teacher", "both"])
+    @pytest.mark.parametrize("low", LOWS, ids=str)
+    def test_masked_classes(self, low, who):
+        """As tests/test_masked_classes.py has it."""
+        for number, (shape, options) in enumerate(
+            (
+                ("mixed strides", {}),
+                ("same grid", {"kem": "spatial", "divergence": "ce", "temperature": 2.0}),
+                ("narrow tiles", {"kem": "none", "temperature": 0.5, "reduction": "none"}),
+                ("many classes", {"divergence": "ce", "resolution": "feature"}),
+                ("stride 4", {"kmm": False, "kem": "spatial"}),
+            )
+        ):
+            case = make_case(shape, "randn")
+            if who != "student" or options.get("kmm", True):
+                compare_masked(
+                    self.losses.hakd_loss, run_hakd, case, who, low, part=number % 2 == 1, proj_weight=0.5, **options
+                )
+            options = {"temperature": (1.0, 2.0, 0.5)[number % 3], "label_smoothing": 0.1 * (number % 2)}
+            options["with_teacher"] = who != "student"  # whose divergence would be infinite
+            compare_masked(
+                self.losses.segmentation_loss, run_masked_segmentation, case, who, low, part=number % 2 == 0, **options
+            )
+
     @pytest.mark.parametrize("temperature", [0.05, 1.0, 4.0])
     def test_bounded_and_guarded_agree(self, temperature):
         """One huge logit in a corner sends the tile there through the guarded mathematics: the rest must not notice."""
@@ -169,6 +203,20 @@ class PixelLossTests:
             clean = make_case("stride 4", "randn")
             clean[2][:, :8] = 255
             self.losses.compare(run, name, clean)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+    def test_another_default_device_and_dtype(self, dtype):
+        """Every tensor that is made inside names its own."""
+        case = make_case("mixed strides", "randn")
+        calls = (
+            (self.losses.hakd_loss, run_hakd, {"resolution": "feature", "kem": "spatial"}),
+            (self.losses.segmentation_loss, run_segmentation, {"reduction": "none", "label_smoothing": 0.1}),
+        )
+        for function, run, options in calls:
+            expected = run(function, case, torch.float32, options)
+            with other_defaults(dtype):
+                actual = run(function, case, torch.float32, options)
+            assert all(torch.equal(actual[k], expected[k]) for k in expected)
 
     @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
     @pytest.mark.parametrize("ignore_index", [-100, 2, 255])
