@@ -81,7 +81,8 @@ def hakd_loss(
     student is drawn to the mixture by a weighted KL term; ``L_proj`` supervises both projections by the labels.
 
     With ``kem="class"`` the weights of a pixel add up to 1, so the term is about 1/K of a plain KL and a weight of 1
-    is weak. The weighted KL can be negative, and its minimiser is the normalised ``W p^h`` rather than ``p^h``.
+    is weak. The weighted KL is commonly negative at first, and its minimiser is the normalised ``W p^h`` rather than
+    ``p^h``.
 
     Args:
         student_logits: [B, K, hs, ws], K >= 1 (tested to 1000). B may be 0.
@@ -107,7 +108,9 @@ def hakd_loss(
             unless ``HETERO_KERNELS_CHECK_LABELS=1`` asks for a synchronising check), a backend that is not available,
             or a second derivative of a fused backend.
 
-    Forward-mode derivatives (``torch.func.jvp``) exist for ``backend="reference"`` only.
+    A class at -inf or the dtype's lowest value is one without mass: it contributes 0 wherever the target has none.
+    Batches of gradients (``is_grads_batched=True``, ``torch.func.jacrev``) are supported; forward-mode derivatives
+    (``torch.func.jvp``) exist for ``backend="reference"`` only, and raise NotImplementedError elsewhere.
     """
     options = HakdOptions(kmm, kem, divergence, resolution, align_corners, ignore_index, reduction)  # type: ignore[arg-type]
     _check_hakd(student_logits, teacher_logits, labels, options, temperature, hakd_weight, proj_weight)
