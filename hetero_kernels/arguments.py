@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops import backends
-
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LABELS = (torch.int64, torch.int32, torch.uint8)
 
@@ -91,14 +89,7 @@ def label_values_wanted() -> bool:
 
 
 def check_label_values(labels: Tensor, num_classes: int, ignore_index: int) -> None:
-    """The values too, on any device, where :func:`label_values_wanted`. Warns once where 255 both is a class and means
-    that a label is ignored, which is the default."""
-    if num_classes > 255 and ignore_index == 255 and not torch.compiler.is_compiling():
-        backends.warn_once(
-            "hetero_kernels ignores label 255, which is also a class where there are more than 255 of them. "
-            "Pass another ignore_index, -100 for one, if class 255 is meant.",
-            stacklevel=5,
-        )
+    """The values too, on any device, where :func:`label_values_wanted`."""
     if label_values_wanted():
         labels = labels.long()  # an ignore_index outside the labels' dtype would wrap around
         wrong = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
