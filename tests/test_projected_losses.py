@@ -151,6 +151,25 @@ def test_logits_of_any_size(backend, options):
     assert_close(tensors, labels, OPTIONS[options], torch.float32, backend)
 
 
+@pytest.mark.parametrize("low", [-float("inf"), torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("options", ["supervised", "ce"])
+def test_masked_classes(backend, options, low):
+    """A class that both biases switch off: what float64 has with one that is merely low."""
+    tensors, labels = make_inputs("odd")
+    labels = labels.masked_fill(labels == 3, 1)
+    results = []
+    for function, value, dtype in (
+        (reference.projected_hakd_loss, -2e4, torch.float64),
+        (functools.partial(functional.projected_hakd_loss, backend=backend), low, torch.float32),
+    ):
+        *others, b, d = (t.to(dtype) for t in tensors)
+        biases = [x.index_fill(0, torch.tensor([3]), value) for x in (b, d)]
+        loss, inputs = run(function, [*others, *biases], labels, OPTIONS[options])
+        results.append((loss, *(inputs[name].grad for name in NAMES)))
+    for expected, actual in zip(*results, strict=True):
+        assert relative_l2(actual, expected) <= 4e-6
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_only_pixels_that_count_spread_what_is_not_a_number(backend, value):
     tensors, labels = make_inputs("whole tiles")
