@@ -18,6 +18,10 @@ namespace hetero {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// Every operator's last argument: which package a compiled graph was traced by (hetero_kernels/ops/library.py). No kernel
+// looks at it.
+using Sources = std::string;
+
 inline std::vector<int64_t> sizes(const Tensor& x) {
   std::vector<int64_t> out(x.dim());
   for (int64_t i = 0; i < x.dim(); ++i) out[i] = x.size(i);

@@ -46,9 +46,20 @@ def _check_hakd_call(
     if check.label_values_wanted() and options.resolution == "feature":
         labels = reference.sample_labels(labels, (student.shape[2], student.shape[3]))
     check.check_label_values(labels, num_classes, options.ignore_index)
+    _say_that_a_class_is_ignored(num_classes, options.ignore_index)
     check.check_temperature("temperature", temperature)
     check.check_number("hakd_weight", hakd_weight)
     check.check_number("proj_weight", proj_weight)
+
+
+def _say_that_a_class_is_ignored(num_classes: int, ignore_index: int) -> None:
+    """Once, where 255 is a class and also, which is the default, the label of pixels that do not count."""
+    if num_classes > 255 and ignore_index == 255 and not torch.compiler.is_compiling():
+        backends.warn_once(
+            "hetero_kernels ignores label 255, which is also a class where there are more than 255 of them. "
+            "Pass another ignore_index, -100 for one, if class 255 is meant.",
+            stacklevel=6,
+        )
 
 
 def _normalizers(normalizer: Normalizer, terms: tuple[str, ...], like: Tensor) -> tuple[Tensor | None, ...]:
@@ -81,7 +92,8 @@ def hakd_loss(
     student is drawn to the mixture by a weighted KL term; ``L_proj`` supervises both projections by the labels.
 
     With ``kem="class"`` the weights of a pixel add up to 1, so the term is about 1/K of a plain KL and a weight of 1
-    is weak. The weighted KL can be negative, and its minimiser is the normalised ``W p^h`` rather than ``p^h``.
+    is weak. The weighted KL is commonly negative at first, and its minimiser is the normalised ``W p^h`` rather than
+    ``p^h``.
 
     Args:
         student_logits: [B, K, hs, ws], K >= 1 (tested to 1000). B may be 0.
@@ -107,7 +119,9 @@ def hakd_loss(
             unless ``HETERO_KERNELS_CHECK_LABELS=1`` asks for a synchronising check), a backend that is not available,
             or a second derivative of a fused backend.
 
-    Forward-mode derivatives (``torch.func.jvp``) exist for ``backend="reference"`` only.
+    A class at -inf or the dtype's lowest value is one without mass: it contributes 0 wherever the target has none.
+    Batches of gradients (``is_grads_batched=True``, ``torch.func.jacrev``) are supported; forward-mode derivatives
+    (``torch.func.jvp``) exist for ``backend="reference"`` only, and raise NotImplementedError elsewhere.
     """
     options = HakdOptions(kmm, kem, divergence, resolution, align_corners, ignore_index, reduction)  # type: ignore[arg-type]
     _check_hakd(student_logits, teacher_logits, labels, options, temperature, hakd_weight, proj_weight)
@@ -298,6 +312,7 @@ def segmentation_loss(
         check.check_pair("logits", logits, "teacher_logits", teacher_logits, channels=True)
     check.check_labels(labels, batch, num_classes, logits)
     check.check_label_values(labels, num_classes, ignore_index)
+    _say_that_a_class_is_ignored(num_classes, ignore_index)
     if class_weight is not None:
         check.check_class_weight(class_weight, num_classes, logits)
     check.check_number("task_weight", task_weight)

@@ -98,8 +98,14 @@ def _projection_dtype(features: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def _check_projector(name: str, features: Tensor, owner: str, projector: nn.Sequential) -> None:
-    """Raises where ``projector``, whose parameters' names begin with ``owner``, cannot take ``features``."""
+    """Raises where ``projector``, whose parameters' names begin with ``owner``, cannot take ``features``.
+
+    Of what wraps a projector (FSDP, DistributedDataParallel, torch.compile) only the wrapper knows the layers: their
+    parameters may be elsewhere.
+    """
     check.check_maps(name, features, "C")
+    if not isinstance(projector, nn.Sequential):
+        return
     conv: Any
     conv, *others = projector
     if features.shape[1] != conv.in_channels:
@@ -146,9 +152,12 @@ def _convolution_of(projector: nn.Sequential) -> _Convolution | None:
     return _Convolution(weight * scale.to(weight.dtype)[:, None, None, None], shift.to(weight.dtype), rest[1:])
 
 
+_KNOWN_FORWARDS = (nn.Sequential.forward, PixelProjector.forward)
+
+
 def _as_convolution(projector: nn.Sequential) -> _Convolution | None:
     """The one 1x1 convolution that ``projector`` is, or None."""
-    known = type(projector).forward in (nn.Sequential.forward, PixelProjector.forward)
+    known = isinstance(projector, nn.Sequential) and type(projector).forward in _KNOWN_FORWARDS
     head = _convolution_of(projector) if known and not projection.is_changed(projector) else None
     return None if head is None or head.rest else head
 

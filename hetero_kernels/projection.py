@@ -179,7 +179,7 @@ def project(layers: Layers, features: Tensor) -> Projected:
             savable(features), savable(conv.weight.flatten(1)), batch and not empty, rounding
         )
         if batch and empty:  # nothing to measure
-            scale, shift = _affine(norm, torch.ones(logits.shape[1], dtype=torch.float64), None)
+            scale, shift = _affine(norm, torch.ones(logits.shape[1], dtype=torch.float64, device=logits.device), None)
         elif batch:
             scale, shift = _batch_normalization(norm, conv.bias, statistics, group)
             if conv.bias is not None:  # which the mean takes out again: its gradient is 0

@@ -87,7 +87,7 @@ class _Convolution(torch.autograd.Function):
         with torch.autocast(gradient.device.type, enabled=False):
             if wanted[1] and gradient.device.type == "cpu" and not torch.compiler.is_compiling():
                 of_weight = by_weight(features)
-                if _may_hold_nan_or_inf(of_weight):
+                if _any(~of_weight.isfinite()):
                     of_weight = by_weight(reached())
             elif wanted[1]:  # looking at values would wait for them
                 of_weight = by_weight(reached())
@@ -109,9 +109,10 @@ class _EagerConvolution(_Convolution):
         return sum(tangents[1:], tangents[0])
 
 
-def _may_hold_nan_or_inf(x: Tensor) -> bool:
+def _any(x: Tensor) -> bool:
+    """Whether any element of a tensor on the CPU is true; also where that cannot be told."""
     try:
-        return bool((~x.isfinite()).any())
+        return bool(x.any())
     except RuntimeError:  # a tensor without values: under vmap or a tracer
         return True
 
@@ -149,12 +150,22 @@ def _same_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(dtype) for t in tensors)
 
 
-def _to_grid(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+def to_grid(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """Logits [B, K, h, w] interpolated bilinearly to [B, K, *size], as ``F.interpolate`` does but for -inf, a class
+    without mass: it reaches the pixels in whose interpolation it has a weight, and no others."""
     if tuple(logits.shape[-2:]) == size:
         return logits
     if logits.shape[0] == 0:  # F.interpolate refuses an empty batch
         return logits.new_zeros(*logits.shape[:2], *size) + logits.sum()
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
+
+    def interpolate(x: Tensor) -> Tensor:
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+    masked = logits == float("-inf")
+    if logits.device.type == "cpu" and not torch.compiler.is_compiling() and not _any(masked):
+        return interpolate(logits)
+    reached = interpolate(masked.to(logits.dtype)) > 0  # 0 * -inf would be NaN
+    return interpolate(logits.masked_fill(masked, 0.0)).masked_fill(reached, float("-inf"))
 
 
 def sample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -163,8 +174,8 @@ def sample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
         return labels
 
     def index(n_in: int, n_out: int) -> Tensor:
-        scale = torch.tensor(n_in, dtype=torch.float32) / torch.tensor(n_out, dtype=torch.float32)
-        positions = torch.arange(n_out, dtype=torch.float32) * scale
+        scale = torch.tensor(n_in, dtype=torch.float32, device="cpu") / n_out  # a quotient of float32, too
+        positions = torch.arange(n_out, dtype=torch.float32, device="cpu") * scale
         return positions.floor().long().clamp(max=n_in - 1).to(labels.device)
 
     rows, columns = index(labels.shape[-2], size[0]), index(labels.shape[-1], size[1])
@@ -218,9 +229,10 @@ def _one_hot(target: _Target, num_classes: int) -> Tensor:
 
 
 def mix(z_s: Tensor, z_t: Tensor, h_s: Tensor, h_t: Tensor) -> tuple[Tensor, Tensor]:
-    """KMM: reliability S and hybrid logits z^h."""
+    """KMM: reliability S and hybrid logits z^h; of a class that either network has at -inf, -inf."""
     reliability = (h_s + EPS) / (h_s + h_t + 2 * EPS)
-    return reliability, z_s + reliability * (z_t - z_s)
+    step = torch.where(z_s == float("-inf"), z_s, z_t - z_s)
+    return reliability, z_s + reliability * step
 
 
 def evaluation_weight(h_s: Tensor, h_h: Tensor, valid: Tensor, kem: str) -> Tensor:
@@ -231,6 +243,11 @@ def evaluation_weight(h_s: Tensor, h_h: Tensor, valid: Tensor, kem: str) -> Tens
     ignored = ~valid[:, None]
     weight = score.masked_fill(ignored, float("-inf")).flatten(2).softmax(2).view_as(score)
     return weight.masked_fill(ignored, 0.0)
+
+
+def weighted_by(mass: Tensor, x: Tensor) -> Tensor:
+    """``mass * x``, and 0 where there is no mass: a class's logarithm is then -inf, or may overflow to it."""
+    return torch.where(mass == 0, 0.0, mass * x)
 
 
 # Sections 5 and 6: per-pixel terms -----------------------------------------------------------------------------
@@ -251,8 +268,23 @@ def _hakd_per_pixel(
             weighted *= evaluation_weight(h_s, binary_cross_entropy(z_h, labelled), target.valid, kem)
     log_p_s = (z_s / temperature).log_softmax(1)
     log_ratio = log_p_h - log_p_s if divergence == "kl" else -log_p_s
-    hakd = temperature**2 * (weighted * log_ratio).sum(1)
+    hakd = temperature**2 * weighted_by(weighted, log_ratio).sum(1)
     return hakd, proj
+
+
+# Section 7: cross-entropy --------------------------------------------------------------------------------------
+
+
+def _cross_entropy(o: Tensor, classes: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
+    """As ``F.cross_entropy(reduction="none")`` with all labels valid, but that a class of weight 0 contributes 0."""
+    task = F.cross_entropy(o, classes, reduction="none", ignore_index=-100)
+    if weight is not None:
+        task = weighted_by(weight[classes], task)
+    if label_smoothing:
+        surprise = -o.log_softmax(1)
+        smoothed = (surprise if weight is None else weighted_by(weight[:, None, None], surprise)).mean(1)
+        task = (1 - label_smoothing) * task + label_smoothing * smoothed
+    return task
 
 
 # Section 8: reductions -----------------------------------------------------------------------------------------
@@ -289,7 +321,7 @@ def _loss_grid(
     size = (labels.shape[1], labels.shape[2]) if resolution == "label" else (z_s.shape[2], z_s.shape[3])
     target = _target(sample_labels(labels, size), z_s.shape[1], ignore_index)
     z_s, z_t = _same_precision(z_s, z_t)
-    grids = (_to_grid(z, size, align_corners) for z in (z_s, z_t))
+    grids = (to_grid(z, size, align_corners) for z in (z_s, z_t))
     z_s, z_t = (_masked(z, target) for z in grids)
     return z_s, z_t, target
 
@@ -380,13 +412,11 @@ def segmentation_loss(
             (o_s,), o_t = _same_precision(logits), None
         else:
             o_s, o_t = _same_precision(logits, teacher_logits.detach())
-            o_t = _masked(_to_grid(o_t, size, align_corners), target)
-        o_s = _masked(_to_grid(o_s, size, align_corners), target)
+            o_t = _masked(to_grid(o_t, size, align_corners), target)
+        o_s = _masked(to_grid(o_s, size, align_corners), target)
 
         weight = None if class_weight is None else class_weight.to(o_s.dtype)
-        task = F.cross_entropy(
-            o_s, target.classes, weight=weight, label_smoothing=label_smoothing, reduction="none", ignore_index=-100
-        )
+        task = _cross_entropy(o_s, target.classes, weight, label_smoothing)
         count = target.valid.sum()
         weights = count if weight is None else (weight[target.classes] * target.valid).sum()
         task = _reduce(task, target, reduction, _normalizer(normalizer, "task", weights))
@@ -395,7 +425,7 @@ def segmentation_loss(
             kd = torch.zeros_like(task)
         else:
             log_p_t, log_p_s = (o_t / temperature).log_softmax(1), (o_s / temperature).log_softmax(1)
-            kd = temperature**2 * (log_p_t.exp() * (log_p_t - log_p_s)).sum(1)
+            kd = temperature**2 * weighted_by(log_p_t.exp(), log_p_t - log_p_s).sum(1)
             kd = _reduce(kd, target, reduction, _normalizer(normalizer, "kd", count))
         loss = task_weight * task + kd_weight * kd
     return SegmentationTerms(loss, task.detach(), kd.detach()) if return_terms else loss

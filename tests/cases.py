@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -86,4 +89,18 @@ def backward(loss: Tensor, scale: float = 1.0) -> None:
     if loss.dim() == 0:
         (loss * scale).backward()
     else:
-        loss.backward(torch.linspace(-scale, 1.5 * scale, loss.numel(), dtype=loss.dtype).view_as(loss))
+        loss.backward(
+            torch.linspace(-scale, 1.5 * scale, loss.numel(), dtype=loss.dtype, device=loss.device).view_as(loss)
+        )
+
+
+@contextlib.contextmanager
+def other_defaults(dtype: torch.dtype) -> Iterator[None]:
+    """With another default dtype, and a default device on which nothing has a value."""
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        with torch.device("meta"):
+            yield
+    finally:
+        torch.set_default_dtype(before)

@@ -2,8 +2,18 @@
 
 import pytest
 import torch
-from cases import OPTIONS, leaves, make_labels, make_logits, pairwise, relative_l2
-from gpu_cases import SEGMENTATION_OPTIONS, SHAPES, Losses, make_case, run_hakd, run_segmentation
+from cases import OPTIONS, leaves, make_labels, make_logits, other_defaults, pairwise, relative_l2
+from gpu_cases import (
+    LOWS,
+    SEGMENTATION_OPTIONS,
+    SHAPES,
+    Losses,
+    compare_masked,
+    make_case,
+    run_hakd,
+    run_masked_segmentation,
+    run_segmentation,
+)
 
 from hetero_kernels import reference
 
@@ -97,6 +107,27 @@ class PixelLossTests:
             for name in ("loss", "student"):
                 assert relative_l2(fused[name], exact[name]) <= 5e-7, (name, kem)
 
+    @pytest.mark.parametrize(
+        "who, low, shape, options",
+        [
+            ("student", LOWS[0], "mixed strides", {}),
+            ("student", LOWS[1], "same grid", {"kem": "spatial", "divergence": "ce", "temperature": 2.0}),
+            ("teacher", LOWS[0], "same grid", {"kem": "none", "temperature": 0.5, "reduction": "none"}),
+            ("teacher", LOWS[1], "mixed strides", {"kmm": False, "resolution": "feature"}),
+            ("both", LOWS[0], "equal heights", {"kem": "spatial"}),
+            ("both", LOWS[1], "mixed strides", {"divergence": "ce", "align_corners": True}),
+        ],
+        ids=str,
+    )
+    def test_masked_classes(self, who, low, shape, options):
+        """As tests/test_masked_classes.py has it; in half of the image and in all of it."""
+        case = make_case(shape, "randn")
+        part = low == LOWS[0]
+        compare_masked(self.losses.hakd_loss, run_hakd, case, who, low, part=part, proj_weight=0.5, **options)
+        options = {"temperature": options.get("temperature", 1.0), "label_smoothing": 0.0 if who == "both" else 0.1}
+        options["with_teacher"] = who != "student"  # whose divergence would be infinite
+        compare_masked(self.losses.segmentation_loss, run_masked_segmentation, case, who, low, part=not part, **options)
+
     @pytest.mark.parametrize("temperature", [0.05, 1.0, 4.0])
     def test_bounded_and_guarded_agree(self, temperature):
         """One huge logit in a corner sends the tile there through the guarded mathematics: the rest must not notice."""
@@ -169,6 +200,19 @@ class PixelLossTests:
             clean = make_case("stride 4", "randn")
             clean[2][:, :8] = 255
             self.losses.compare(run, name, clean)
+
+    def test_another_default_device_and_dtype(self):
+        """Every tensor that is made inside names its own."""
+        sampled, smoothed = {"resolution": "feature", "kem": "spatial"}, {"reduction": "none", "label_smoothing": 0.1}
+        for function, run, shape, options in (
+            (self.losses.hakd_loss, run_hakd, "one coarse pixel", sampled),
+            (self.losses.segmentation_loss, run_segmentation, "one pixel", smoothed),
+        ):
+            case = make_case(shape, "randn")
+            expected = run(function, case, torch.float32, options)
+            with other_defaults(torch.float64):
+                actual = run(function, case, torch.float32, options)
+            assert all(torch.equal(actual[k], expected[k]) for k in expected)
 
     @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
     @pytest.mark.parametrize("ignore_index", [-100, 2, 255])

@@ -1,9 +1,12 @@
 """Bad input: the error names the argument, what came and what was expected."""
 
+import warnings
+
 import pytest
 import torch
 
 from hetero_kernels import HeteroAKDLoss, PixelProjector, functional
+from hetero_kernels.ops import backends
 
 LOGITS = torch.randn(2, 5, 4, 6)
 LABELS = torch.zeros(2, 16, 24, dtype=torch.long)
@@ -169,3 +172,32 @@ def test_debug_switch_reports_all_wrong_labels(monkeypatch):
     labels = LABELS.clone()
     labels[:, 1] = 99  # not sampled
     hakd(labels=labels, resolution="feature")
+
+
+@pytest.mark.parametrize("loss", ["hakd", "segmentation", "projected"])
+def test_a_class_that_is_ignored_is_said_once(loss):
+    """Class 255 of more, by the default ignore_index; whoever chose another, or has no such class, hears nothing."""
+
+    def call(classes, **options):
+        logits, labels = torch.zeros(1, classes, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long)
+        if loss == "projected":
+            weight = torch.zeros(classes, 3)
+            features = torch.zeros(1, 3, 2, 2)
+            functional.projected_hakd_loss(features, features, weight, weight, labels, resolution="feature", **options)
+        else:
+            (hakd if loss == "hakd" else segmentation)(logits, labels=labels, teacher=logits, **options)
+
+    backends.warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="ignores label 255, which is also a class"):
+        call(256)
+    backends.warn_once.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call(255)
+        call(256, ignore_index=-100)
+    with pytest.warns(RuntimeWarning, match="another ignore_index"):
+        call(256)
+        call(256)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call(300)

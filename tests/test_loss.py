@@ -94,6 +94,16 @@ def test_class_weight_moves_with_the_module():
     assert dict(loss.named_buffers())["class_weight"] is loss.class_weight
 
 
+@pytest.mark.parametrize("term", ["task", "kd", "hakd", "proj"])
+def test_each_entry_of_a_normalizer_reaches_its_term(batch, term):
+    module = HeteroAKDLoss(8, 12, 5)
+    count = (batch["labels"] != 255).sum()
+    plain, doubled = module(**batch), module(**batch, normalizer={term: 2 * count})
+    for name, value in doubled._asdict().items():
+        if name != "loss":
+            torch.testing.assert_close(value, getattr(plain, name) / (2 if name == term else 1))
+
+
 def test_normalizer_of_two_halves_gives_the_gradient_of_the_whole(batch):
     """Gradient accumulation: with the joint count of valid pixels the halves add up exactly."""
     loss = HeteroAKDLoss(8, 12, 5, projector="conv")

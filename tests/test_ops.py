@@ -31,17 +31,17 @@ def test_opcheck(case, reduction, double):
     wanted = (reduction != "none",) * 2
     torch.library.opcheck(
         pixel_losses.hakd_op,
-        (student, teacher, labels, scalars, normalizer, None, None, *HAKD_OPTIONS, reduction, *wanted),
+        (student, teacher, labels, scalars, normalizer, None, None, *HAKD_OPTIONS, reduction, *wanted, ""),
     )
     torch.library.opcheck(
         pixel_losses.segmentation_op,
         (student, teacher.detach(), labels, torch.ones(7), pack_scalars(2.0, 1.0, 0.1, 0.0), None, normalizer, None,
-         False, 255, reduction, wanted[0]),
+         False, 255, reduction, wanted[0], ""),
     )  # fmt: skip
     gradient = torch.randn(student.shape)
     for factor in (torch.tensor(2.0), None):
         # Not test_autograd_registration's backward: differentiating it is an error on purpose.
-        torch.library.opcheck(scale_gradient_op, (gradient, factor, student.detach().half()))
+        torch.library.opcheck(scale_gradient_op, (gradient, factor, student.detach().half(), ""))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -136,7 +136,8 @@ def test_unrequested_gradients_are_computed_in_backward(case):
     """The operator called without its hint still differentiates."""
     student, teacher, labels = case
     (a,), (b,) = leaves(student), leaves(student)
-    arguments = (teacher, labels, pack_scalars(1.0, 1.0, 0.0), None, None, None, *HAKD_OPTIONS, "mean", False, False)
+    options = (*HAKD_OPTIONS, "mean", False, False, "")
+    arguments = (teacher, labels, pack_scalars(1.0, 1.0, 0.0), None, None, None, *options)
     pixel_losses.hakd_op(a, *arguments)[0].backward()
     functional.hakd_loss(b, teacher, labels).backward()
     assert torch.equal(a.grad, b.grad)
@@ -172,20 +173,14 @@ def test_last_backward_takes_the_saved_gradient_itself(case, upstream):
     """Without a copy where the graph is freed, with one where it is kept, or where a caller holds the outputs."""
     student, teacher, labels = case
     (s,) = leaves(student)
-    saved = set()
-
-    def remember(x):
-        saved.add(x.untyped_storage().data_ptr())
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(remember, lambda x: x):
-        loss = functional.hakd_loss(s, teacher, labels)
+    loss = functional.hakd_loss(s, teacher, labels)
+    saved = {x.untyped_storage().data_ptr() for x in loss.grad_fn.saved_tensors if x is not None}
     (kept,) = torch.autograd.grad(loss * upstream, s, retain_graph=True)
     assert kept.untyped_storage().data_ptr() not in saved
     (last,) = torch.autograd.grad(loss * upstream, s)
     assert last.untyped_storage().data_ptr() in saved and torch.equal(last, kept)
 
-    arguments = (teacher, labels, pack_scalars(1.0, 1.0, 0.0), None, None, None, *HAKD_OPTIONS, "mean", True, False)
+    arguments = (teacher, labels, pack_scalars(1.0, 1.0, 0.0), None, None, None, *HAKD_OPTIONS, "mean", True, False, "")
     loss, _, _, output, _ = pixel_losses.hakd_op(s, *arguments)
     before = output.clone()
     (gradient,) = torch.autograd.grad(loss * upstream, s)

@@ -151,6 +151,25 @@ def test_logits_of_any_size(backend, options):
     assert_close(tensors, labels, OPTIONS[options], torch.float32, backend)
 
 
+@pytest.mark.parametrize("low", [-float("inf"), torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("options", ["supervised", "ce"])
+def test_masked_classes(backend, options, low):
+    """A class that both biases switch off: what float64 has with one that is merely low."""
+    tensors, labels = make_inputs("odd")
+    labels = labels.masked_fill(labels == 3, 1)
+    results = []
+    for function, value, dtype in (
+        (reference.projected_hakd_loss, -2e4, torch.float64),
+        (functools.partial(functional.projected_hakd_loss, backend=backend), low, torch.float32),
+    ):
+        *others, b, d = (t.to(dtype) for t in tensors)
+        biases = [x.index_fill(0, torch.tensor([3]), value) for x in (b, d)]
+        loss, inputs = run(function, [*others, *biases], labels, OPTIONS[options])
+        results.append((loss, *(inputs[name].grad for name in NAMES)))
+    for expected, actual in zip(*results, strict=True):
+        assert relative_l2(actual, expected) <= 4e-6
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_only_pixels_that_count_spread_what_is_not_a_number(backend, value):
     tensors, labels = make_inputs("whole tiles")
@@ -255,11 +274,11 @@ def test_opcheck_and_second_derivative(backend):
         torch.library.opcheck(
             projected,
             (*tensors, labels, pack_scalars(2.0, 1.0, 1.0), None, torch.tensor(9.0), None, True, "class", "kl", 255,
-             reduction, *(reduction == "mean",) * 4),
+             reduction, *(reduction == "mean",) * 4, ""),
         )  # fmt: skip
     like = torch.randn(2, 6, 4, 5)
     for x in (like, like.contiguous(memory_format=torch.channels_last), like.bfloat16()):
-        torch.library.opcheck(back, (torch.randn(2, 3, 4, 5), torch.randn(3, 6), torch.tensor(2.0), x))
+        torch.library.opcheck(back, (torch.randn(2, 3, 4, 5), torch.randn(3, 6), torch.tensor(2.0), x, ""))
     loss = functional.projected_hakd_loss(*tensors[:4], labels, resolution="feature", backend=backend)
     (gradient,) = torch.autograd.grad(loss, tensors[0], create_graph=True)
     with pytest.raises(RuntimeError, match="second derivatives"):
@@ -331,8 +350,8 @@ def test_module_takes_the_one_pass_path_where_it_can(monkeypatch, projector, tra
 
 def _other_projectors():
     def changed(change):
-        def make():
-            module = HeteroAKDLoss(8, 12, 5, resolution="feature", temperature=2.0).eval()
+        def make(**options):
+            module = HeteroAKDLoss(8, 12, 5, temperature=2.0, **options).eval()
             change(module.student_projector)
             return module
 
@@ -343,6 +362,12 @@ def _other_projectors():
 
     return {
         "hook": changed(lambda p: p[0].register_forward_hook(lambda module, inputs, output: output * 2)),
+        "batch norm's hook": changed(lambda p: p[1].register_forward_hook(lambda module, inputs, output: output * 2)),
+        "batch norm's pre-hook": changed(
+            lambda p: p[1].register_forward_pre_hook(lambda module, inputs: inputs[0] * 2)
+        ),
+        "batch norm's forward": changed(lambda p: setattr(p[1], "forward", lambda x, f=p[1].forward: f(x) * 2)),
+        "variances as small as eps": changed(lambda p: p[1].running_var.fill_(1e-5)),
         "weight norm": changed(lambda p: torch.nn.utils.parametrizations.weight_norm(p[0])),
         "pruned": changed(lambda p: torch.nn.utils.prune.l1_unstructured(p[0], "weight", amount=0.5)),
         "bias before batch norm": changed(set_layer(0, torch.nn.Conv2d(8, 5, 1))),
@@ -353,20 +378,21 @@ def _other_projectors():
     }
 
 
+@pytest.mark.filterwarnings("ignore:hetero_kernels leaves a projector to torch")
+@pytest.mark.parametrize("route", [(None, "feature"), ("reference", "feature"), ("reference", "label")], ids=str)
 @pytest.mark.parametrize("kind", _other_projectors())
-def test_module_computes_what_its_projectors_say(kind):
-    """Whatever was done to them; twice, as a training loop would."""
+def test_module_computes_what_its_projectors_say(kind, route):
+    """Whatever was done to them; twice, as a training loop would. Against the layers themselves, one by one."""
     torch.manual_seed(0)
-    module = _other_projectors()[kind]()
+    backend, resolution = route
+    module = _other_projectors()[kind](backend=backend, resolution=resolution)
     student, teacher = torch.randn(2, 8, 6, 7, requires_grad=True), torch.randn(2, 12, 6, 7)
     labels = make_labels(2, (24, 28), 5)
     for _ in range(2):
         tensors = [student, *module.parameters()]
         loss = module(student, teacher, labels).loss
-        expected = reference.hakd_loss(
-            module.student_projector(student), module.teacher_projector(teacher), labels, temperature=2.0,
-            proj_weight=1.0, resolution="feature",
-        )  # fmt: skip
+        projected = [torch.nn.Sequential(*p)(x) for p, x in zip(module.children(), (student, teacher), strict=True)]
+        expected = reference.hakd_loss(*projected, labels, temperature=2.0, proj_weight=1.0, resolution=resolution)
         assert relative_l2(loss, expected) <= 1e-5
         for a, e in zip(torch.autograd.grad(loss, tensors), torch.autograd.grad(expected, tensors), strict=True):
             assert relative_l2(a, e) <= 2e-5

@@ -322,7 +322,7 @@ def test_second_derivatives_are_a_clear_error():
 def test_opcheck(statistics, layout, dtype):
     features, classes = make()
     x, weight = leaves(LAYOUTS[layout](features.to(dtype)), torch.randn(classes, features.shape[1]))
-    torch.library.opcheck(ops.project_op, (x, weight, statistics, "none"))
+    torch.library.opcheck(ops.project_op, (x, weight, statistics, "none", ""))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -335,7 +335,7 @@ def test_opcheck_of_the_loss(reduction):
     torch.library.opcheck(
         pixel_losses.normalized_hakd_op,
         (s, scales[0], scales[1], t, scales[2], scales[3], labels, pack_scalars(2.0, 1.0, 0.5), None, None, None,
-         True, False, True, "class", "kl", "label", False, 255, reduction, *wanted),
+         True, False, True, "class", "kl", "label", False, 255, reduction, *wanted, ""),
     )  # fmt: skip
 
 

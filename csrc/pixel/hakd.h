@@ -8,6 +8,8 @@
 // logarithms, in natural units, and is right for any z.
 #pragma once
 
+#include <cmath>
+
 #include "math.h"
 
 namespace hetero {
@@ -176,7 +178,7 @@ HK_INLINE void to_natural(HakdSums<V>& sums, const HakdParameters<Real>& p) {
 // and `score`.
 template <class V>
 struct HakdMeasured {
-  V z_s, step;  // z^s and z^t - z^s
+  V z_s, step;  // z^s and z^t - z^s, or -inf where z^s is
   V h_s, h_t;   // H(z^s), H(z^t)
   V z_h, score; // z^h and KEM's q
 };
@@ -184,7 +186,7 @@ struct HakdMeasured {
 template <class V>
 HK_INLINE void reliabilities(V z_s, V z_t, Chosen<V> label, HakdMeasured<V>& m) {
   m.z_s = z_s;
-  m.step = z_t - z_s;
+  m.step = select(z_s == V(-INFINITY), z_s, z_t - z_s);  // of a masked class z^h is -inf, too
   m.h_s = math::softplus(label.negate(z_s));
   m.h_t = math::softplus(label.negate(z_t));
 }
@@ -251,8 +253,8 @@ HK_INLINE void weigh_hybrid(const HakdMeasured<V>& m, Chosen<V> anchor, const Ha
   anchor.add(sums.hybrid, hybrid);
   anchor.add(sums.weighted, kept.weighted);
   // From the maxima, which is exact and no larger than it must be, where z^h - z^s may be 1e4 for a loss of 1.
-  const V below = maxima.student - m.z_s;
-  sums.value.others = fma(kept.weighted, p.cross_entropy ? below : below - (maxima.hybrid - m.z_h), sums.value.others);
+  const V below = maxima.student - m.z_s, distance = p.cross_entropy ? below : below - (maxima.hybrid - m.z_h);
+  sums.value.others = fma(kept.weighted, math::where_mass(kept.weighted, distance), sums.value.others);
 }
 
 // -log of the anchor's probability, after the unguarded and the guarded visit.

@@ -22,7 +22,15 @@ HK_INLINE SourcePosition source_position(int64_t index, int64_t fine, int64_t co
     position = (static_cast<double>(index) + 0.5) * static_cast<double>(coarse) / static_cast<double>(fine) - 0.5;
     position = position < 0.0 ? 0.0 : position;
   }
-  int64_t lower = static_cast<int64_t>(position);
+  // On a coarse position where it is one but for rounding (others are 1 / (2 fine) away): a neighbour that does not count must
+  // have a weight of exactly 0.
+  int64_t lower = static_cast<int64_t>(position + 0.5);
+  const double off = position - static_cast<double>(lower);
+  if (off < 1e-9 && off > -1e-9) {
+    position = static_cast<double>(lower);
+  } else {
+    lower = static_cast<int64_t>(position);
+  }
   lower = lower < coarse - 1 ? lower : coarse - 1;
   double fraction = position - static_cast<double>(lower);
   return {lower, lower == coarse - 1 ? 0.0 : fraction};

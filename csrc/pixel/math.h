@@ -54,14 +54,20 @@ HK_INLINE V exp2_bounded(V x) {
   return Functions<V>::exp2_bounded(x);
 }
 
-// e^x for x <= 0, about 1e-38 below -87.
+// e^x for x <= 0, and 0 below -87: what has no mass must not count, however large what it is multiplied by.
 template <class V>
-HK_INLINE V exp_nonpositive(V x) {
-  x = maximum(V(-87.f), x);
+HK_INLINE V exp_nonpositive(V power) {
+  const V lowest(-87.f), x = maximum(lowest, power);
   const V log2e(1.44269504f), whole = x * log2e;
   const V rest = fma(x, V(1.92596299e-8f), fma(x, log2e, -whole));  // of x log2(e), which is not a float
   const V e = exp2_bounded(whole);
-  return fma(e, rest * V(0.693147181f), e);
+  return select(power < lowest, V(0.f), fma(e, rest * V(0.693147181f), e));
+}
+
+// v, and 0 where there is no mass to multiply it by: a class's distance may be infinite, or not a number (-inf - -inf).
+template <class V>
+HK_INLINE V where_mass(V mass, V v) {
+  return select(mass == V(0.f), V(0.f), v);
 }
 
 // log2(1 + e) for 0 <= e < 1e37, to full relative precision.

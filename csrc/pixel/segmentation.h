@@ -28,7 +28,9 @@ template <class V>
 struct SegmentationSums {
   SplitSum<V> student;            // anchored at the label; the other three at the teacher's best class
   SplitSum<V> tempered, teacher;
-  SplitSum<V> value;              // of v_c = o^t_c - o^s_c (the anchor) and e^{o^t/T} v_c (the others)
+  // Unguarded: v_c = o^t_c - o^s_c of the anchor and e^{o^t/T} v_c of the others. Guarded: e^{o^t/T} v_c of all, v from
+  // the maxima as in hakd.h, among the others.
+  SplitSum<V> value;
   V smoothed = V(0.f);            // sum_c w_c (o^s_y - o^s_c)
 };
 
@@ -38,14 +40,8 @@ struct SegmentationMaxima {
   V student = V(0.f), teacher = V(0.f);
 };
 
-// Logits that the sums are measured from; each is looked at only where its comment says.
-template <class V>
-struct SegmentationReference {
-  V label = V(0.f);                                    // o^s_y: label smoothing, guarded visit
-  V student_anchor = V(0.f), teacher_anchor = V(0.f);  // o^s_a, o^t_a: guarded visit with a teacher
-};
-
-// `label` is Chosen, or NotChosen where the class is no pixel's label. `Smooth`: there is label smoothing.
+// `label` is Chosen, or NotChosen where the class is no pixel's label. `Smooth`: there may be label smoothing, which alone
+// looks at `o_label` here.
 template <int Power, bool Teacher, bool Guarded, bool Smooth, class V, class Label, class Real>
 HK_INLINE SegmentationClass<V> visit(V o_s, V o_t, Label label, Chosen<V> anchor, V class_weight, V o_label,
                                      const SegmentationParameters<Real>& p, const SegmentationMaxima<V>& maxima,
@@ -55,8 +51,10 @@ HK_INLINE SegmentationClass<V> visit(V o_s, V o_t, Label label, Chosen<V> anchor
     const V cold(Real(1) / p.temperature), s = o_s - maxima.student;
     kept.student = math::exp_nonpositive(s);
     if constexpr (Teacher) {
+      const V t = o_t - maxima.teacher;
       kept.tempered = math::exp_nonpositive(s * cold);
-      kept.teacher = math::exp_nonpositive((o_t - maxima.teacher) * cold);
+      kept.teacher = math::exp_nonpositive(t * cold);
+      sums.value.others = fma(kept.teacher, math::where_mass(kept.teacher, t - s), sums.value.others);
     }
   } else {
     const V tempered = math::exp2_bounded(o_s);
@@ -67,10 +65,14 @@ HK_INLINE SegmentationClass<V> visit(V o_s, V o_t, Label label, Chosen<V> anchor
   if constexpr (Teacher) {
     anchor.add(sums.tempered, Power == 1 ? kept.student : kept.tempered);
     anchor.add(sums.teacher, kept.teacher);
-    anchor.add(sums.value, o_t - o_s, kept.teacher * (o_t - o_s));
+    if constexpr (!Guarded) anchor.add(sums.value, o_t - o_s, kept.teacher * (o_t - o_s));
   }
   label.add(sums.student, kept.student);
-  if constexpr (Smooth) sums.smoothed = fma(class_weight, o_label - o_s, sums.smoothed);
+  if constexpr (Smooth) {
+    V distance = o_label - o_s;
+    if constexpr (Guarded) distance = math::where_mass(V(p.smoothing_share) * class_weight, distance);
+    sums.smoothed = fma(class_weight, distance, sums.smoothed);
+  }
   return kept;
 }
 
@@ -93,18 +95,19 @@ struct SegmentationPixel {
   V tempered, teacher, anchored;
 };
 
-// `label_weight` is the label's class weight; the factors scale the gradients of the two terms.
+// `o_label` is looked at in the guarded visit, `label_weight` is the label's class weight; the factors scale the gradients of
+// the two terms.
 template <bool Teacher, bool Guarded, class V, class Real>
 HK_INLINE SegmentationPixel<V> finish(const SegmentationSums<V>& sums, const SegmentationParameters<Real>& p,
-                                      const SegmentationReference<V>& reference, V label_weight, V task_factor,
-                                      V kd_factor, const SegmentationMaxima<V>& maxima) {
+                                      V o_label, V label_weight, V task_factor, V kd_factor,
+                                      const SegmentationMaxima<V>& maxima) {
   const V one(Real(1));
   SegmentationPixel<V> pixel;
-  const V nll = Guarded ? surprise_guarded(sums.student, maxima.student - reference.label) : surprise(sums.student);
+  const V nll = Guarded ? surprise_guarded(sums.student, maxima.student - o_label) : surprise(sums.student);
   const V inverse = one / sums.student.total(), share(p.smoothing_share), all(p.class_weight_sum);
   const V labelled_error = -sums.student.others * inverse;  // p_y - 1, without the cancellation
   const V hard = V(Real(1) - p.smoothing) * label_weight;
-  pixel.task = fma(hard, nll, share * fma(all, nll, sums.smoothed));
+  pixel.task = fma(hard, math::where_mass(hard, nll), share * math::where_mass(share, fma(all, nll, sums.smoothed)));
   pixel.student = task_factor * inverse * fma(share, all, hard);
   pixel.smooth = task_factor * share;
   pixel.labelled = task_factor * fma(hard, labelled_error, share * fma(all, one + labelled_error, -label_weight));
@@ -115,10 +118,8 @@ HK_INLINE SegmentationPixel<V> finish(const SegmentationSums<V>& sums, const Seg
     pixel.tempered = scaled * inverse_tempered;
     pixel.teacher = scaled * inverse_teacher;
     pixel.anchored = scaled * (sums.teacher.others * inverse_teacher - sums.tempered.others * inverse_tempered);
-    const V log_ratio =
-        Guarded ? surprise_guarded(sums.tempered, (maxima.student - reference.student_anchor) * cold) -
-                      surprise_guarded(sums.teacher, (maxima.teacher - reference.teacher_anchor) * cold)
-                : surprise_ratio(sums.tempered, sums.teacher);
+    const V log_ratio = Guarded ? log_total(sums.tempered) - log_total(sums.teacher)
+                                : surprise_ratio(sums.tempered, sums.teacher);
     const V differences = sums.value.others - sums.value.anchor * sums.teacher.others;
     pixel.kd = hot * hot * fma(differences * inverse_teacher, cold, log_ratio);
   }

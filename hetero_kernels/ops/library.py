@@ -7,14 +7,49 @@ fallthrough under autocast: a region changes nothing.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 NAMESPACE = "hetero_kernels"
 _library = torch.library.Library(NAMESPACE, "DEF")
+
+# torch.compile keeps compiled graphs on disk and knows operators by their names and arguments, not by the Python
+# formulas that it took their gradients from. So each operator's last argument says whose formulas those were.
+SOURCES = "str sources"
+_traced_by = ""  # of eager calls until something is compiled: nobody keeps those
+
+
+definitions: dict[str, tuple[str, Callable, Callable, Callable]] = {}
+"""Schema, fake, ``setup_context`` and ``backward`` of :func:`define` by operator."""
+
+
+@functools.cache
+def digest() -> str:
+    """Of this package's version and Python sources."""
+    try:
+        version = metadata.version("hetero-kernels")
+    except metadata.PackageNotFoundError:
+        version = ""
+    found = hashlib.sha256(version.encode())
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        found.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()[:16]
+
+
+@torch.compiler.assume_constant_result
+def _traced_now() -> str:
+    global _traced_by
+    _traced_by = digest()
+    return _traced_by
 
 
 def define(
@@ -22,7 +57,9 @@ def define(
 ) -> tuple[Callable, Callable]:
     """Defines ``hetero_kernels::name`` with its fake and its autograd formula.
 
-    Returns the operator, and a function of the same arguments for those who want its gradient: in eager mode it has
+    ``schema`` and the callables know nothing of the last argument, ``SOURCES``, which is added here.
+
+    Returns the operator, and a function of the schema's arguments for those who want its gradient: in eager mode it has
     the same formula without the registered one's bookkeeping, and passes the registered one by. Whoever calls it keeps
     none of the outputs that ``setup_context`` saves: the backward may overwrite them (:func:`scale_saved`). Both
     ``setup_context`` and ``backward`` find the operator itself in ``ctx.op``, and that function in ``ctx.again``: a
@@ -31,16 +68,20 @@ def define(
 
     def setup(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.op, ctx.again = op, differentiable
-        setup_context(ctx, inputs, output)
+        setup_context(ctx, inputs[:-1], output)
 
+    def formula(ctx: Any, *grads: Any) -> tuple:
+        return (*backward(ctx, *grads), None)
+
+    definitions[name] = (schema, fake, setup_context, backward)
     tags = [torch.Tag.pt2_compliant_tag]
     if "Tensor scalars" in schema:
         # The host reads weights and temperatures to choose launches: a replayed CUDA graph would keep the first ones.
         tags.append(torch.Tag.cudagraph_unsafe)
-    _library.define(name + schema, tags=tags)
+    _library.define(name + schema.replace(") -> ", f", {SOURCES}) -> ", 1), tags=tags)
     qualified = f"{NAMESPACE}::{name}"
-    torch.library.register_fake(qualified, fake, lib=_library)
-    torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)
+    torch.library.register_fake(qualified, lambda *args: fake(*args[:-1]), lib=_library)
+    torch.library.register_autograd(qualified, formula, setup_context=setup, lib=_library)
     for device in ("CPU", "CUDA"):
         _library.impl(name, torch.library.fallthrough_kernel, f"Autocast{device}")
     op = getattr(torch.ops.hetero_kernels, name).default
@@ -48,12 +89,14 @@ def define(
     class Transformable(torch.autograd.Function):
         """As torch.func wants it; apply() then inspects forward's signature at every call."""
 
+        generate_vmap_rule = True
+
         @staticmethod
         def forward(*args: Any) -> Any:
             return op(*args)
 
     Transformable.setup_context = staticmethod(setup)  # type: ignore[method-assign]
-    Transformable.backward = staticmethod(backward)  # type: ignore[method-assign]
+    Transformable.backward = staticmethod(formula)  # type: ignore[method-assign]
 
     class Function(torch.autograd.Function):
         @staticmethod
@@ -61,15 +104,19 @@ def define(
             with torch._C._AutoDispatchBelowAutograd():
                 output = op(*args)
             setup(ctx, args, output)
-            ctx.owns_outputs = True
+            # Hooks may keep what they are given, and hand out again what they keep.
+            ctx.owns_outputs = torch._C._autograd._top_saved_tensors_default_hooks(True) is None
             return output
 
-    Function.backward = staticmethod(backward)  # type: ignore[method-assign]
+    Function.backward = staticmethod(formula)  # type: ignore[method-assign]
 
     def differentiable(*args: Any) -> Any:
-        grad = torch.is_grad_enabled()
         if torch.compiler.is_compiling():
-            return op(*args)
+            return op(*args, _traced_now())
+        args = (*args, _traced_by)
+        grad = torch.is_grad_enabled()
+        if forward_ad._current_level >= 0:
+            _no_tangents(name, args)
         if torch._C._are_functorch_transforms_active():
             return Transformable.apply(*args) if grad else op(*args)
         if grad:
@@ -78,6 +125,14 @@ def define(
             return op(*args)
 
     return op, differentiable
+
+
+def _no_tangents(name: str, args: tuple) -> None:
+    """Without a derivative of their own in forward mode, operators would return silent zeros."""
+    if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args):
+        raise NotImplementedError(
+            f"hetero_kernels: {name} has no forward-mode derivative; backend='reference' has every kind of derivative"
+        )
 
 
 TRITON_SUFFIX = "_triton"  # of operators that the Triton kernels implement
@@ -93,7 +148,7 @@ def define_both(
     """
     op, compiled = define(name, schema, fake, setup_context, backward)
     _, twin = define(name + TRITON_SUFFIX, schema, fake, setup_context, backward)
-    _library.impl(name + TRITON_SUFFIX, lambda *args: triton()(*args), "CompositeExplicitAutograd")
+    _library.impl(name + TRITON_SUFFIX, lambda *args: triton()(*args[:-1]), "CompositeExplicitAutograd")
     return op, {"cpu": compiled, "cuda": compiled, "triton": twin}
 
 
@@ -114,9 +169,9 @@ def pack_scalars(*values: float) -> Tensor:
     """Weights and temperatures as one float64 CPU tensor: operators that took them as numbers would be
     recompiled for every new value."""
     if torch.compiler.is_compiling():
-        one = torch.ones((), dtype=torch.float64)
+        one = torch.ones((), dtype=torch.float64, device="cpu")
         return torch.stack([one * value for value in values])
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 # A saved gradient times the incoming one. An operator of its own because its autograd formula is where a second
@@ -148,15 +203,16 @@ scale_gradient_op, scale_gradient = define(
     setup_context=no_context,
     backward=no_second_derivative,
 )
-_library.impl("scale_gradient", _scale, "CompositeExplicitAutograd")
+_library.impl("scale_gradient", lambda *args: _scale(*args[:-1]), "CompositeExplicitAutograd")
 
 
-def _last_to_look(ctx: Any) -> bool:
-    """Whether nothing but the running backward will read what ``ctx`` saved: no caller holds the operator's outputs,
-    the graph is freed afterwards, and no transform or derivative of the backward stands in between."""
+def _last_to_look(ctx: Any, factor: Tensor | None) -> bool:
+    """Whether nothing but the running backward will read what ``ctx`` saved: no caller or hook holds the operator's
+    outputs, the graph is freed afterwards, and no transform, batch or derivative of the backward stands in between."""
     return (
         getattr(ctx, "owns_outputs", False)
         and not torch.is_grad_enabled()
+        and not (factor is not None and torch._C._functorch.is_legacy_batchedtensor(factor))  # is_grads_batched=True
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._autograd._get_current_graph_task_keep_graph()
@@ -194,7 +250,7 @@ def saved_pass(
 
 def scale_saved(ctx: Any, gradient: Tensor, factor: Tensor | None, like: Tensor) -> Tensor:
     """:func:`scale_gradient` within a backward, in the memory of ``gradient`` where nobody else looks at that again."""
-    if not _last_to_look(ctx):
+    if not _last_to_look(ctx, factor):
         return scale_gradient(gradient, factor, like)
     # A loss that is differentiated itself comes with a factor of one; on a GPU, asking would wait for it.
     if factor is not None and not (type(factor) is Tensor and factor.is_cpu and factor.item() == 1.0):

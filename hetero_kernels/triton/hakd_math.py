@@ -27,6 +27,8 @@ from .pixel_math import (
     sigmoid,
     softplus,
     total,
+    value_of,
+    where_mass,
 )
 
 # Bounded -------------------------------------------------------------------------------------------------------
@@ -234,7 +236,8 @@ def mix(z_s, z_t, labelled, KMM: tl.constexpr):
         both = h_s + reliability(z_t[i], labelled[i])
         z_h = z_t[i]  # itself without mixing: z^s + (z^t - z^s) would round away what a sure teacher says
         if KMM:
-            z_h = z_s[i] + (h_s + MIX_GUARD) / (both + 2.0 * MIX_GUARD) * (z_t[i] - z_s[i])
+            step = tl.where(z_s[i] == float("-inf"), z_s[i], z_t[i] - z_s[i])  # of a masked class z^h is -inf, too
+            z_h = z_s[i] + (h_s + MIX_GUARD) / (both + 2.0 * MIX_GUARD) * step
         reliabilities += tl.sum(both, 0)
         hybrid = hybrid + (z_h,)
         score = score + (h_s + tl.maximum(h_s - reliability(z_h, labelled[i]), 0.0),)
@@ -285,7 +288,7 @@ def hakd_row(
     w_sums = (pick(weighted, anchor), others(weighted, anchor))
     value = tl.zeros_like(m_s)
     for i in tl.static_range(len(c)):
-        value += tl.sum(weighted[i] * value_of(z_s[i], m_s, z_h[i], m_h, CE), 0)
+        value += tl.sum(where_mass(weighted[i], value_of(z_s[i], m_s, z_h[i], m_h, CE)), 0)
     hakd, factors = finish(s_sums, h_sums, w_sums, value, weight_sum, temperature, hakd_factor, KEM, CE)
     g_s, g_t = (), ()
     for i in tl.static_range(len(c)):
@@ -296,15 +299,6 @@ def hakd_row(
         if PROJ:
             g_t = g_t + (t,)
     return hakd, reliabilities / classes, g_s, g_t
-
-
-@triton.jit
-def value_of(z_s, m_s, z_h, m_h, CE: tl.constexpr):
-    """v of csrc/pixel/hakd.h's guarded `finish`, of a block: (m^s - z^s) - (m^h - z^h), or m^s - z^s for "ce"."""
-    v = m_s[None, :] - z_s
-    if not CE:
-        v -= m_h[None, :] - z_h
-    return v
 
 
 @triton.jit

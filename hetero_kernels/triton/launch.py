@@ -167,7 +167,9 @@ def label_argument(labels: Tensor, size: tuple[int, int], num_classes: int, igno
     sampled = (height, width) != size
     if labels.device.type == "cpu":
         rows, columns = (
-            (torch.arange(n, dtype=torch.float32) * s).long().clamp(max=m - 1) if sampled else torch.arange(n)
+            (torch.arange(n, dtype=torch.float32, device="cpu") * s).long().clamp(max=m - 1)
+            if sampled
+            else torch.arange(n, device="cpu")
             for n, s, m in zip(size, scales, (height, width), strict=True)
         )
         used = labels[:, rows[:, None], columns].long()

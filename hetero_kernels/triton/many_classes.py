@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .hakd_math import evaluate, finish, gradient_block, mix, value_of
-from .pixel_math import PADDING, best_class, exp_nonpositive, numerators, others
+from .hakd_math import evaluate, finish, gradient_block, mix
+from .pixel_math import LOWEST, PADDING, best_class, exp_nonpositive, numerators, others, value_of, where_mass
 from .reduction import store_maps, store_sums, term_scale
 from .segmentation_math import (
     cross_entropy_block,
@@ -81,7 +81,8 @@ def load_pixels(network, c, classes, pixels, y, site, DIRECT: tl.constexpr):
         below += part * load_block(network, c, classes, pixels.image, site.row, right)
         above = (1.0 - part) * load_block(network, c, classes, pixels.image, above_row, left)
         above += part * load_block(network, c, classes, pixels.image, above_row, right)
-        z = (1.0 - site.part)[None, :] * below + site.part[None, :] * above
+        part = site.part[None, :]
+        z = tl.where(part == 0.0, below, (1.0 - part) * below + part * above)  # which may be infinite
     return z
 
 
@@ -158,9 +159,10 @@ def hakd_many_kernel(
     a_s = load_pixels(student, a, classes, pixels, y, s_site, STUDENT_DIRECT)
     a_t = load_pixels(teacher, a, classes, pixels, y, t_site, TEACHER_DIRECT)
     a_both, a_h, a_score = mix((a_s,), (a_t,), (a == label[None, :],), KMM)
-    # Maxima start at the anchor; each block's may raise them, which rescales what was added up before.
+    # Maxima start at the anchor; each block's may raise them, which rescales what was added up before. Never at -inf,
+    # which has no distance from itself.
     s_at, h_at = tl.sum(a_s, 0), tl.sum(a_h[0], 0)
-    m_s, m_h, m_q = s_at, h_at, tl.sum(a_score[0], 0)
+    m_s, m_h, m_q = tl.maximum(s_at, LOWEST), tl.maximum(h_at, LOWEST), tl.sum(a_score[0], 0)
     s_others, weight_sum = tl.zeros(pixels.x.shape, tl.float32), tl.zeros(pixels.x.shape, tl.float32)
     h_others, w_others, v_others, reliabilities = s_others, s_others, s_others, s_others
     for start in range(0, visited(pixels, classes), CLASSES):
@@ -185,7 +187,7 @@ def hakd_many_kernel(
         if KEM == "class":
             w_scale *= q_scale
         v = value_of(z_s, m_s, z_h[0], m_h, CE)
-        v_others = (v_others + w_others * rise) * w_scale + others((weighted * v,), anchor)
+        v_others = (v_others + w_others * rise) * w_scale + others((where_mass(weighted, v),), anchor)
         w_others = w_others * w_scale + others((weighted,), anchor)
         s_others = s_others * s_scale + others(numerators((z_s,), m_s, cold), anchor)
         h_others = h_others * h_scale + others(hybrid, anchor)
@@ -194,7 +196,7 @@ def hakd_many_kernel(
     a_weight = evaluate(a_score, m_q, (a,), classes, measures(spatial_sums, pixels, a, classes, KEM), KEM)
     s_anchor, h_anchor = exp_nonpositive((s_at - m_s) * cold), exp_nonpositive((h_at - m_h) * cold)
     w_anchor = h_anchor * tl.sum(a_weight[0], 0)
-    value = v_others + w_anchor * tl.sum(value_of(a_s, m_s, a_h[0], m_h, CE), 0)
+    value = v_others + where_mass(w_anchor, tl.sum(value_of(a_s, m_s, a_h[0], m_h, CE), 0))
     hakd, factors = finish(
         (s_anchor, s_others), (h_anchor, h_others), (w_anchor, w_others), value, weight_sum, temperature, hakd_factor,
         KEM, CE,
@@ -260,19 +262,18 @@ def segmentation_many_kernel(
     at_label = tl.maximum(label, 0)[None, :]
     o_label = tl.sum(load_pixels(student, at_label, classes, pixels, y, s_site, STUDENT_DIRECT), 0)
     label_weight = tl.sum(load_weight(class_weight, at_label, classes, HAS_WEIGHT), 0)
-    a_s, a_t, m_t = m_s, m_s, m_s
+    a_s, m_t = m_s, m_s
     if HAS_TEACHER:
         best, m_t = best_of_all(teacher, classes, pixels, y, t_site, CLASSES, TEACHER_DIRECT)
         a_s = tl.sum(load_pixels(student, best[None, :], classes, pixels, y, s_site, STUDENT_DIRECT), 0)
-        a_t = tl.sum(load_pixels(teacher, best[None, :], classes, pixels, y, t_site, TEACHER_DIRECT), 0)
     rest, weight_sum = tl.zeros(pixels.x.shape, tl.float32), tl.zeros(pixels.x.shape, tl.float32)
-    smoothed, s_others, t_others, differences = rest, rest, rest, rest
+    smoothed, s_others, t_others, value = rest, rest, rest, rest
     for start in range(0, visited(pixels, classes), CLASSES):
         c = (start + tl.arange(0, CLASSES))[:, None]
         o_s = load_pixels(student, c, classes, pixels, y, s_site, STUDENT_DIRECT)
         weight = load_weight(class_weight, c, classes, HAS_WEIGHT)
         rest += others((exp_nonpositive(o_s - m_s[None, :]),), (c == label[None, :],))
-        smoothed += tl.sum(weight * (o_label[None, :] - o_s), 0)
+        smoothed += tl.sum(where_mass(weight, o_label[None, :] - o_s), 0)
         weight_sum += tl.sum(weight, 0)
         if HAS_TEACHER:
             o_t = load_pixels(teacher, c, classes, pixels, y, t_site, TEACHER_DIRECT)
@@ -280,7 +281,7 @@ def segmentation_many_kernel(
             numerator = numerators((o_t,), m_t, cold)
             s_others += others(numerators((o_s,), m_s, cold), anchor)
             t_others += others(numerator, anchor)
-            differences += others((numerator[0] * ((o_t - o_s) - (a_t - a_s)[None, :]),), anchor)
+            value += tl.sum(where_mass(numerator[0], value_of(o_s, m_s, o_t, m_t, False)), 0)
 
     numerator = exp_nonpositive(o_label - m_s)
     task, task_factors = finish_cross_entropy(
@@ -289,9 +290,8 @@ def segmentation_many_kernel(
     kd = tl.zeros(pixels.x.shape, tl.float32)
     if HAS_TEACHER:
         kd, kd_factors = finish_distillation(
-            (exp_nonpositive((a_s - m_s) * cold), s_others), (exp_nonpositive((a_t - m_t) * cold), t_others),
-            differences, m_s - a_s, m_t - a_t, temperature,
-        )  # fmt: skip
+            (exp_nonpositive((a_s - m_s) * cold), s_others), (tl.zeros_like(m_t) + 1.0, t_others), value, temperature
+        )
     nothing = tl.where(wrong, float("nan"), 0.0)
     task, kd = tl.where(valid, task, nothing), tl.where(valid, kd, nothing)
     store_maps(output, pixels, y, grid, task, kd, MAPS)

@@ -104,8 +104,8 @@ def hakd_rows(
         s_f = fraction(y, s_row, student.height, grid.height, ALIGN)
         t_f = fraction(y, t_row, teacher.height, grid.height, ALIGN)
         factor = pixel_factor(upstream, pixels, y, UPSTREAM)
-        z_s = logits_of(s_band, s_f, STUDENT_DIRECT)
-        z_t = logits_of(t_band, t_f, TEACHER_DIRECT)
+        z_s = logits_of(s_band, s_f, STUDENT_DIRECT, BOUNDED)
+        z_t = logits_of(t_band, t_f, TEACHER_DIRECT, BOUNDED)
         if BOUNDED:
             hakd, proj, g_s, g_t = hakd_row_bounded(
                 z_s, z_t, c, classes, label, temperature, factor * hakd_scale, factor * proj_scale,

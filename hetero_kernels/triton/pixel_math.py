@@ -15,14 +15,15 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 MIX_GUARD = tl.constexpr(1e-6)  # eps of section 3
 PADDING = tl.constexpr(-1e30)
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # float32's
 
 # Exponentials and logarithms -----------------------------------------------------------------------------------
 
 
 @triton.jit
 def exp_nonpositive(x):
-    """e^x for x <= 0, 1e-38 below -87."""
-    x = tl.maximum(x, -87.0, propagate_nan=tl.PropagateNan.ALL)
+    """e^x for x <= 0, and 0 below -104: what has no mass must not count, however large what it is multiplied by."""
+    x = tl.maximum(x, -110.0, propagate_nan=tl.PropagateNan.ALL)  # -inf - -inf would follow
     whole = x * 1.44269504
     rest = tl.fma(x, 1.92596299e-8, tl.fma(x, 1.44269504, -whole))  # of x log2(e), which is not a float
     e = tl.exp2(whole)
@@ -100,11 +101,9 @@ def product(x, y):
 
 
 @triton.jit
-def difference(x, y):
-    out = ()
-    for i in tl.static_range(len(x)):
-        out = out + (x[i] - y[i],)
-    return out
+def where_mass(mass, v):
+    """``mass v``, and 0 where there is no mass: a class's distance may be infinite, or not a number (-inf - -inf)."""
+    return tl.where(mass == 0.0, 0.0, mass * v)
 
 
 @triton.jit
@@ -165,6 +164,15 @@ def numerators(z, m, cold):
     for i in tl.static_range(len(z)):
         out = out + (exp_nonpositive((z[i] - m[None, :]) * cold),)
     return out
+
+
+@triton.jit
+def value_of(z_s, m_s, z_h, m_h, CE: tl.constexpr):
+    """v of csrc/pixel/hakd.h's guarded `finish`, of a block: (m^s - z^s) - (m^h - z^h), or m^s - z^s for "ce"."""
+    v = m_s[None, :] - z_s
+    if not CE:
+        v -= m_h[None, :] - z_h
+    return v
 
 
 @triton.jit

@@ -10,16 +10,17 @@ import triton.language as tl
 
 from .pixel_math import (
     best_class,
-    difference,
     exp_nonpositive,
     highest,
     is_class,
+    log_total,
     numerators,
     others,
     pick,
-    product,
     surprise,
     total,
+    value_of,
+    where_mass,
 )
 
 
@@ -36,7 +37,7 @@ def cross_entropy_row(o, c, classes, label, class_weight, weight_sum, smoothing)
     full_weight, smoothed = (), ()
     for i in tl.static_range(len(o)):
         full_weight = full_weight + (class_weight[i] + tl.zeros_like(o[i]),)
-        smoothed = smoothed + (class_weight[i] * (o_label[None, :] - o[i]),)
+        smoothed = smoothed + (where_mass(class_weight[i], o_label[None, :] - o[i]),)
     label_weight = pick(full_weight, labelled)
     task, factors = finish_cross_entropy(
         at_label, rest, m - o_label, total(smoothed), label_weight, weight_sum, smoothing / classes, smoothing
@@ -54,7 +55,7 @@ def finish_cross_entropy(at_label, rest, distance, smoothed, label_weight, weigh
     nll = surprise(at_label, rest, distance)
     inverse = 1.0 / (at_label + rest)
     hard = (1.0 - smoothing) * label_weight
-    task = hard * nll + share * (weight_sum * nll + smoothed)
+    task = where_mass(hard, nll) + where_mass(share, weight_sum * nll + smoothed)
     error = -rest * inverse  # p_y - 1, without the cancellation
     label_gradient = hard * error + share * (weight_sum * (1.0 + error) - label_weight)
     return task, (inverse * (share * weight_sum + hard), label_gradient, share)
@@ -73,14 +74,12 @@ def distillation_row(o_s, o_t, c, temperature):
     anchor = is_class(c, best_class(o_t, c))
     m_s, m_t = highest(o_s), highest(o_t)
     student, teacher = numerators(o_s, m_s, cold), numerators(o_t, m_t, cold)
-    step = difference(o_t, o_s)
     s_anchor, s_others = pick(student, anchor), others(student, anchor)
     t_anchor, t_others = pick(teacher, anchor), others(teacher, anchor)
-    s_distance, t_distance = m_s - pick(o_s, anchor), m_t - pick(o_t, anchor)
-    differences = others(product(teacher, step), anchor) - pick(step, anchor) * t_others
-    kd, factors = finish_distillation(
-        (s_anchor, s_others), (t_anchor, t_others), differences, s_distance, t_distance, temperature
-    )
+    value = tl.zeros_like(m_s)
+    for i in tl.static_range(len(c)):
+        value += tl.sum(where_mass(teacher[i], value_of(o_s[i], m_s, o_t[i], m_t, False)), 0)
+    kd, factors = finish_distillation((s_anchor, s_others), (t_anchor, t_others), value, temperature)
     gradient = ()
     for i in tl.static_range(len(c)):
         gradient = gradient + (distillation_block(student[i], teacher[i], anchor[i], factors, temperature),)
@@ -88,16 +87,15 @@ def distillation_row(o_s, o_t, c, temperature):
 
 
 @triton.jit
-def finish_distillation(student, teacher, differences, s_distance, t_distance, temperature):
+def finish_distillation(student, teacher, value, temperature):
     """A pixel's divergence and the factors of its gradient, of e^{(o - m) / T} in pairs: the anchor's, the others' sum.
 
-    ``differences``: the others' sum of e^{(o^t - m) / T} (v_c - v_a), v = o^t - o^s.
+    ``value``: the sum over all classes of e^{(o^t - m) / T} v, see :func:`value_of`.
     """
     cold = 1.0 / temperature
-    log_ratio = surprise(student[0], student[1], s_distance * cold)
-    log_ratio -= surprise(teacher[0], teacher[1], t_distance * cold)
+    log_ratio = log_total(student[0], student[1]) - log_total(teacher[0], teacher[1])
     s_inverse, t_inverse = 1.0 / (student[0] + student[1]), 1.0 / (teacher[0] + teacher[1])
-    kd = temperature * temperature * (differences * t_inverse * cold + log_ratio)
+    kd = temperature * temperature * (value * t_inverse * cold + log_ratio)
     return kd, (s_inverse, t_inverse, teacher[1] * t_inverse - student[1] * s_inverse)
 
 

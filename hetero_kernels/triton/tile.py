@@ -82,7 +82,8 @@ class Pixels(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """A network's coarse neighbours of a tile's pixels, and the weight of the right one."""
+    """A network's coarse neighbours of a tile's pixels, and the weight of the right one. A pixel on a coarse position
+    has it as both, half of each: an infinity beside it must not be multiplied by 0."""
 
     left: Any
     right: Any
@@ -154,7 +155,9 @@ def columns_of(pixels, network, grid, ALIGN: tl.constexpr):
     left = lower(pixels.x, network.width, grid.width, ALIGN)
     part = fraction(pixels.x, left, network.width, grid.width, ALIGN)
     first = lower(pixels.first, network.width, grid.width, ALIGN)
-    return Columns(left, tl.minimum(left + 1, network.width - 1), part, first)
+    on = part == 0.0
+    right = tl.where(on, left, tl.minimum(left + 1, network.width - 1))
+    return Columns(left, right, tl.where(on, 0.5, part), first)
 
 
 @triton.jit
@@ -228,11 +231,14 @@ def load_row(network, c, classes, image, row, column):
 
 
 @triton.jit
-def between(a, b, part):
-    """(1 - f) a + f b, not a + f (b - a): between -10 and 10 the difference alone is off by 1e-6."""
+def between(a, b, part, FINITE: tl.constexpr):
+    """(1 - f) a + f b, not a + f (b - a): between -10 and 10 the difference alone is off by 1e-6. FINITE: so is b."""
     out = ()
     for i in tl.static_range(len(a)):
-        out = out + ((1.0 - part) * a[i] + part * b[i],)
+        z = (1.0 - part) * a[i] + part * b[i]
+        if not FINITE:
+            z = tl.where(part == 0.0, a[i], z)
+        out = out + (z,)
     return out
 
 
@@ -262,12 +268,12 @@ def load_band(network, c, classes, pixels, columns, grid, ALIGN: tl.constexpr, D
 
 
 @triton.jit
-def logits_of(band, f, DIRECT: tl.constexpr):
-    """Blocks of logits ``f`` of the way between a band's rows."""
+def logits_of(band, f, DIRECT: tl.constexpr, FINITE: tl.constexpr = False):
+    """Blocks of logits ``f`` of the way between a band's rows. FINITE: no logit is infinite."""
     if DIRECT:
         return band[0]
     else:
-        return between(band[0], band[1], f)
+        return between(band[0], band[1], f, FINITE)
 
 
 @triton.jit

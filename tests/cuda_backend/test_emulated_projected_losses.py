@@ -22,6 +22,7 @@ from test_projected_losses import (  # noqa: F401
     test_gradients_keep_the_features_memory_format,
     test_layouts,
     test_logits_of_any_size,
+    test_masked_classes,
     test_normalizer_and_terms,
     test_nothing_to_average,
     test_only_pixels_that_count_spread_what_is_not_a_number,

@@ -64,7 +64,7 @@ def _refuse_float64(**tensors: Tensor | None) -> None:
 
 def _unwritten(wanted: bool, *shape: int) -> Tensor:
     """NaN: what a kernel forgets to write shows."""
-    return torch.full(shape if wanted else (0,), torch.nan)
+    return torch.full(shape if wanted else (0,), torch.nan, dtype=torch.float32, device="cpu")
 
 
 def _run(
@@ -170,36 +170,15 @@ def _project_back(logit_gradient: Tensor, weight: Tensor, factor: Tensor | None,
     return out
 
 
-def _register(name: str, formulas: tuple, table: dict, implementation: Any) -> None:
-    schema = str(getattr(torch.ops.hetero_kernels, name).default._schema).removeprefix(f"{library.NAMESPACE}::{name}")
-    _, table[NAME] = library.define(f"{name}_{NAME}", schema, *formulas)
-    library._library.impl(f"{name}_{NAME}", implementation, "CPU")
+def _register(name: str, table: dict, implementation: Any) -> None:
+    _, table[NAME] = library.define(f"{name}_{NAME}", *library.definitions[name])
+    library._library.impl(f"{name}_{NAME}", lambda *args: implementation(*args[:-1]), "CPU")
 
 
-_register(
-    "hakd_loss",
-    (pixel_losses._hakd_fake, pixel_losses._hakd_setup, pixel_losses._hakd_backward),
-    pixel_losses._differentiable_hakd,
-    _hakd,
-)
-_register(
-    "segmentation_loss",
-    (pixel_losses._segmentation_fake, pixel_losses._segmentation_setup, pixel_losses._segmentation_backward),
-    pixel_losses._differentiable_segmentation,
-    _segmentation,
-)
-_register(
-    "project_back",
-    (projected_losses._project_back_fake, library.no_context, library.no_second_derivative),
-    projected_losses._project_back,
-    _project_back,
-)
-_register(
-    "projected_hakd_loss",
-    (projected_losses._fake, projected_losses._setup, projected_losses._backward),
-    projected_losses._differentiable_projected_hakd,
-    _projected,
-)
+_register("hakd_loss", pixel_losses._differentiable_hakd, _hakd)
+_register("segmentation_loss", pixel_losses._differentiable_segmentation, _segmentation)
+_register("project_back", projected_losses._project_back, _project_back)
+_register("projected_hakd_loss", projected_losses._differentiable_projected_hakd, _projected)
 
 
 _really_able = projected_losses.able

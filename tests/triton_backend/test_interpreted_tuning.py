@@ -5,7 +5,16 @@ import functools
 import pytest
 import torch
 from cases import OPTIONS, leaves, pairwise, relative_l2
-from gpu_cases import TRITON, make_case, run_hakd, run_segmentation
+from gpu_cases import (
+    LOWS,
+    TRITON,
+    compare_masked,
+    make_case,
+    masked,
+    run_hakd,
+    run_masked_segmentation,
+    run_segmentation,
+)
 
 from hetero_kernels import functional, reference
 from hetero_kernels.triton import tuning
@@ -37,6 +46,20 @@ def test_looped_shapes(looped, shape):
 @pytest.mark.parametrize("kind", ["trained", "huge"])
 def test_looped_segmentation_options(looped, kind, options):
     TRITON.compare(run_segmentation, "segmentation_loss", make_case("mixed strides", kind), **options)
+
+
+def test_looped_masked_classes(looped):
+    case = make_case("narrow tiles", "randn")
+    compare_masked(TRITON.hakd_loss, run_hakd, case, "student", LOWS[1])
+    compare_masked(TRITON.hakd_loss, run_hakd, case, "both", LOWS[0], part=True, divergence="ce")
+    compare_masked(TRITON.segmentation_loss, run_masked_segmentation, case, "both", LOWS[0], label_smoothing=0.1)
+    # The teacher's best class is one that the student excludes.
+    student, teacher, labels = masked(make_case("mixed strides", "randn"), "student", LOWS[0])
+    teacher[:, 2] += 20.0
+    student.requires_grad_()
+    loss = TRITON.hakd_loss(student, teacher, labels, kmm=False)
+    loss.backward()
+    assert loss == float("inf") and student.grad.isfinite().all()
 
 
 def test_looped_maxima_that_rise(looped):

@@ -25,10 +25,10 @@ class Call {
         problem_(problem),
         runtime_(runtime),
         grid_(a),
-        student_rows_(grid_.height, a.student.height, a.align_corners),
-        student_columns_(grid_.width, a.student.width, a.align_corners),
-        teacher_rows_(grid_.height, (a.teacher ? *a.teacher : a.student).height, a.align_corners),
-        teacher_columns_(grid_.width, (a.teacher ? *a.teacher : a.student).width, a.align_corners) {
+        student_rows_(grid_.height, a.student.height, a.align_corners, false),
+        student_columns_(grid_.width, a.student.width, a.align_corners, true),
+        teacher_rows_(grid_.height, (a.teacher ? *a.teacher : a.student).height, a.align_corners, false),
+        teacher_columns_(grid_.width, (a.teacher ? *a.teacher : a.student).width, a.align_corners, true) {
     std::vector<const AxisTable<Real>*> rows = {&student_rows_};
     if (a.teacher) rows.push_back(&teacher_rows_);
     items_ = make_items<Real>(a.batch, grid_.height, rows);

@@ -299,22 +299,18 @@ struct SegmentationLoop {
     alignas(64) int32_t best[V::kLanes];
     if constexpr (Teacher) best_classes(teacher, classes, x, !Guarded, best);
     const ClassPerPixel<V> anchors = Teacher ? ClassPerPixel<V>(best) : pixels.labels;
-    SegmentationReference<V> reference;
-    if constexpr (Guarded || Smooth) reference.label = pixels.labels.pick(student_logit);
-    if constexpr (Guarded && Teacher) {
-      reference.student_anchor = anchors.pick(student_logit);
-      reference.teacher_anchor = anchors.pick(teacher_logit);
-    }
+    V o_label(Real(0));
+    if constexpr (Guarded || Smooth) o_label = pixels.labels.pick(student_logit);
 
     SegmentationSums<V> sums;
     pixels.labels.each(0, classes, [&](int64_t c, auto label) HK_INLINE_LAMBDA {
       kept[c] = visit<Power, Teacher, Guarded, Smooth>(student_logit(c), teacher_logit(c), label, anchors.at(c),
-                                                       V(class_weight[c]), reference.label, p, maxima, sums);
+                                                       V(class_weight[c]), o_label, p, maxima, sums);
     });
     if constexpr (!Guarded) to_natural(sums, p);
     const V label_weight = pixels.labels.pick([&](int c) { return V(class_weight[c]); });
     const SegmentationPixel<V> done =
-        finish<Teacher, Guarded>(sums, p, reference, label_weight, pixels.factor * V(problem.coefficient[0]),
+        finish<Teacher, Guarded>(sums, p, o_label, label_weight, pixels.factor * V(problem.coefficient[0]),
                                  pixels.factor * V(problem.coefficient[1]), maxima);
     buffers.record(image, row, x0, x, n, pixels.masked(done.task), pixels.masked(done.kd));
     if (!student.gradient) return;

@@ -15,7 +15,7 @@ constexpr int64_t kTileBytes = 512 << 10;
 }  // namespace
 
 template <class Real>
-AxisTable<Real>::AxisTable(int64_t fine, int64_t coarse, bool align_corners) : identity(fine == coarse) {
+AxisTable<Real>::AxisTable(int64_t fine, int64_t coarse, bool align_corners, bool columns) : identity(fine == coarse) {
   const int64_t padded = fine + kMaxLanes;
   lower.resize(padded);
   upper.resize(padded);
@@ -26,6 +26,10 @@ AxisTable<Real>::AxisTable(int64_t fine, int64_t coarse, bool align_corners) : i
     lower[i] = static_cast<int32_t>(position.lower);
     upper[i] = static_cast<int32_t>(identity ? index : std::min(position.lower + 1, coarse - 1));
     fraction[i] = static_cast<Real>(position.fraction);
+    if (columns && !identity && position.fraction == 0) {
+      upper[i] = lower[i];
+      fraction[i] = Real(0.5);
+    }
   }
 }
 

@@ -14,7 +14,9 @@ struct AxisTable {
   std::vector<Real> fraction;
   bool identity;
 
-  AxisTable(int64_t fine, int64_t coarse, bool align_corners);
+  // `columns`: a pixel on a coarse position has it as both neighbours, half of each, so that no infinity beside it is
+  // multiplied by 0. Rows of an item share their neighbours; TileRow reads one alone.
+  AxisTable(int64_t fine, int64_t coarse, bool align_corners, bool columns);
   Axis<Real> view() const { return {lower.data(), upper.data(), fraction.data(), identity}; }
 };
 

@@ -17,11 +17,12 @@ struct TileRow {
   int64_t stride, gradient_stride;  // from class to class
   V fraction, rest;                 // of the lower row, of the upper
   bool flat, gradient;
+  bool single;                      // only the upper row is read: the lower one's weight is 0, and it may be infinite
 
   HK_INLINE V logit(int64_t c, int x) const {
     // (1 - f) u + f l, not u + f (l - u): between -10 and 10 the difference alone is off by 1e-6.
     const V z = V::load(upper + c * stride + x);
-    return flat ? z : fma(fraction, V::load(lower + c * stride + x), rest * z);
+    return single ? z : fma(fraction, V::load(lower + c * stride + x), rest * z);
   }
 
   // Takes a pixel's gradient, once for each.
@@ -102,7 +103,7 @@ class Tile {
   TileRow<V> row(int64_t row) const {
     const Real fraction = network_.rows.fraction[row];
     TileRow<V> out{upper_, lower_, upper_gradient_, lower_gradient_, block_, block_, V(fraction), V(1 - fraction), per_row(),
-                   network_.gradient != nullptr};
+                   network_.gradient != nullptr, per_row() || fraction == 0};
     if (out.gradient && direct()) {
       out.upper_gradient = gradient_row(image_, 0, row) + x0_;
       out.gradient_stride = network_.height * network_.width;

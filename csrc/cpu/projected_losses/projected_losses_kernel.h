@@ -71,7 +71,7 @@ class ProjectedTile {
   }
 
   TileRow<V> row(bool gradient) const {
-    return {logits_, logits_, gradient_, gradient_, kTile, kTile, V(Real(0)), V(Real(1)), true, gradient};
+    return {logits_, logits_, gradient_, gradient_, kTile, kTile, V(Real(0)), V(Real(1)), true, gradient, true};
   }
 
   // Features that are not numbers at pixels that do not count would spoil the sums below, by way of 0 * NaN.

@@ -67,7 +67,7 @@ HakdOutput hakd(const Tensor& student, const Tensor& teacher, const Tensor& labe
 HakdOutput hakd_loss_cpu(Tensor student, Tensor teacher, Tensor labels, Tensor packed, std::optional<Tensor> hakd_normalizer,
                          std::optional<Tensor> proj_normalizer, std::optional<Tensor> upstream, bool kmm, std::string kem,
                          std::string divergence, std::string resolution, bool align_corners, int64_t ignore_index,
-                         std::string reduction, bool student_grad, bool teacher_grad) {
+                         std::string reduction, bool student_grad, bool teacher_grad, Sources) {
   const HakdChoices choices{kmm, kem_of(kem), divergence == "ce"};
   const auto run = [&]<class Real>(Real) {
     return hakd<Real>(student, teacher, labels, packed, hakd_normalizer, proj_normalizer, upstream, choices,
@@ -83,7 +83,8 @@ NormalizedOutput normalized_hakd_loss_cpu(Tensor student, Tensor student_scale, 
                                           std::optional<Tensor> hakd_normalizer, std::optional<Tensor> proj_normalizer,
                                           std::optional<Tensor> upstream, bool student_relu, bool teacher_relu, bool kmm,
                                           std::string kem, std::string divergence, std::string resolution, bool align_corners,
-                                          int64_t ignore_index, std::string reduction, bool student_grad, bool teacher_grad) {
+                                          int64_t ignore_index, std::string reduction, bool student_grad, bool teacher_grad,
+                                          Sources) {
   STD_TORCH_CHECK(student.dim() == 4 && teacher.dim() == 4, "student_logits and teacher_logits must be [B, K, h, w]");
   const HakdChoices choices{kmm, kem_of(kem), divergence == "ce"};
   const auto run = [&]<class Real>(Real) -> NormalizedOutput {
@@ -135,7 +136,7 @@ SegmentationOutput segmentation_loss_cpu(Tensor logits, std::optional<Tensor> te
                                          std::optional<Tensor> class_weight, Tensor packed,
                                          std::optional<Tensor> task_normalizer, std::optional<Tensor> kd_normalizer,
                                          std::optional<Tensor> upstream, bool align_corners, int64_t ignore_index,
-                                         std::string reduction, bool grad) {
+                                         std::string reduction, bool grad, Sources) {
   const bool in_double = is_double(logits) || (teacher && is_double(*teacher));
   const auto run = in_double ? &segmentation<double> : &segmentation<float>;
   return run(logits, teacher, labels, class_weight, packed, task_normalizer, kd_normalizer, upstream, align_corners,

@@ -81,7 +81,8 @@ ProjectedOutput projected_hakd_loss_cpu(Tensor student_features, Tensor teacher_
                                         std::optional<Tensor> hakd_normalizer, std::optional<Tensor> proj_normalizer,
                                         std::optional<Tensor> upstream, bool kmm, std::string kem, std::string divergence,
                                         int64_t ignore_index, std::string reduction, bool student_features_grad,
-                                        bool student_weight_grad, bool teacher_features_grad, bool teacher_weight_grad) {
+                                        bool student_weight_grad, bool teacher_features_grad, bool teacher_weight_grad,
+                                        Sources) {
   const HakdChoices choices{kmm, kem_of(kem), divergence == "ce"};
   STD_TORCH_CHECK(choices.kem != Kem::kSpatial, "kem='spatial' needs all of an image's logits first: project, then hakd_loss");
   bool in_double = false;
@@ -117,7 +118,7 @@ Tensor back(const Tensor& logit_gradient, const Tensor& weight, const std::optio
   return like.scalar_type() == kCompute<Real> ? out : torch::stable::to(out, like.scalar_type());
 }
 
-Tensor project_back_cpu(Tensor logit_gradient, Tensor weight, std::optional<Tensor> factor, Tensor like) {
+Tensor project_back_cpu(Tensor logit_gradient, Tensor weight, std::optional<Tensor> factor, Tensor like, Sources) {
   return is_double(logit_gradient) ? back<double>(logit_gradient, weight, factor, like)
                                    : back<float>(logit_gradient, weight, factor, like);
 }

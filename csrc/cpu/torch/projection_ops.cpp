@@ -72,7 +72,7 @@ ProjectOutput project_as(const Tensor& features, const Tensor& weight, bool stat
   return {logits, pilot, found};
 }
 
-ProjectOutput project_cpu(Tensor features, Tensor weight, bool statistics, std::string rounding) {
+ProjectOutput project_cpu(Tensor features, Tensor weight, bool statistics, std::string rounding, Sources) {
   const auto run = is_double(features) || is_double(weight) ? &project_as<double> : &project_as<float>;
   return run(features, weight, statistics, rounding_of(rounding));
 }
@@ -130,7 +130,7 @@ GradientOutput gradients_as(const std::optional<Tensor>& logit_gradient, const s
 
 GradientOutput project_gradients_cpu(std::optional<Tensor> logit_gradient, std::optional<Tensor> statistics_gradient,
                                      Tensor features, Tensor weight, Tensor logits, Tensor pilot, Tensor statistics,
-                                     std::string rounding, bool features_grad, bool weight_grad) {
+                                     std::string rounding, bool features_grad, bool weight_grad, Sources) {
   const auto run = is_double(logits) ? &gradients_as<double> : &gradients_as<float>;
   return run(logit_gradient, statistics_gradient, features, weight, logits, pilot, statistics, rounding_of(rounding),
              features_grad, weight_grad);

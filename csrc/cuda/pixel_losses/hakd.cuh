@@ -91,7 +91,7 @@ class HakdLoss {
       terms.record(pixel, row, V(0.f), V(0.f));
       return;
     }
-    const Corners student = student_.corners(lane_, row, 1.f), teacher = teacher_.corners(lane_, row, 1.f);
+    const NaturalCorners student = student_.natural_corners(lane_, row), teacher = teacher_.natural_corners(lane_, row);
     loss_.guarded(
         pixel, tile_.image, p_.student.gradient, [&](int i) { return student.logit(first_ + i); },
         [&](int i) { return teacher.logit(first_ + i); },
@@ -149,7 +149,7 @@ class HakdScores {
   HK_DEVICE void band(int row, int end, bool) {
     for (; row < end; ++row) {
       const Pixel pixel = reader_.at(row);
-      const Corners student = student_.corners(lane_, row, 1.f), teacher = teacher_.corners(lane_, row, 1.f);
+      const NaturalCorners student = student_.natural_corners(lane_, row), teacher = teacher_.natural_corners(lane_, row);
       const int labelled = lane_.own(pixel.label);
       for (int i = 0; lane_.inside && i < lane_.classes; ++i) {
         const int c = lane_.member + i * lane_.lanes;

@@ -95,20 +95,20 @@ class SegmentationLoss {
         best_of_pixel(best);
       }
       const int anchored = own(best.number);
-      SegmentationReference<V> reference;
-      if constexpr (Smooth) reference.label = student.logit(label_position(pixel));
+      V o_label(0.f);
+      if constexpr (Smooth) o_label = student.logit(label_position(pixel));
       SegmentationSums<V> sums;
       each([&](int i) {
         const Chosen<V> label{i == labelled}, anchor{i == anchored};
         V o_t(0.f);
         if constexpr (Teacher) o_t = kept[i].teacher;
-        kept[i] = visit<Power, Teacher, false, Smooth>(student.logit(first_ + i), o_t, label, anchor, weight(i), reference.label,
+        kept[i] = visit<Power, Teacher, false, Smooth>(student.logit(first_ + i), o_t, label, anchor, weight(i), o_label,
                                                        parameters_, maxima, sums);
       });
       add_over_group<Teacher>(sums, lanes_);
       to_natural(sums, parameters_);
       const SegmentationPixel<V> done =
-          finish<Teacher, false>(sums, parameters_, reference, label_weight(pixel), V(pixel.factor * task_scale_),
+          finish<Teacher, false>(sums, parameters_, o_label, label_weight(pixel), V(pixel.factor * task_scale_),
                                  V(pixel.factor * kd_scale_), maxima);
       terms.record(pixel, row, done.task, done.kd);
       if (!wanted) continue;
@@ -134,8 +134,8 @@ class SegmentationLoss {
       return;
     }
     const int labelled = own(pixel.label);
-    const Corners student = student_.corners(lane_, row, 1.f);
-    const Corners teacher = Teacher ? teacher_->corners(lane_, row, 1.f) : student;
+    const NaturalCorners student = student_.natural_corners(lane_, row);
+    const NaturalCorners teacher = Teacher ? teacher_->natural_corners(lane_, row) : student;
     SegmentationMaxima<V> maxima;
     maxima.student = maxima.teacher = V(-INFINITY);
     BestClass best;
@@ -148,23 +148,18 @@ class SegmentationLoss {
     best_of_pixel(best);
     const int anchored = own(best.number);
     maxima.teacher = best.highest;
-    SegmentationReference<V> reference;
-    reference.label = student.logit(label_position(pixel));
-    if constexpr (Teacher) {
-      reference.student_anchor = student.logit(lane_.order.position(best.number));
-      reference.teacher_anchor = teacher.logit(lane_.order.position(best.number));
-    }
+    const V o_label = student.logit(label_position(pixel));
     SegmentationSums<V> sums, unused;
     const auto visit_class = [&](int i, SegmentationSums<V>& into) {
       const Chosen<V> label{i == labelled}, anchor{i == anchored};
       return visit<0, Teacher, true, Smooth>(student.logit(first_ + i), Teacher ? teacher.logit(first_ + i) : V(0.f), label, anchor, weight(i),
-                                             reference.label, parameters_, maxima, into);
+                                             o_label, parameters_, maxima, into);
     };
 #pragma unroll 1
     for (int i = 0; i < own_classes(); ++i) visit_class(i, sums);
     add_over_group<Teacher>(sums, lanes_);
     const SegmentationPixel<V> done =
-        finish<Teacher, true>(sums, parameters_, reference, label_weight(pixel), V(pixel.factor * task_scale_),
+        finish<Teacher, true>(sums, parameters_, o_label, label_weight(pixel), V(pixel.factor * task_scale_),
                               V(pixel.factor * kd_scale_), maxima);
     terms.record(pixel, row, done.task, done.kd);
     if (!p_.student.gradient) return;

@@ -67,6 +67,19 @@ struct Corners {
   }
 };
 
+// The same for the guarded mathematics, in natural units: what has no weight may be infinite.
+struct NaturalCorners {
+  Shared<Pair> pairs;
+  int left, right;
+  float x, y;  // weights of the right neighbours and of the lower ones
+
+  HK_DEVICE Value logit(int position) const {
+    const Pair l = pairs[left + position], r = pairs[right + position];
+    const float upper = ::fmaf(x, r.upper, (1.f - x) * l.upper);
+    return Value(y == 0.f ? upper : ::fmaf(y, ::fmaf(x, r.lower, (1.f - x) * l.lower), (1.f - y) * upper));
+  }
+};
+
 class TileNetwork {
  public:
   HK_DEVICE TileNetwork(const Network& network, const Problem& p, const Tile& tile, SharedAllocator& memory,
@@ -141,6 +154,14 @@ class TileNetwork {
     const bool single = network_.columns.identity || first_column_ + left + 1 >= network_.columns.coarse;
     return {pairs_, left * order_.pitch, (left + !single) * order_.pitch, (1.f - x) * (1.f - y) * unit, (1.f - x) * y * unit,
             x * (1.f - y) * unit, x * y * unit};
+  }
+
+  HK_DEVICE NaturalCorners natural_corners(const Lane& lane, int row) const {
+    const float x = part_[lane.column];
+    const int left = left_[lane.column] * order_.pitch;
+    // Half of the same twice, exactly, where there is one neighbour.
+    return x == 0.f ? NaturalCorners{pairs_, left, left, 0.5f, row_part_[row]}
+                    : NaturalCorners{pairs_, left, left + order_.pitch, x, row_part_[row]};
   }
 
   HK_DEVICE float row_part(int row) const { return row_part_[row]; }

@@ -22,7 +22,7 @@ using SegmentationOutput = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 HakdOutput hakd_loss_cuda(Tensor student, Tensor teacher, Tensor labels, Tensor packed, std::optional<Tensor> hakd_normalizer,
                           std::optional<Tensor> proj_normalizer, std::optional<Tensor> upstream, bool kmm, std::string kem,
                           std::string divergence, std::string resolution, bool align_corners, int64_t ignore_index,
-                          std::string reduction, bool student_grad, bool teacher_grad) {
+                          std::string reduction, bool student_grad, bool teacher_grad, Sources) {
   const std::vector<double> values = scalars(packed, 3);
   const int weighing = static_cast<int>(kem_of(kem));
   Bound bound(student, describe(student, "student_logits"), labels, hakd_normalizer, proj_normalizer, upstream, resolution == "label", align_corners,
@@ -41,7 +41,7 @@ SegmentationOutput segmentation_loss_cuda(Tensor logits, std::optional<Tensor> t
                                           std::optional<Tensor> class_weight, Tensor packed,
                                           std::optional<Tensor> task_normalizer, std::optional<Tensor> kd_normalizer,
                                           std::optional<Tensor> upstream, bool align_corners, int64_t ignore_index,
-                                          std::string reduction, bool grad) {
+                                          std::string reduction, bool grad, Sources) {
   const std::vector<double> values = scalars(packed, 4);
   Bound bound(logits, describe(logits, "logits"), labels, task_normalizer, kd_normalizer, upstream, true, align_corners, ignore_index,
               reduction);

@@ -52,7 +52,8 @@ ProjectedOutput projected_hakd_loss_cuda(Tensor student_features, Tensor teacher
                                          std::optional<Tensor> hakd_normalizer, std::optional<Tensor> proj_normalizer,
                                          std::optional<Tensor> upstream, bool kmm, std::string kem, std::string divergence,
                                          int64_t ignore_index, std::string reduction, bool student_features_grad,
-                                         bool student_weight_grad, bool teacher_features_grad, bool teacher_weight_grad) {
+                                         bool student_weight_grad, bool teacher_features_grad, bool teacher_weight_grad,
+                                         Sources) {
   const std::vector<double> values = scalars(packed, 3);
   STD_TORCH_CHECK(kem != "spatial", "kem='spatial' needs all of an image's logits first: project, then hakd_loss");
   STD_TORCH_CHECK(student_features.dim() == 4 && teacher_features.dim() == 4 && student_weight.size(0) == teacher_weight.size(0) &&
@@ -72,7 +73,7 @@ ProjectedOutput projected_hakd_loss_cuda(Tensor student_features, Tensor teacher
           student.weight_gradient, teacher.weight_gradient, student.bias_gradient, teacher.bias_gradient};
 }
 
-Tensor project_back_cuda(Tensor logit_gradient, Tensor weight, std::optional<Tensor> factor, Tensor like) {
+Tensor project_back_cuda(Tensor logit_gradient, Tensor weight, std::optional<Tensor> factor, Tensor like, Sources) {
   STD_TORCH_CHECK(logit_gradient.dim() == 4 && like.dim() == 4 && weight.dim() == 2 && logit_gradient.size(0) == like.size(0) &&
                       logit_gradient.size(1) == weight.size(0) && weight.size(1) == like.size(1) &&
                       logit_gradient.size(2) == like.size(2) && logit_gradient.size(3) == like.size(3),
