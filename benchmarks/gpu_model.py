@@ -204,6 +204,100 @@ def feature_rows(cuda: dict) -> list[tuple[object, ...]]:
     return rows
 
 
+# The projection on its own -------------------------------------------------------------------------------------------
+
+
+def _size(*tensors: Tensor | None) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+def projection_bytes(launches: list[gpu_static.Launch]) -> dict[str, tuple[int, float]]:
+    """By kernel of ``projection_launches`` bytes, and thousands of multiplications (padded); the losses on raw logits
+    count what reading these and writing their gradient takes, "loss". What a cache keeps is read once."""
+    found: dict[str, tuple[int, float]] = {}
+    for launch in launches:
+        a, given = launch.arguments, launch.constants
+        moved, multiplied = 0, 0.0
+        if launch.name in ("project_kernel", "weights_kernel"):
+            network = a["network"]
+            moved = _size(network.data)
+            moved += _size(network.gradient if launch.name == "project_kernel" else None)
+            multiplied = network.data.numel() * sum(given["BLOCKS"]) / 1000
+        if launch.name in ("weights_kernel", "project_back_kernel"):
+            moved += _size(a["gradient"].given, a["gradient"].logits)
+        if launch.name == "project_back_kernel":
+            moved += _size(a["out"])
+            multiplied = a["out"].numel() * given["CLASSES"] * -(-a["classes"] // given["CLASSES"]) / 1000
+        if launch.name == "finish_kernel":  # and the launch before it, which read the logits first
+            moved = sum(2 * _size(a[n].logits) + _size(a[f"{n}_out"]) for n in ("student", "teacher"))
+        name = "loss" if launch.name == "finish_kernel" else launch.name
+        if moved:
+            before = found.get(name, (0, 0.0))
+            found[name] = (before[0] + moved, before[1] + multiplied)
+    return found
+
+
+def projection_floor(launches: list[gpu_static.Launch]) -> int:
+    """Features read twice, their gradient written once where it is wanted; raw logits written, read twice, and their
+    gradient written and read."""
+    total = 0
+    for launch in launches:
+        if launch.name == "project_kernel":
+            network = launch.arguments["network"]
+            total += 2 * _size(network.data) + 5 * _size(network.gradient)
+        if launch.name == "project_back_kernel":
+            total += _size(launch.arguments["out"])
+    return total
+
+
+def torch_projection_bytes(launches: list[gpu_static.Launch]) -> int:
+    """What torch's convolution and batch norm read and write in the place of the kernels, forward and backward."""
+    wanted = {x.arguments["out"].shape for x in launches if x.name == "project_back_kernel"}
+    total = 0
+    for launch in launches:
+        if launch.name != "project_kernel":
+            continue
+        data, classes = launch.arguments["network"].data, launch.arguments["classes"]
+        with FakeTensorMode():
+            layers = torch.nn.Sequential(
+                torch.nn.Conv2d(data.shape[1], classes, 1, bias=False, dtype=data.dtype),
+                torch.nn.BatchNorm2d(classes, dtype=data.dtype),
+            )
+            x = torch.empty(data.shape, dtype=data.dtype, requires_grad=data.shape in wanted)
+            with _Traffic() as traffic:
+                y = layers(x)
+                y.backward(torch.empty_like(y))
+        total += traffic.bytes
+    return total
+
+
+def projection_rows() -> list[tuple[object, ...]]:
+    rows: list[tuple[object, ...]] = []
+    for classes in (19, 150):
+        launches = gpu_static.projection_launches(torch.float32, classes)
+        ours, floor, torchs = projection_bytes(launches), projection_floor(launches), torch_projection_bytes(launches)
+        kernels = {launch.name: launch for launch in launches}
+        for card in CARDS:
+            total, target = 0.0, gpu_static.TARGETS[card.target]
+            cycles, rate = card.multiprocessors * card.clock * 1e6, card.bandwidth * 1e6
+            longest = []
+            for name, (moved, multiplied) in ours.items():
+                times = {"bytes": moved / rate}
+                if multiplied:
+                    report = gpu_static.inspect(gpu_static.compile_launch(kernels[name], target), target)
+                    counted = gpu_static.instructions_per_element(kernels[name], report, 0)
+                    assert counted is not None
+                    times["issue"] = counted["instructions"] * multiplied / ISSUE_LANES / cycles
+                longest.append(max((t, cause) for cause, t in times.items()))
+                total += longest[-1][0]
+            rows.append((
+                "projection with batch norm, 512 and 2048 channels (beside torch's layers)", classes, card.name,
+                "Triton", f"{floor / rate:.3f}", f"{total:.3f}", f"mostly {max(longest)[1]}", f"{torchs / 1e9:.2f}",
+                f"{torchs / rate:.2f}", f"{torchs / rate / total:.1f}",
+            ))  # fmt: skip
+    return rows
+
+
 def table() -> str:
     """Ours and eager's, for the launches of the paper's sizes; the CUDA kernels' too where there is an nvcc."""
     header = ("loss", "K", "card", "kernels", "floor, ms (predicted)", "ours, ms (predicted)", "bound by",
@@ -229,5 +323,5 @@ def table() -> str:
                         f"{floor_bytes(launch) / (card.bandwidth * 1e6):.3f}", f"{times[cause]:.3f}", cause,
                         f"{moved / 1e9:.1f}", f"{eager:.1f}", f"{eager / times[cause]:.0f}",
                     ))  # fmt: skip
-    rows += feature_rows(cuda)
+    rows += feature_rows(cuda) + projection_rows()
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)

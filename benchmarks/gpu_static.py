@@ -230,8 +230,36 @@ def projected_launches(dtype: torch.dtype = torch.float32, classes: int = 19, fa
     return launches
 
 
+def projection_launches(dtype: torch.dtype = torch.float32, classes: int = 19, family: str = "nvidia") -> list[Launch]:
+    """A step of ``HeteroAKDLoss``'s defaults from features, ResNet101 (2048 channels, stride 8) to ResNet18 (512), at
+    the sizes of :func:`paper_launches`: batch norm in training mode, a teacher whose features need no gradient."""
+    from hetero_kernels.triton import pixel_losses, projection
+
+    batch, height, width = (16, 512, 512) if classes == 150 else (8, 512, 1024)
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    features = [empty(batch, channels, height // 8, width // 8, dtype=dtype) for channels in (512, 2048)]
+    weights = [empty(classes, x.shape[1]) for x in features]
+    labels = empty(batch, height, width, dtype=torch.int64)
+    scalars = torch.tensor([1.0, 1.0, 1.0], dtype=torch.float64)
+    with recorded_launches(family) as launches:
+        projected = [projection.project(x, w, True, "none") for x, w in zip(features, weights, strict=True)]
+        networks = [t for z, _, _ in projected for t in (z, empty(classes), empty(classes))]
+        gradients = pixel_losses.normalized_hakd_loss(
+            *networks, labels, scalars, None, None, None, False, False, True, "class", "kl", "label", False, 255,
+            "mean", True, True,
+        )[3:5]  # fmt: skip
+        for x, w, outputs, gradient in zip(features, weights, projected, gradients, strict=True):
+            student = x is features[0]
+            projection.project_gradients(gradient, outputs[2], x, w, *outputs, "none", student, True)
+    return launches
+
+
 def all_launches(dtype: torch.dtype = torch.float32, classes: int = 19, family: str = "nvidia") -> list[Launch]:
-    return paper_launches(dtype, classes, family) + projected_launches(dtype, classes, family)
+    makers = (paper_launches, projected_launches, projection_launches)
+    return [launch for make in makers for launch in make(dtype, classes, family)]
 
 
 def family_of(target: str) -> str:
@@ -244,6 +272,9 @@ def describe(launch: Launch) -> str:
     if launch.name in ("hakd_kernel", "hakd_many_kernel"):
         notes = ["feature resolution" if given["STUDENT_DIRECT"] else "label resolution"]
         notes += ["with L_proj"] if given["PROJ"] else []
+        notes += ["raw logits"] if launch.arguments["student"].scale is not None else []
+    elif launch.name == "finish_kernel" and launch.arguments["student"].scale is not None:
+        notes = ["raw logits"]
     elif launch.name in ("segmentation_kernel", "segmentation_many_kernel"):
         notes = ["CE + KD" if given["HAS_TEACHER"] else "CE"]
     return launch.name + (f" ({', '.join(notes)})" if notes else "")
@@ -283,7 +314,9 @@ def elements_per_thread(launch: Launch, classes: int) -> float:
 
 
 ROW_KERNELS = ("hakd_kernel", "segmentation_kernel")
-PRODUCT_KERNELS = ("projected_hakd_kernel", "weight_gradients_kernel", "project_back_kernel")
+PRODUCT_KERNELS = (
+    "projected_hakd_kernel", "weight_gradients_kernel", "project_kernel", "weights_kernel", "project_back_kernel",
+)  # fmt: skip
 
 
 def instructions_per_element(launch: Launch, report: Report, classes: int) -> dict[str, float] | None:

@@ -9,6 +9,8 @@ need no copy. Section numbers are those of docs/mathematics.md.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -165,7 +167,9 @@ def hakd_loss_of_projections(
     student, teacher = _with_scale(student), _with_scale(teacher)
     _check_hakd(student[0], teacher[0], labels, options, *numbers)
     normalizers = _normalizers(normalizer, ("hakd", "proj"), student[0])
-    terms = pixel_losses.normalized_hakd_loss(student, teacher, savable(labels), options, *numbers, normalizers)
+    chosen = backends.select_among(projection_ops.able(), backend, str(student[0].device))
+    check.check_compute_dtype(chosen, student_logits=student[0], teacher_logits=teacher[0])
+    terms = pixel_losses.normalized_hakd_loss(student, teacher, savable(labels), options, *numbers, normalizers, chosen)
     return HakdTerms(*terms) if return_terms else terms[0]
 
 
@@ -205,7 +209,7 @@ def projected_hakd_loss(
     of an image's logits first), one pass over the features computes loss and gradients and no logits of the batch are
     kept but their gradient (backends "cpu" and, up to 192 classes, "cuda" and "triton"; the latter reads the features
     again for the weights' gradients, and so does "cuda" beyond 32 classes or 768 channels). Elsewhere the projections
-    run on their own, on a CPU by the kernels and on a GPU as torch's matrix products in float32, and
+    run on their own, by kernels of the backends "cpu" and "triton" or as torch's matrix products in float32, and
     :func:`hakd_loss` does the rest. The results agree to rounding, and features that only ignored pixels reach
     contribute exactly 0, NaN and inf included; to that end the weight gradient on a GPU takes one more copy of the
     features.
@@ -237,7 +241,10 @@ def projected_hakd_loss(
         and chosen in able
     )
     if not one_pass:
-        project = _project if chosen in projection_ops.able() else reference.project
+        chosen = backends.select_among(projection_ops.able(), backend, str(student_features.device))
+        project: Callable[..., Projection] = reference.project
+        if chosen in projection_ops.able():
+            project = functools.partial(_project, backend=chosen)
         return hakd_loss_of_projections(
             project(student_features, student_weight, student_bias),
             project(teacher_features, teacher_weight, teacher_bias),
@@ -257,11 +264,11 @@ def projected_hakd_loss(
     return HakdTerms(*terms) if return_terms else terms[0]
 
 
-def _project(features: Tensor, weight: Tensor, bias: Tensor | None) -> Projection:
+def _project(features: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Projection:
     """As :func:`reference.project`, by the kernels."""
     dtype = compute_dtype(features, weight, bias)
     logits, _, _ = projection_ops.project(
-        savable(features), savable(weight.to(dtype) if dtype == torch.float64 else weight), False, "none"
+        savable(features), savable(weight.to(dtype) if dtype == torch.float64 else weight), False, "none", backend
     )
     logits, scale, shift, relu = _with_scale(logits)
     return logits, scale, shift if bias is None else savable(bias).to(dtype), relu

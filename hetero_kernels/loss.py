@@ -61,7 +61,8 @@ class PixelProjector(nn.Sequential):
         Pixels that reach no loss (ignored ones) contribute exactly 0 to all gradients, even NaN and inf, unless a batch
         norm in training mode takes its statistics from them or a layer was replaced or hooked.
 
-        On a CPU the kernels read the features once here and once in the backward, which has no second derivative. Under
+        The kernels of the backends "cpu" and "triton" (which an automatic choice takes on a GPU) read the features once
+        here and once in the backward, which has no second derivative. With backend="cuda", in float64 on a GPU, under
         transforms of torch.func and in forward mode torch's layers run.
         Layers that are hooked, parametrized or of other classes than this one makes are torch's to run; a
         ``RuntimeWarning`` says so once.
@@ -78,8 +79,8 @@ class PixelProjector(nn.Sequential):
 
     def _project(self, features: Tensor, backend: str | None) -> projection.Projected | Tensor:
         """Raw logits and what they mean, where the kernels can run the layers; else torch's logits."""
-        if layers := projection.ours(self, features, backend):
-            return projection.project(layers, features)
+        if ours := projection.ours(self, features, backend):
+            return projection.project(*ours, features)
         conv: Any = self[0]
         head, dtype = _convolution_of(self), _projection_dtype(features, conv.weight)
         if head is None:

@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 from .ops import backends
 from .ops import projection as ops
+from .ops.library import compute_dtype
 from .reference import savable
 
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer, FakeTensor)  # any other type may compute in a way of its own
@@ -141,10 +142,11 @@ def layers_of(projector: nn.Sequential) -> tuple[Layers | None, str]:
     return Layers(conv, norm, relu), ""
 
 
-def ours(projector: nn.Sequential, features: Tensor, backend: str | None) -> Layers | None:
-    """The layers of ``projector`` where the kernels can run it on ``features``, else None; says once why torch has to
-    where the backend could."""
-    if features.device.type != "cpu" or backends.select(backend, features.device.type) not in ops.able():
+def ours(projector: nn.Sequential, features: Tensor, backend: str | None) -> tuple[Layers, str] | None:
+    """The layers of ``projector``, and the backend that can run them on ``features``; None where none can. Says once
+    why torch has to where the backend could."""
+    chosen = backends.select_among(ops.able(), backend, str(features.device))
+    if chosen not in ops.able():
         return None
     compiling = torch.compiler.is_compiling()
     if not compiling and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
@@ -154,7 +156,10 @@ def ours(projector: nn.Sequential, features: Tensor, backend: str | None) -> Lay
         backends.warn_once(
             f"hetero_kernels leaves a projector to torch, which takes more time and memory: {reason}.", stacklevel=5
         )
-    return layers
+    if layers is None:
+        return None
+    double = compute_dtype(features, *layers.convolution.parameters()) == torch.float64
+    return None if double and chosen != "cpu" else (layers, chosen)  # GPU kernels compute in float32
 
 
 def rounding_of(features: Tensor, weight: Tensor) -> str:
@@ -165,8 +170,9 @@ def rounding_of(features: Tensor, weight: Tensor) -> str:
     return ops.ROUNDINGS.get(torch.get_autocast_dtype(device), "none")
 
 
-def project(layers: Layers, features: Tensor) -> Projected:
-    """Features [B, C, h, w] through the layers, whose buffers are updated as in torch's own forward."""
+def project(layers: Layers, backend: str, features: Tensor) -> Projected:
+    """Features [B, C, h, w] through the layers, whose buffers are updated as in torch's own forward; by what
+    :func:`ours` gave."""
     conv, norm, relu = layers
     rounding = rounding_of(features, conv.weight)
     with torch.autocast(features.device.type, enabled=False):
@@ -176,10 +182,10 @@ def project(layers: Layers, features: Tensor) -> Projected:
             _count_batch(norm, features, group)
         empty = features.shape[0] == 0 and group is None
         logits, _, statistics = ops.project(
-            savable(features), savable(conv.weight.flatten(1)), batch and not empty, rounding
+            savable(features), savable(conv.weight.flatten(1)), batch and not empty, rounding, backend
         )
         if batch and empty:  # nothing to measure
-            scale, shift = _affine(norm, torch.ones(logits.shape[1], dtype=torch.float64, device=logits.device), None)
+            scale, shift = _affine(norm, logits.new_ones(logits.shape[1], dtype=torch.float64), None)
         elif batch:
             scale, shift = _batch_normalization(norm, conv.bias, statistics, group)
             if conv.bias is not None:  # which the mean takes out again: its gradient is 0

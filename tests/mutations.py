@@ -48,6 +48,7 @@ TRITON = Suite(
     {"TRITON_INTERPRET": "1"},
 )
 TILINGS, FEATURES = "tests/triton_backend/test_interpreted_tuning.py", "tests/test_projected_losses.py"
+PROJECTION = "tests/triton_backend/test_interpreted_projection.py"
 CUDA = Suite(
     "cuda",
     "csrc/cuda",
@@ -139,10 +140,23 @@ MUTATIONS = (
     Mutation("bias-channel", "the bias's gradient is read from the last weight's column", "features.py",
              "mask=inside & (c == network.channels)", "mask=inside & (c == network.channels - 1)", "triton and values",
              FEATURES),
-    Mutation("wrong-rows", "rows that do not follow each other are read as if they did", "projected_losses.py",
+    Mutation("wrong-rows", "rows that do not follow each other are read as if they did", "launch.py",
              "return height == 1 or width == 1 or", "return True or", "triton and layouts", FEATURES),
-    Mutation("unscaled-features", "the features' gradient lacks the incoming one", "projected_losses.py",
+    Mutation("unscaled-features", "the features' gradient lacks the incoming one", "projection.py",
              "sums *= tl.load(factor).to(tl.float32)", "sums *= 1.0", "triton and values", FEATURES),
+    Mutation("no-pilot", "features far from 0 are projected as they are", "projection.py",
+             'tl.where(tl.abs(mean) < float("inf"), mean, 0.0)', "0.0 * mean", "far_from_zero", PROJECTION),
+    Mutation("between-tiles", "what lies between tiles' means is no variance", "projection.py",
+             "of_tile + number * off * off", "of_tile", "values and tiles", PROJECTION),
+    Mutation("lost-offset", "the pilot's share of the running mean has no gradient", "projection.py",
+             "g += offset.to(tl.float32) *", "g += 0.0 *", "cpus", PROJECTION),
+    Mutation("nan-weights", "features that no gradient reaches count in the weights' gradient", "projection.py",
+             "reached[None, :] != 0, f, 0.0", "reached[None, :] >= 0, f, 0.0", "no_gradient_reaches", PROJECTION),
+    Mutation("ignored-relu", "the gradient passes a ReLU that was 0", "reduction.py",
+             "<= network.floor, 0.0, g)", "<= network.floor, g, g)", "normalized", PROJECTION),
+    Mutation("raw-loop", "the loop over classes reads raw logits as they are", "many_classes.py",
+             "z = meant(network, c, classes, tl.load(at, mask=c < classes, other=0.0).to(tl.float32))",
+             "z = tl.load(at, mask=c < classes, other=0.0).to(tl.float32)", "normalized_in_the_loop", PROJECTION),
 )  # fmt: skip
 
 

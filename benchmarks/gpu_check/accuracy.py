@@ -147,12 +147,12 @@ def problems(backend: str) -> Iterator[tuple[str, Problem]]:
             for temperature in (1.0, 2.0, 4.0):
                 sure = replace(base, kind="trained", options={**options, "temperature": temperature})
                 yield f"{SHORT[loss]} trained, T={temperature:g}", sure
-    # Torch projects: other grids, other resolutions.
+    # Features are not read once: other grids, other resolutions.
     for resolution, kem in (("label", "class"), ("feature", "class"), ("feature", "spatial")):
         options = {"temperature": 2.0, "proj_weight": 0.7, "resolution": resolution, "kem": kem}
         grids = GRIDS["stride 4" if kem == "spatial" else "mixed strides"]
         problem = Problem("projected_hakd_loss", 2, 19, grids, (40, 72), bias=(True, True), options=options)
-        yield f"projected by torch, {resolution} {kem}", problem
+        yield f"projected apart, {resolution} {kem}", problem
 
 
 # Small enough for Triton's interpreter. The CPU's kernels, in the place of CUDA's, run everything.

@@ -18,7 +18,6 @@ from torch import Tensor
 from ..options import HakdOptions, SegmentationOptions
 from .library import (
     compute_dtype,
-    define,
     define_both,
     pack_scalars,
     save_pass,
@@ -136,7 +135,7 @@ def _normalized_backward(ctx: Any, grad_loss: Tensor | None, *_: object) -> tupl
     return (*gradients, *([None] * 16))
 
 
-normalized_hakd_op, _differentiable_normalized_hakd = define(
+normalized_hakd_op, _differentiable_normalized_hakd = define_both(
     "normalized_hakd_loss",
     "(Tensor student_logits, Tensor student_scale, Tensor student_shift, Tensor teacher_logits, Tensor teacher_scale,"
     " Tensor teacher_shift, Tensor labels, Tensor scalars, Tensor? hakd_normalizer, Tensor? proj_normalizer,"
@@ -147,18 +146,19 @@ normalized_hakd_op, _differentiable_normalized_hakd = define(
     fake=_normalized_fake,
     setup_context=functools.partial(save_pass, tensors=10, options=9),
     backward=_normalized_backward,
+    triton=lambda: _triton().normalized_hakd_loss,
 )
 
 
 def normalized_hakd_loss(
     student: tuple[Tensor, Tensor, Tensor, bool], teacher: tuple[Tensor, Tensor, Tensor, bool], labels: Tensor,
     options: HakdOptions, temperature: float, hakd_weight: float, proj_weight: float,
-    normalizers: tuple[Tensor | None, ...],
+    normalizers: tuple[Tensor | None, ...], backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """:func:`hakd_loss` of networks given as raw logits, scale and shift [K], and whether ReLU follows."""
     now = torch.is_grad_enabled() and options.reduction != "none"
     o = options
-    return _differentiable_normalized_hakd(
+    return _differentiable_normalized_hakd[backend](
         *student[:3], *teacher[:3], labels, pack_scalars(temperature, hakd_weight, proj_weight), *normalizers, None,
         student[3], teacher[3], o.kmm, o.kem, o.divergence, o.resolution, o.align_corners, o.ignore_index, o.reduction,
         now and any(t.requires_grad for t in student[:3]), now and any(t.requires_grad for t in teacher[:3]),

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..layout import keeps_channels_last
 from ..options import HakdOptions
 from .library import (
     compute_dtype,
@@ -47,8 +48,7 @@ def _triton() -> types.ModuleType:
 
 
 def _project_back_fake(logit_gradient, weight, factor, like):
-    channels_last = like.stride(1) == 1 and like.shape[1] > 1
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    memory_format = torch.channels_last if keeps_channels_last(like) else torch.contiguous_format
     return torch.empty_like(like, memory_format=memory_format)
 
 

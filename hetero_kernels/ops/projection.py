@@ -11,27 +11,23 @@ of features and weight; what W f0 gets is the weight's alone. All pixels count, 
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .library import compute_dtype, define, no_context, no_second_derivative
+from ..layout import reads_channels_last
+from .library import compute_dtype, define_both, no_context, no_second_derivative, same_backend
 
 ROUNDINGS = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 """What factors are rounded to first, as ``torch.autocast`` would; anything else is "none"."""
 
 
-def reads_channels_last(features: Tensor) -> bool:
-    """Whether the kernels read features [B, C, h, w] with neighbouring channels side by side; their gradient has the
-    same order."""
-    _, channels, height, width = features.shape
-    _, by_channel, by_row, by_column = features.stride()
-    channels_adjacent = channels == 1 or by_channel == 1
-    if height * width == 1:
-        return channels_adjacent
-    joined = height == 1 or width == 1 or by_row == by_column * width
-    return joined and channels_adjacent and (by_column if width > 1 else by_row) != 1
+def _triton() -> types.ModuleType:
+    from ..triton import projection
+
+    return projection
 
 
 # project_gradients ---------------------------------------------------------------------------------------------
@@ -48,7 +44,7 @@ def _gradients_fake(
     )
 
 
-_, _project_gradients = define(
+_, _project_gradients = define_both(
     "project_gradients",
     "(Tensor? logit_gradient, Tensor? statistics_gradient, Tensor features, Tensor weight, Tensor logits, Tensor pilot,"
     " Tensor statistics, str rounding, bool features_grad, bool weight_grad)"
@@ -56,6 +52,7 @@ _, _project_gradients = define(
     fake=_gradients_fake,
     setup_context=no_context,
     backward=no_second_derivative,
+    triton=lambda: _triton().project_gradients,
 )
 
 # project -------------------------------------------------------------------------------------------------------
@@ -82,25 +79,33 @@ def _backward(ctx: Any, by_logits: Tensor | None, _: object, by_statistics: Tens
     needed = ctx.needs_input_grad[:2]
     if (by_logits is None and by_statistics is None) or not any(needed):
         return None, None, None, None
-    gradients = _project_gradients(by_logits, by_statistics, *ctx.saved_tensors, ctx.rounding, *needed)
+    project_gradients = same_backend(_project_gradients, ctx.op, "project")
+    gradients = project_gradients(by_logits, by_statistics, *ctx.saved_tensors, ctx.rounding, *needed)
     return (*(g if n else None for g, n in zip(gradients, needed, strict=True)), None, None)
 
 
-project_op, project = define(
+project_op, _differentiable_project = define_both(
     "project",
     "(Tensor features, Tensor weight, bool statistics, str rounding)"
     " -> (Tensor logits, Tensor pilot, Tensor statistics_of_logits)",
     fake=_fake,
     setup_context=_setup,
     backward=_backward,
+    triton=lambda: _triton().project,
 )
-project.__doc__ = """Features [B, C, h, w] by weight [K, C]: raw logits [B, K, h, w], float32 (float64).
 
-With ``statistics`` also the pilot f0 [C] that was subtracted from the features and, float64 [4, K], the number of
-pixels, the logits' mean, the sum of their squared differences from it, and W f0; else both are empty.
-"""
+
+def project(
+    features: Tensor, weight: Tensor, statistics: bool, rounding: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features [B, C, h, w] by weight [K, C]: raw logits [B, K, h, w], float32 (float64), by one of the :func:`able`.
+
+    With ``statistics`` also the pilot f0 [C] that was subtracted from the features and, float64 [4, K], the number of
+    pixels, the logits' mean, the sum of their squared differences from it, and W f0; else both are empty.
+    """
+    return _differentiable_project[backend](features, weight, statistics, rounding)
 
 
 def able() -> tuple[str, ...]:
-    """Backends that have these operators."""
-    return ("cpu",)
+    """Backends that have these operators, and ``normalized_hakd_loss`` for what they give."""
+    return ("cpu", "triton")

@@ -29,8 +29,9 @@ class Features(NamedTuple):
     weight_stride_k: Any
     weight_stride_c: Any
     bias: Any  # [K]
-    gradient: Any  # of the logits, [B, K, h, w]
-    partial: Any  # [splits, K, C + 1]: of weight and bias
+    gradient: Any  # of the logits, [B, K, h, w]; or the logits
+    partial: Any  # [splits, K, C + 1]: of weight and bias; of the weight alone where the projection is on its own
+    pilot: Any  # [C] that is subtracted from the features, or None
 
 
 @triton.jit
@@ -54,8 +55,23 @@ def factor(x, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def load_features(network, pixels, y, n, start, CHANNELS: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr):
-    """Channels from ``start`` on [CHANNELS, pixels]; 0 beyond."""
+def rounded(x, ROUNDING: tl.constexpr):
+    """float32 rounded to another dtype's numbers, to the nearest and even one. By its bits to bfloat16: Triton's
+    interpreter truncates."""
+    if ROUNDING == "bfloat16":
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+        return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    else:
+        return x.to(tl.float16).to(tl.float32)
+
+
+@triton.jit
+def load_features(
+    network, pixels, y, n, start, CHANNELS: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
+    ROUNDING: tl.constexpr = "none",
+):  # fmt: skip
+    """Channels from ``start`` on [CHANNELS, pixels], less the pilot where there is one; else 0 beyond."""
     c = start + tl.arange(0, CHANNELS)
     if FLAT:
         place = tl.cast(n, tl.int64) * network.stride_w
@@ -64,6 +80,10 @@ def load_features(network, pixels, y, n, start, CHANNELS: tl.constexpr, FLAT: tl
     at = network.data + pixels.image * network.stride_b
     at += (tl.cast(c, tl.int64) * network.stride_c)[:, None] + place[None, :]
     f = tl.load(at, mask=(c < network.channels)[:, None] & pixels.inside[None, :], other=0.0)
+    if ROUNDING != "none":
+        f = rounded(f.to(tl.float32), ROUNDING)
+    if network.pilot is not None:
+        f = f.to(tl.float32) - tl.load(network.pilot + c, mask=c < network.channels, other=0.0)[:, None]
     return factor(f, PRECISION)
 
 
@@ -103,21 +123,20 @@ def matrix_product(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def project(
-    network, pixels, y, n, classes, grid, one, BLOCKS: tl.constexpr, CHANNELS: tl.constexpr, FLAT: tl.constexpr,
-    BIAS: tl.constexpr, PRECISION: tl.constexpr,
+def project_tile(
+    network, pixels, y, n, k, classes, one, CHANNELS: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
+    ROUNDING: tl.constexpr = "none",
 ):  # fmt: skip
-    """A tile's logits, to where their gradient will be.
+    """A tile's logits of classes ``k``, as blocks [classes, pixels] without the bias.
 
     ``one`` is 1, which the compiler does not know: sums over many channels then leave the tensor cores, which round
     towards zero, after every ``CHANNELS`` of them.
     """
-    k = class_numbers(BLOCKS)
     z = ()
     for i in tl.static_range(len(k)):
         z = z + (tl.zeros([n.shape[0], k[i].shape[0]], tl.float32),)
     for start in range(0, network.channels, CHANNELS):
-        f = tl.trans(load_features(network, pixels, y, n, start, CHANNELS, FLAT, PRECISION))
+        f = tl.trans(load_features(network, pixels, y, n, start, CHANNELS, FLAT, PRECISION, ROUNDING))
         more = ()
         for i in tl.static_range(len(k)):
             w = tl.trans(load_weight(network, k[i], classes, start + tl.arange(0, CHANNELS), PRECISION))
@@ -125,7 +144,21 @@ def project(
         z = more
     out = ()
     for i in tl.static_range(len(k)):
-        logits = tl.trans(z[i])
+        out = out + (tl.trans(z[i]),)
+    return out
+
+
+@triton.jit
+def project(
+    network, pixels, y, n, classes, grid, one, BLOCKS: tl.constexpr, CHANNELS: tl.constexpr, FLAT: tl.constexpr,
+    BIAS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A tile's logits, to where their gradient will be."""
+    k = class_numbers(BLOCKS)
+    z = project_tile(network, pixels, y, n, k, classes, one, CHANNELS, FLAT, PRECISION)
+    out = ()
+    for i in tl.static_range(len(k)):
+        logits = z[i]
         if BIAS:
             logits += tl.load(network.bias + k[i], mask=k[i] < classes, other=0.0).to(tl.float32)
         out = out + (logits,)
@@ -133,10 +166,16 @@ def project(
 
 
 @triton.jit
-def place(network, pixels, n, k, classes, grid):
-    """Where a tile's logits or their gradient are: [B, K, h, w] without gaps."""
+def offset_of(pixels, n, k, classes, grid):
+    """Of a tile's values in [B, K, h, w] without gaps."""
     size = tl.cast(grid.height * grid.width, tl.int64)
-    return network.gradient + (pixels.image * classes + k) * size + n[None, :]
+    return (pixels.image * classes + k) * size + n[None, :]
+
+
+@triton.jit
+def place(network, pixels, n, k, classes, grid):
+    """Where a tile's logits or their gradient are."""
+    return network.gradient + offset_of(pixels, n, k, classes, grid)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 
 from . import reduction as kernels
+from .features import Features
 from .tile import Grid, Labels, Network, Upstream
 from .tuning import Tiling
 
@@ -113,11 +114,58 @@ class LossGrid:
         return {"BLOCKS": self.tiling.blocks, "ROWS": self.rows, "num_warps": self.tiling.warps, **self.options()}
 
 
+@dataclass(frozen=True)
+class FeatureGrid:
+    """The loss grid of a call, divided into tiles of pixels."""
+
+    batch: int
+    height: int
+    width: int
+    pixels: int
+
+    @property
+    def tiles(self) -> int:
+        return triton.cdiv(self.height * self.width, self.pixels)
+
+    @property
+    def programs(self) -> int:
+        return self.batch * self.tiles
+
+    def argument(self) -> Grid:
+        return Grid(self.height, self.width, self.height, self.height, self.height, 1, self.tiles)
+
+
+def rows_follow(features: Tensor) -> bool:
+    """Whether an image's rows follow each other without gaps."""
+    _, _, height, width = features.shape
+    return height == 1 or width == 1 or features.stride(2) == width * features.stride(3)
+
+
+def feature_argument(
+    features: Tensor, weight: Tensor, bias: Tensor, logits: Tensor, partial: Tensor, pilot: Tensor | None = None
+) -> Features:
+    """The kernels' view of a network's projection; see :class:`Features`."""
+    b, c, h, w = features.stride()
+    if features.shape[3] == 1:  # the next pixel is in the next row
+        w = h
+    by_class, by_channel = weight.stride()
+    channels = features.shape[1]
+    return Features(features, channels, b, c, h, w, weight, by_class, by_channel, bias, logits, partial, pilot)
+
+
+class Normalization(NamedTuple):
+    """What raw logits mean: ``scale z + shift`` ([K] each), then ReLU if ``relu``."""
+
+    scale: Tensor
+    shift: Tensor
+    relu: bool
+
+
 class NetworkPlan:
     """A network on a loss grid: its kernel argument, and its gradient on the way."""
 
-    def __init__(self, logits: Tensor, grid: LossGrid, wanted: bool):
-        self.logits, self.wanted = logits, wanted
+    def __init__(self, logits: Tensor, grid: LossGrid, wanted: bool, normalization: Normalization | None = None):
+        self.logits, self.wanted, self.normalization = logits, wanted, normalization
         _, classes, height, width = logits.shape
         if max(2 * height * grid.height, 2 * width * grid.width) >= 2**31:
             raise ValueError(
@@ -132,13 +180,17 @@ class NetworkPlan:
         if wanted and not self.direct:
             self.slots = self.gradient.new_empty(grid.programs * 2 * classes * self.span)
         # Programs of the last launch: coarse rows by blocks of classes and columns, or a flat range.
+        pieces = logits.shape[0] * height * triton.cdiv(width, FINISH_COLUMNS)
         if not wanted:
             self.programs = 0
-        elif self.direct:
+        elif self.direct and normalization is None:
             self.programs = triton.cdiv(logits.numel(), FINISH_ROWS * FINISH_COLUMNS)
         else:
-            blocks = triton.cdiv(classes, FINISH_ROWS) * triton.cdiv(width, FINISH_COLUMNS)
-            self.programs = logits.shape[0] * height * blocks
+            self.programs = pieces * triton.cdiv(classes, FINISH_ROWS)
+        # Of scale's and shift's gradients, and those.
+        measured = wanted and normalization is not None
+        self.parts = self.gradient.new_empty((pieces, 2, classes) if measured else (0,))
+        self.sums = self.gradient.new_empty((2, classes) if measured else (0,))
 
     @property
     def span_block(self) -> int:
@@ -147,10 +199,19 @@ class NetworkPlan:
     def argument(self) -> Network:
         height, width = self.logits.shape[2:]
         b, c, h, w = self.logits.stride()
-        return Network(self.logits, self.slots, height, width, b, c, h, w, self.span)
+        means: tuple[Any, ...] = (None,) * 4
+        if self.normalization is not None:
+            scale, shift, relu = self.normalization
+            means = (scale.contiguous(), shift.contiguous(), 0.0 if relu else None, self.parts)
+        return Network(self.logits, self.slots, height, width, b, c, h, w, self.span, *means)
+
+    def finishing_programs(self, deferred: bool) -> int:
+        """Of the last launch: a gradient that is in its place already needs none for its own sake."""
+        return self.programs if deferred or not self.direct or self.normalization is not None else 0
 
 
 FINISH_ROWS, FINISH_COLUMNS = 8, 64
+SUM_PARTS, SUM_COLUMNS = 128, 16
 
 
 # What comes in ---------------------------------------------------------------------------------------------------
@@ -263,6 +324,18 @@ def precision(tensor: Tensor) -> str:
     return "ieee" if torch.version.hip or tensor.device.type == "cpu" else "tf32x3"
 
 
+def product_precision(tensor: Tensor) -> str:
+    """How factors are multiplied, see ``matrix_product``: with tf32 where torch itself may do so (by
+    torch.set_float32_matmul_precision or torch.backends.cuda.matmul.fp32_precision); AMD's matrix cores take float32.
+    """
+    if tensor.device.type == "cpu":
+        return "interpreted"
+    if torch.version.hip:
+        return "ieee"
+    # torch.get_float32_matmul_precision() raises once this has been set.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "float32"
+
+
 class Output:
     """What a loss returns: its value and its terms, 0-dim or maps, and what the main launch leaves for the last."""
 
@@ -295,11 +368,10 @@ def finish(
     output: Output,
     num_classes: int,
 ) -> None:
-    """The last launch: gradients of both networks, and the loss unless it is a map."""
+    """The last launch: gradients of both networks, and the loss unless it is a map. For raw logits one more each, of
+    the sums over pixels that are scale's and shift's gradients."""
     deferred = any(t.mode == "count" and t.weight != 0 for t in terms)
-    # A gradient that is in its place already needs no launch for its own sake.
-    students = student.programs if deferred or not student.direct else 0
-    teachers = teacher.programs if deferred or not teacher.direct else 0
+    students, teachers = student.finishing_programs(deferred), teacher.finishing_programs(deferred)
     programs = students + teachers + (not output.maps)
     if programs == 0:
         return
@@ -312,3 +384,9 @@ def finish(
         TEACHER=teachers > 0, STUDENT_DIRECT=student.direct, TEACHER_DIRECT=teacher.direct, DEFERRED=deferred,
         LOSS=not output.maps, ROWS=FINISH_ROWS, COLUMNS=FINISH_COLUMNS, num_warps=4, **grid.options(),
     )  # fmt: skip
+    for network in (student, teacher):
+        if columns := network.sums.numel():
+            kernels.sum_parts_kernel[(triton.cdiv(columns, SUM_COLUMNS),)](
+                network.parts, network.sums, len(network.parts), columns, PARTS=SUM_PARTS, COLUMNS=SUM_COLUMNS,
+                num_warps=4,
+            )  # fmt: skip

@@ -31,6 +31,7 @@ from .tile import (
     locate,
     lower,
     masked,
+    meant,
     pixel_factor,
     store_row,
     store_slot,
@@ -72,7 +73,7 @@ def load_pixels(network, c, classes, pixels, y, site, DIRECT: tl.constexpr):
         at = at[None, :] + tl.cast(c, tl.int64) * network.stride_c
         if c.shape[0] > 1:
             at = tl.multiple_of(tl.max_contiguous(at, [1, 2]), [1, 1])  # see tile.py
-        z = tl.load(at, mask=c < classes, other=0.0).to(tl.float32)
+        z = meant(network, c, classes, tl.load(at, mask=c < classes, other=0.0).to(tl.float32))
         z += tl.where(c < classes, 0.0, PADDING)
     else:
         left, right, part = site.columns.left, site.columns.right, site.columns.part[None, :]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -11,6 +12,7 @@ from .hakd_math import OFF, hakd_row, hakd_row_bounded
 from .launch import (
     LossGrid,
     NetworkPlan,
+    Normalization,
     Output,
     bounded_limit,
     count_early,
@@ -253,13 +255,34 @@ def segmentation_kernel(
 
 
 @tuned(tilings_of)
-def hakd_loss(
-    tiling: Tiling, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, scalars: Tensor,
+def hakd_loss(tiling: Tiling, student: Tensor, teacher: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Implementation of the operator ``hakd_loss``, see ops/pixel_losses.py."""
+    return _hakd(tiling, (student, None), (teacher, None), *rest)[:5]
+
+
+@tuned(tilings_of)
+def normalized_hakd_loss(
+    tiling: Tiling, student: Tensor, student_scale: Tensor, student_shift: Tensor, teacher: Tensor,
+    teacher_scale: Tensor, teacher_shift: Tensor, labels: Tensor, scalars: Tensor, hakd_normalizer: Tensor | None,
+    proj_normalizer: Tensor | None, upstream: Tensor | None, student_relu: bool, teacher_relu: bool, *options: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Implementation of the operator ``normalized_hakd_loss``, see ops/pixel_losses.py."""
+    return _hakd(
+        tiling, (student, Normalization(student_scale, student_shift, student_relu)),
+        (teacher, Normalization(teacher_scale, teacher_shift, teacher_relu)), labels, scalars, hakd_normalizer,
+        proj_normalizer, upstream, *options,
+    )  # fmt: skip
+
+
+def _hakd(
+    tiling: Tiling, student_given: tuple[Tensor, Normalization | None],
+    teacher_given: tuple[Tensor, Normalization | None], labels: Tensor, scalars: Tensor,
     hakd_normalizer: Tensor | None, proj_normalizer: Tensor | None, upstream: Tensor | None, kmm: bool, kem: str,
     divergence: str, resolution: str, align_corners: bool, ignore_index: int, reduction: str, student_grad: bool,
     teacher_grad: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Implementation of the operator ``hakd_loss``, see ops/pixel_losses.py."""
+    """Loss, terms, gradients of both networks' logits, and of their scale and shift [2, K]."""
+    (student_logits, _), (teacher_logits, _) = student_given, teacher_given
     temperature, hakd_weight, proj_weight = scalars.tolist()
     batch, classes = student_logits.shape[:2]
     size = (labels.shape[1], labels.shape[2])
@@ -267,13 +290,15 @@ def hakd_loss(
         size = (student_logits.shape[2], student_logits.shape[3])
     grid = LossGrid(batch, tiling, size, (student_logits.shape[2], teacher_logits.shape[2]), align_corners)
     output = Output(grid, reduction, student_logits.device)
-    student = NetworkPlan(student_logits, grid, student_grad)
-    teacher = NetworkPlan(teacher_logits, grid, teacher_grad and proj_weight != 0)
-    teacher_gradient = teacher.gradient
+    student = NetworkPlan(student_logits, grid, student_grad, student_given[1])
+    teacher = NetworkPlan(teacher_logits, grid, teacher_grad and proj_weight != 0, teacher_given[1])
+    results = [(n.gradient, n.sums) for n in (student, teacher)]
     if teacher_grad and proj_weight == 0:  # L_proj is its only source
-        teacher_gradient = torch.zeros(teacher_logits.shape, dtype=torch.float32, device=teacher_logits.device)
+        sums = (2, classes) if teacher_given[1] else (0,)
+        results[1] = (output.partial.new_zeros(teacher_logits.shape), output.partial.new_zeros(sums))
+    gradients = tuple(pair[i] for i in range(2) for pair in results)
     if grid.programs == 0:
-        return (*output.empty(), student.gradient.zero_(), teacher_gradient.zero_())
+        return (*output.empty(), *(g.zero_() for g in gradients))
 
     share = 1.0 / (max(batch, 1) * classes) if kem == "spatial" else None
     terms = (
@@ -305,7 +330,7 @@ def hakd_loss(
             PROJ_PARTS=terms[1].block, **powers, **common,
         )  # fmt: skip
         finish(student, teacher, grid, terms, output, classes)
-    return (*output.values(terms), student.gradient, teacher_gradient)
+    return (*output.values(terms), *gradients)
 
 
 @tuned(tilings_of)

@@ -6,42 +6,43 @@ small one adds up. The backward takes it to the features (``project_back_kernel`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..layout import keeps_channels_last
 from .features import (
     Features,
     finish_weights,
     load_tile,
-    load_weight,
     locate_flat,
-    matrix_product,
-    place,
     project,
     store_tile,
     weight_gradient,
 )
 from .hakd_math import hakd_row, hakd_row_bounded
 from .launch import (
+    FeatureGrid,
     Output,
     TermPlan,
     bounded_limit,
     count_early,
     device_guard,
     differ,
+    feature_argument,
     label_argument,
     plan_term,
     power_of,
+    product_precision,
+    rows_follow,
     upstream_argument,
 )
 from .pixel_losses import bounded_band, scaled_band
 from .pixel_math import LOG2E
+from .projection import LogitGradient, empty_gradient, features_gradient
 from .reduction import inverse_count, rescale, store_loss, store_maps, store_sums, term_scale
-from .tile import Grid, class_numbers, load_labels, masked, pixel_factor
+from .tile import class_numbers, load_labels, masked, pixel_factor
 from .tuning import FeatureTiling, feature_tilings_of, multiprocessors, tuned
 
 
@@ -145,51 +146,7 @@ def finish_projected_kernel(
             store_loss(partial, terms, loss, first, second, programs, inverse, MODES, PARTS, BLOCK)
 
 
-@triton.jit
-def project_back_kernel(
-    out, network, factor, classes, grid, column_blocks, stride_b, stride_c, stride_p, one,
-    CLASSES: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, FACTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """A tile of ``out`` [B, C, h, w] = ``factor`` times the logits' gradient [B, K, h, w] through the weights."""
-    program = tl.program_id(0)
-    c = program % column_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    pixels, _, n = locate_flat(program // column_blocks, grid, PIXELS)
-    sums = tl.zeros([CHANNELS, PIXELS], tl.float32)
-    for start in range(0, classes, CLASSES):
-        k = start + tl.arange(0, CLASSES)[:, None]
-        w = load_weight(network, k, classes, c, PRECISION)
-        inside = (k < classes) & pixels.inside[None, :]
-        g = tl.load(place(network, pixels, n, k, classes, grid), mask=inside, other=0.0)
-        sums = tl.fma(matrix_product(tl.trans(w), g, PRECISION), one, sums)
-    if FACTOR:
-        sums *= tl.load(factor).to(tl.float32)
-    at = out + pixels.image * stride_b + (tl.cast(c, tl.int64) * stride_c)[:, None] + (n * tl.cast(stride_p, tl.int64))
-    tl.store(at, sums.to(out.dtype.element_ty), mask=(c < network.channels)[:, None] & pixels.inside[None, :])
-
-
 # Plans -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FeatureGrid:
-    """The loss grid of a call, divided into tiles of pixels."""
-
-    batch: int
-    height: int
-    width: int
-    pixels: int
-
-    @property
-    def tiles(self) -> int:
-        return triton.cdiv(self.height * self.width, self.pixels)
-
-    @property
-    def programs(self) -> int:
-        return self.batch * self.tiles
-
-    def argument(self) -> Grid:
-        return Grid(self.height, self.width, self.height, self.height, self.height, 1, self.tiles)
 
 
 FINISH_BLOCK = 512
@@ -222,9 +179,7 @@ class NetworkPlan:
 
     @property
     def flat(self) -> bool:
-        """Whether rows follow each other without gaps."""
-        _, _, height, width = self.features.shape
-        return height == 1 or width == 1 or self.features.stride(2) == width * self.features.stride(3)
+        return rows_follow(self.features)
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
         logits = self.logits if self.logits_wanted else self.logits.new_empty(0)
@@ -236,14 +191,8 @@ class NetworkPlan:
         return self
 
     def argument(self) -> Features:
-        b, c, h, w = self.features.stride()
-        if self.features.shape[3] == 1:  # the next pixel is in the next row
-            w = h
-        k_stride, c_stride = self.weight.stride()
         bias = self.weight if self.bias is None else self.bias
-        return Features(
-            self.features, self.channels, b, c, h, w, self.weight, k_stride, c_stride, bias, self.logits, self.partial
-        )
+        return feature_argument(self.features, self.weight, bias, self.logits, self.partial)
 
 
 def plan_weights(networks: tuple[NetworkPlan, NetworkPlan], grid: FeatureGrid, channels: int) -> tuple[list[int], int]:
@@ -351,40 +300,10 @@ def gradients(student: NetworkPlan, teacher: NetworkPlan) -> tuple[Tensor, ...]:
     return tuple(g for pair in zip(student.gradients(), teacher.gradients(), strict=True) for g in pair)
 
 
-def product_precision(tensor: Tensor) -> str:
-    """How factors are multiplied, see ``matrix_product``: with tf32 where torch itself may do so (by
-    torch.set_float32_matmul_precision or torch.backends.cuda.matmul.fp32_precision); AMD's matrix cores take float32.
-    """
-    if tensor.device.type == "cpu":
-        return "interpreted"
-    if torch.version.hip:
-        return "ieee"
-    # torch.get_float32_matmul_precision() raises once this has been set.
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "float32"
-
-
-BACK_CLASSES, BACK_PIXELS, BACK_CHANNELS = 32, 64, 128
-
-
 def project_back(logit_gradient: Tensor, weight: Tensor, factor: Tensor | None, like: Tensor) -> Tensor:
     """Implementation of the operator ``project_back``, see ops/projected_losses.py."""
-    channels_last = like.stride(1) == 1 and like.shape[1] > 1
-    # The interpreter truncates to bfloat16 where a GPU rounds: there torch rounds.
-    dtype = torch.float32 if like.device.type == "cpu" else like.dtype
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    out = torch.empty_like(like, dtype=dtype, memory_format=memory_format)
-    batch, channels, height, width = like.shape
-    grid = FeatureGrid(batch, height, width, BACK_PIXELS)
-    blocks = triton.cdiv(channels, BACK_CHANNELS)
-    if grid.programs == 0:
+    out = empty_gradient(like, keeps_channels_last(like))
+    if out.numel() == 0:
         return out.to(like.dtype)
-    network = NetworkPlan(like, weight, None, False, False, logit_gradient.contiguous())
-    pixel_stride = channels if channels_last else 1
-    with device_guard(like):
-        project_back_kernel[(grid.programs * blocks,)](
-            out, network.argument(), out if factor is None else factor, weight.shape[0],
-            grid.argument(), blocks, channels * height * width, out.stride(1) if channels > 1 else height * width,
-            pixel_stride, 1.0, CLASSES=BACK_CLASSES, PIXELS=BACK_PIXELS, CHANNELS=BACK_CHANNELS,
-            FACTOR=factor is not None, PRECISION=product_precision(like), num_warps=8,
-        )  # fmt: skip
-    return out.to(like.dtype)
+    gradient = LogitGradient(logit_gradient.contiguous(), None, None, None, 0.0)
+    return features_gradient(like, weight, gradient, factor, out)

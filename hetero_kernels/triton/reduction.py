@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .tile import Pixels, band_of, first_pixel, load_labels, lower
+from .tile import Pixels, band_of, first_pixel, load_labels, lower, normalized
 
 
 class Term(NamedTuple):
@@ -88,19 +88,12 @@ def divisors_kernel(
 
 
 @triton.jit
-def gather(
-    out, network, grid, classes, program, scale, reach,
+def add_slots(
+    network, grid, classes, image, row, k, n, reach,
     TILE: tl.constexpr, ALIGN: tl.constexpr, SAME: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One program of one network: [ROWS classes, COLUMNS coarse columns] of a coarse row of its gradient, from all the
-    slots that reach them. A coarse column is within ``reach`` tiles."""
-    column_blocks, class_blocks = tl.cdiv(network.width, COLUMNS), tl.cdiv(classes, ROWS)
-    n = (program % column_blocks * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    program = program // column_blocks
-    k = (program % class_blocks * ROWS + tl.arange(0, ROWS))[:, None]
-    program = program // class_blocks
-    row, image = program % network.height, (program // network.height).to(tl.int64)
-
+    """[ROWS classes, COLUMNS coarse columns] of a coarse row of a gradient, from all the slots that reach them. A
+    coarse column is within ``reach`` tiles."""
     inside = (k < classes) & (n < network.width)
     first_tile = first_pixel(n - 1, network.width, grid.width, ALIGN) // TILE
     end = tl.where(n + 1 >= network.width, grid.width, first_pixel(n + 1, network.width, grid.width, ALIGN))
@@ -128,8 +121,49 @@ def gather(
                     upper_row = tl.multiple_of(tl.max_contiguous(lower_row + side, [1, 2]), [1, 1])
                     g += below * tl.load(lower_row, mask=ok, other=0.0)
                     g += above * tl.load(upper_row, mask=ok, other=0.0)
+    return g
+
+
+@triton.jit
+def by_raw(network, g, image, row, k, n, classes, inside, part):
+    """The gradient of raw logits from that of what they mean; stores a ``part`` of scale's and shift's. A pixel without
+    a gradient counts 0, whatever its logit."""
+    start = network.logits + image * network.stride_b + tl.cast(row, tl.int64) * network.stride_h
+    at = start + tl.cast(k, tl.int64) * network.stride_c + tl.cast(n, tl.int64) * network.stride_w
+    z = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    if network.floor is not None:
+        g = tl.where(normalized(network, k, classes, z) <= network.floor, 0.0, g)
+    reached = g != 0.0
+    sums = network.sums + part * 2 * classes + k
+    tl.store(sums, tl.sum(tl.where(reached, g * z, 0.0), 1)[:, None], mask=k < classes)
+    tl.store(sums + classes, tl.sum(g, 1)[:, None], mask=k < classes)
+    return tl.where(reached, g * tl.load(network.scale + k, mask=k < classes, other=0.0), 0.0)
+
+
+@triton.jit
+def gather(
+    out, network, grid, classes, program, scale, reach, DIRECT: tl.constexpr,
+    TILE: tl.constexpr, ALIGN: tl.constexpr, SAME: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """One program of one network: [ROWS classes, COLUMNS coarse columns] of a coarse row of its gradient."""
+    column_blocks, class_blocks = tl.cdiv(network.width, COLUMNS), tl.cdiv(classes, ROWS)
+    column = program % column_blocks
+    n = (column * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    program = program // column_blocks
+    k = (program % class_blocks * ROWS + tl.arange(0, ROWS))[:, None]
+    program = program // class_blocks
+    row, image = program % network.height, (program // network.height).to(tl.int64)
+    inside = (k < classes) & (n < network.width)
     offset = ((image * classes + k) * network.height + row) * network.width + n
-    tl.store(out + offset, g * scale, mask=inside)
+    if DIRECT:
+        g = tl.load(network.gradient + offset, mask=inside, other=0.0)
+    else:
+        g = add_slots(network, grid, classes, image, row, k, n, reach, TILE, ALIGN, SAME, ROWS, COLUMNS)
+    g *= scale
+    if network.scale is not None:
+        part = (image * network.height + row) * column_blocks + column
+        g = by_raw(network, g, image, row, k, n, classes, inside, part)
+    tl.store(out + offset, g, mask=inside)
 
 
 @triton.jit
@@ -144,10 +178,10 @@ def finish_network(
     out, network, grid, classes, program, scale, reach, elements, DIRECT: tl.constexpr,
     TILE: tl.constexpr, ALIGN: tl.constexpr, SAME: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    if DIRECT:
+    if DIRECT and network.scale is None:
         rescale(network.gradient, program, scale, elements, ROWS * COLUMNS)
     else:
-        gather(out, network, grid, classes, program, scale, reach, TILE, ALIGN, SAME, ROWS, COLUMNS)
+        gather(out, network, grid, classes, program, scale, reach, DIRECT, TILE, ALIGN, SAME, ROWS, COLUMNS)
 
 
 @triton.jit
@@ -214,3 +248,14 @@ def finish_kernel(
     else:
         if LOSS:
             store_loss(partial, terms, loss, first, second, programs, inverse, MODES, PARTS, ROWS * COLUMNS)
+
+
+@triton.jit
+def sum_parts_kernel(parts, out, count, columns, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
+    """``out`` [columns]: sums of the ``count`` rows of ``parts``, in an order that is always the same."""
+    j = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    sums = tl.zeros([PARTS, COLUMNS], tl.float64)
+    for start in range(0, count, PARTS):
+        i = (start + tl.arange(0, PARTS))[:, None]
+        sums += tl.load(parts + tl.cast(i, tl.int64) * columns + j, mask=(i < count) & (j < columns), other=0.0)
+    tl.store(out + j, tl.sum(sums, 0)[None, :].to(tl.float32), mask=j < columns)

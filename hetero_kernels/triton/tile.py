@@ -24,7 +24,11 @@ from .pixel_math import PADDING
 
 
 class Network(NamedTuple):
-    """A network's logits, where their gradient goes, and the geometry of both."""
+    """A network's logits, where their gradient goes, and the geometry of both.
+
+    Logits may be raw: ``scale`` and ``shift`` [K] then say what they mean, ``floor`` what that is at least (0 after a
+    ReLU); each is None where there is none. ``sums`` [parts, 2, K] takes the parts of scale's and shift's gradients.
+    """
 
     logits: Any
     gradient: Any  # slots, or the gradient itself [B, K, h, w] where the network has the loss grid
@@ -35,6 +39,10 @@ class Network(NamedTuple):
     stride_h: Any
     stride_w: Any
     span: Any
+    scale: Any
+    shift: Any
+    floor: Any
+    sums: Any
 
 
 class Labels(NamedTuple):
@@ -211,6 +219,23 @@ def load_per_class(data, c, classes):
 
 
 @triton.jit
+def normalized(network, c, classes, z):
+    """``scale z + shift`` of raw logits of classes ``c``."""
+    scale = tl.load(network.scale + c, mask=c < classes, other=0.0)
+    return z * scale + tl.load(network.shift + c, mask=c < classes, other=0.0)
+
+
+@triton.jit
+def meant(network, c, classes, z):
+    """What logits of classes ``c`` mean where they are raw; a NaN passes."""
+    if network.scale is not None:
+        z = normalized(network, c, classes, z)
+        if network.floor is not None:
+            z = tl.maximum(z, network.floor, propagate_nan=tl.PropagateNan.ALL)
+    return z
+
+
+@triton.jit
 def load_block(network, c, classes, image, row, column):
     """A block of logits of a coarse row at ``column`` [pixels]; ``PADDING`` beyond K."""
     start = network.logits + image * network.stride_b + tl.cast(row, tl.int64) * network.stride_h
@@ -218,7 +243,7 @@ def load_block(network, c, classes, image, row, column):
     at = start + offset
     if c.shape[0] > 1:
         at = tl.multiple_of(tl.max_contiguous(at, [1, 2]), [1, 1])
-    z = tl.load(at, mask=c < classes, other=0.0).to(tl.float32)
+    z = meant(network, c, classes, tl.load(at, mask=c < classes, other=0.0).to(tl.float32))
     return z + tl.where(c < classes, 0.0, PADDING)
 
 

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -45,6 +45,19 @@ class FeatureTiling:
     warps: int
     channels: int
     columns: int
+
+
+@dataclass(frozen=True)
+class ProductTiling:
+    """How a program of the projection on its own is cut. ``blocks`` of a chunk's ``classes``; ``pixels`` of a tile and
+    ``warps``; ``channels`` at a time forward, of a program backward; ``stages`` of loads that run ahead."""
+
+    blocks: tuple[int, ...]
+    classes: int
+    pixels: int
+    warps: int
+    channels: int
+    stages: int
 
 
 # Architectures -----------------------------------------------------------------------------------------------------
@@ -126,12 +139,12 @@ def tilings_of(logits: torch.Tensor, *_: object) -> tuple[Tiling, ...]:
 # Losses on features ------------------------------------------------------------------------------------------------
 
 
-def product_blocks(num_classes: int) -> tuple[int, ...]:
-    """Powers of two from 16, a matrix product's least, to 128 that add up to the next multiple of 16."""
+def product_blocks(num_classes: int, most: int = 128) -> tuple[int, ...]:
+    """Powers of two from 16, a matrix product's least, to ``most`` that add up to the next multiple of 16."""
     blocks: list[int] = []
     left = 16 * triton.cdiv(num_classes, 16)
     while left > 0:
-        blocks.append(min(128, 1 << left.bit_length() - 1))
+        blocks.append(min(most, 1 << left.bit_length() - 1))
         left -= blocks[-1]
     return tuple(blocks)
 
@@ -163,6 +176,55 @@ def feature_tilings_of(
 ) -> tuple[FeatureTiling, ...]:
     size = max(student.element_size(), teacher.element_size())
     return feature_tilings(weight.shape[0], student[:, 0].numel(), size, student.device, family(student.device))
+
+
+# The projection on its own -------------------------------------------------------------------------------------------
+
+CHUNK = 160  # most classes that a program of matrix products keeps sums of
+
+
+def _chunk(num_classes: int, most: int) -> tuple[tuple[int, ...], int]:
+    """Blocks of classes of a chunk, and their number: chunks are even."""
+    chunks = triton.cdiv(num_classes, CHUNK)
+    blocks = product_blocks(triton.cdiv(num_classes, chunks), most)
+    return blocks, sum(blocks)
+
+
+@functools.cache
+def project_tilings(
+    num_classes: int, pixels: int, bytes_per_feature: int, device: torch.device
+) -> tuple[ProductTiling, ...]:
+    """The table's entry, then the alternatives. Large tiles read the weights rarely; a batch of few ``pixels`` is cut
+    into smaller ones, so that multiprocessors have work."""
+    blocks, classes = _chunk(num_classes, 128)
+    tile, warps = (128, 4) if classes <= 32 else (64, 4) if classes <= 64 else (64, 8)
+    while tile > 32 and pixels < tile * multiprocessors(device):
+        tile //= 2
+    channels = 64 // bytes_per_feature if classes <= 32 else 16
+    return tuple(
+        ProductTiling(blocks, classes, max(16, tile // narrower), warps, channels * deeper, 3)
+        for narrower, deeper in ((1, 1), (1, 2), (2, 1))
+    )
+
+
+@functools.cache
+def back_tilings(num_classes: int) -> tuple[ProductTiling, ...]:
+    """The table's entry, then the alternatives: of the weights' gradient. Blocks of 128 classes would spill, and for
+    many classes so would loads that run ahead."""
+    blocks, classes = _chunk(num_classes, 64)
+    pixels, stages = (64, 2) if classes <= 32 else (32, 1)
+    cuts = ((pixels, 64), (32, 64), (pixels, 32))
+    return tuple(ProductTiling(blocks, classes, tile, 8, channels, stages) for tile, channels in cuts)
+
+
+def project_tilings_of(features: torch.Tensor, weight: torch.Tensor, *_: object) -> tuple[ProductTiling, ...]:
+    return project_tilings(weight.shape[0], features[:, 0].numel(), features.element_size(), features.device)
+
+
+def back_tilings_of(
+    by_logits: object, by_statistics: object, features: torch.Tensor, weight: torch.Tensor, *_: object
+) -> tuple[ProductTiling, ...]:
+    return back_tilings(weight.shape[0])
 
 
 # Search ------------------------------------------------------------------------------------------------------------
@@ -203,7 +265,7 @@ def tuned(choices: Callable[..., Sequence[Choice]]) -> Callable[[Callable[..., R
         @functools.wraps(function)
         def run(*arguments: object) -> Result:
             offered = choices(*arguments)
-            device = cast(torch.Tensor, arguments[0]).device
+            device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
             if not searching(device):
                 return function(offered[0], *arguments)
             key = (function.__name__, str(device), *map(_described, arguments))

@@ -19,6 +19,14 @@ BUDGETS = {
     "weight_gradients_kernel": (825, 2.0, 0),
     "finish_projected_kernel": (None, None, 0),
     "project_back_kernel": (435, 0, 0),
+    "pilot_kernel": (None, None, 0),
+    "project_kernel": (760, 0, 0),
+    "statistics_kernel": (None, None, 0),
+    "hakd_kernel (label resolution, with L_proj, raw logits)": (150, 8.4, 400),
+    "finish_kernel (raw logits)": (None, None, 0),
+    "sum_parts_kernel": (None, None, 0),
+    "weights_kernel": (900, 0, 0),
+    "finish_weight_kernel": (None, None, 0),
 }
 
 
@@ -138,3 +146,18 @@ def test_the_model_of_time_on_features():
     moved = (student + teacher + logits) * 2 + logits + student
     assert gpu_model.predict_features(slow, launches) == pytest.approx(moved / 1e6)
     assert gpu_model.eager_feature_bytes(launches[0]) > 2 * (student + teacher) + 20 * logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("classes", [19, 150])
+def test_the_projections_bytes(classes, dtype):
+    """Within 1.15 of the least, and less than torch's convolution and batch norm move."""
+    from benchmarks import gpu_model
+
+    launches = gpu_static.projection_launches(dtype, classes)
+    moved = sum(of_kernel for of_kernel, _ in gpu_model.projection_bytes(launches).values())
+    pixels, width = (8 if classes == 19 else 16) * (8192 if classes == 19 else 4096), dtype.itemsize
+    least = pixels * ((2 * (512 + 2048) + 512) * width + 2 * 5 * 4 * classes)
+    assert gpu_model.projection_floor(launches) == least
+    assert moved == least + pixels * 4 * classes * 4  # raw logits again in the last launch of the loss and for features
+    assert moved <= 1.15 * least and 1.3 * moved < gpu_model.torch_projection_bytes(launches)

@@ -3,8 +3,8 @@
 import pytest
 from mutations import MUTATIONS, Mutation, caught_by
 
-# Of the interpolation's adjoint, of the guarded mathematics, of the products on features.
-PLANTED = ("lost-row", "guarded-label", "small-parts")
+# Of the interpolation's adjoint, of the guarded mathematics, of the products on features, of the projection.
+PLANTED = ("lost-row", "guarded-label", "small-parts", "between-tiles")
 
 
 @pytest.mark.parametrize("name", PLANTED)

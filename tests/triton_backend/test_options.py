@@ -21,7 +21,7 @@ from cases import pairwise
 
 pytest.importorskip("triton")
 from benchmarks import gpu_static  # noqa: E402
-from hetero_kernels.triton import pixel_losses, projected_losses, tuning  # noqa: E402
+from hetero_kernels.triton import pixel_losses, projected_losses, projection, tuning  # noqa: E402
 
 MODE = os.environ.get("TRITON_OPTIONS", "pairs")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -84,8 +84,49 @@ SEGMENTATION = {name: SHARED[name] for name in ("temperature", "reduction", "ups
     "wanted": (True, False),
     "grids": GRIDS,
 }
+# What raw logits add to HAKD: how they are read, and where their gradient goes.
+NORMALIZED = HAKD | {
+    "kmm": (True,),
+    "divergence": ("kl",),
+    "kem": ("class", "spatial"),
+    "proj_weight": (0.5,),
+    "temperature": (1.0,),
+    "reduction": ("mean", "none"),
+    "upstream": (False,),
+    "normalizers": ((), ("first", "second")),
+    "labels": (torch.int64,),
+    "layout": ("contiguous", "misaligned"),
+    "dtypes": ((F32, F32), (F32, BF16)),
+    "wanted": ((True, True), (True, False)),
+    "relu": ((False, False), (True, True), (True, False)),
+    "grids": (GRIDS[0], GRIDS[2]),
+}
+PROJECTION = {
+    "statistics": (True, False),
+    "rounding": ("none", "bfloat16", "float16"),
+    "given": ((True, True), (True, False), (False, True)),  # gradients of logits and of statistics
+    "wanted": ((True, True), (True, False), (False, True)),
+    "dtypes": ((F32, F32), (BF16, F32), (F16, F16), (BF16, BF16)),
+    "layout": LAYOUTS,
+    "channels": (64, 19, 1),
+    "grids": (GRIDS[0], GRIDS[1], GRIDS[3]),
+}
 # The product is of these: the others choose how memory is read or a constant (POWER, ALIGN), which the pairs meet.
-BRANCHES = ("kmm", "kem", "divergence", "proj_weight", "resolution", "reduction", "wanted", "bias", "teacher")
+BRANCHES = (
+    "statistics",
+    "rounding",
+    "given",
+    "relu",
+    "kmm",
+    "kem",
+    "divergence",
+    "proj_weight",
+    "resolution",
+    "reduction",
+    "wanted",
+    "bias",
+    "teacher",
+)
 
 
 # Launches ----------------------------------------------------------------------------------------------------------
@@ -122,10 +163,15 @@ def hakd(classes: int, options: dict) -> None:
         empty(options, dtype, grids.batch, classes, *grid)
         for dtype, grid in zip(options["dtypes"], (grids.student, grids.teacher), strict=True)
     ]
-    pixel_losses.hakd_loss(
+    function, relu = pixel_losses.hakd_loss, ()
+    if "relu" in options:
+        per_class = torch.empty(classes, device="meta")
+        function, relu = pixel_losses.normalized_hakd_loss, options["relu"]
+        logits = [t for z in logits for t in (z, per_class, per_class)]
+    function(
         *logits, labels, scalars(options["temperature"], 1.0, options["proj_weight"]), *normalizers, upstream,
-        options["kmm"], options["kem"], options["divergence"], options["resolution"], options["align_corners"], 255,
-        options["reduction"], *options["wanted"],
+        *relu, options["kmm"], options["kem"], options["divergence"], options["resolution"], options["align_corners"],
+        255, options["reduction"], *options["wanted"],
     )  # fmt: skip
 
 
@@ -161,7 +207,26 @@ def projected(classes: int, options: dict) -> None:
         projected_losses.project_back(gradient, weights[0], factor, features[0])
 
 
-OPERATORS = {"hakd": (hakd, HAKD), "segmentation": (segmentation, SEGMENTATION), "projected": (projected, PROJECTED)}
+def project(classes: int, options: dict) -> None:
+    grids, channels = options["grids"], options["channels"]
+    features = empty(options, options["dtypes"][0], grids.batch, channels, *grids.student)
+    weight = torch.empty(classes, channels, device="meta", dtype=options["dtypes"][1])
+    outputs = projection.project(features, weight, options["statistics"], options["rounding"])
+    by_logits, by_statistics = (
+        torch.empty_like(t) if given else None for t, given in zip(outputs[::2], options["given"], strict=True)
+    )
+    projection.project_gradients(
+        by_logits, by_statistics, features, weight, *outputs, options["rounding"], *options["wanted"]
+    )
+
+
+OPERATORS = {
+    "hakd": (hakd, HAKD),
+    "normalized": (hakd, NORMALIZED),
+    "segmentation": (segmentation, SEGMENTATION),
+    "projected": (projected, PROJECTED),
+    "projection": (project, PROJECTION),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +318,7 @@ WITH_CLASSES: dict[str, dict[int, dict]] = {
     },
     "segmentation": {1: {}, 19: {"dtypes": (BF16, BF16)}, 150: {"dtypes": (F16, F16), "teacher": False}, 193: {}},
     "projected": {1: {}, 19: {"kem": "none", "dtypes": (BF16, BF16)}, 150: {"dtypes": (F16, F16)}},
+    "projection": {1: {}, 19: {"statistics": False, "dtypes": (BF16, BF16)}, 150: {"dtypes": (F16, F16)}},
 }
 
 
@@ -310,7 +376,7 @@ def test_no_vector_load_believes_the_hint(operator, classes, grids):
 )
 def test_products_follow_torchs_setting(setting, expected):
     """By its old interface or its new one, of which torch allows one in a process."""
-    code = f"import torch; {setting}; from hetero_kernels.triton.projected_losses import product_precision as of"
+    code = f"import torch; {setting}; from hetero_kernels.triton.launch import product_precision as of"
     code += "; print(of(torch.empty(1, device='meta')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr
