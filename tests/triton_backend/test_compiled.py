@@ -19,6 +19,7 @@ BUDGETS = {
     "weight_gradients_kernel": (825, 2.0, 0),
     "finish_projected_kernel": (None, None, 0),
     "project_back_kernel": (435, 0, 0),
+    "project_back_kernel (raw logits)": (530, 0, 0),
     "pilot_kernel": (None, None, 0),
     "project_kernel": (760, 0, 0),
     "statistics_kernel": (None, None, 0),

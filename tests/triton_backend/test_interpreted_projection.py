@@ -38,7 +38,7 @@ def make_ours(features, classes, projector="conv_bn", **changes):
     return module
 
 
-def compare(module, features, bound=2e-6):
+def compare(module, features, bound=TOLERANCE[F32]):
     """Values, gradients and buffers against float64, no farther off than ``bound`` (of the dtype for the features'
     gradient) or than torch is."""
     exact, plain = copy.deepcopy(module).double(), copy.deepcopy(module)
@@ -225,7 +225,7 @@ def by_triton(tensors, relu, labels, options):
     return functional.hakd_loss_of_projections(*networks, labels, return_terms=True, backend="triton", **options)
 
 
-def check_loss(case, bound=2e-6, **options):
+def check_loss(case, bound=TOLERANCE[F32], **options):
     tensors, relu, labels = case
     results = []
     for function, dtype in ((by_triton, torch.float32), (by_reference, torch.float64), (by_reference, torch.float32)):
@@ -329,7 +329,7 @@ def test_the_whole_loss(projector, training, resolution):
         out.loss.backward()
         results.append([*out, *(g.grad for g in given[:3]), *(p.grad for p in module.parameters()), *module.buffers()])
     for i, (actual, exact, plain) in enumerate(zip(*results, strict=True)):
-        assert relative_l2(actual, exact) <= max(2e-6, relative_l2(plain, exact)), i
+        assert relative_l2(actual, exact) <= max(TOLERANCE[F32], relative_l2(plain, exact)), i
 
 
 def test_launches(launches):
@@ -356,3 +356,12 @@ def test_replaced_layers_are_torchs(launches):
     with pytest.warns(RuntimeWarning, match="leaves a projector to torch"):
         module(torch.randn(2, 4, 3, 3))
     assert not launches
+
+
+@pytest.mark.parametrize("alternative", [1, 2])
+def test_alternative_tilings(monkeypatch, alternative):
+    features, classes = make("tiles")
+    for name in ("project_tilings", "back_tilings"):
+        original = getattr(tuning, name)
+        monkeypatch.setattr(tuning, name, lambda *a, original=original: (original(*a)[alternative],))
+    compare(make_ours(features, classes), features)
