@@ -86,6 +86,18 @@ def test_channels_far_from_zero():
     compare(make_ours(features, classes), features)
 
 
+def test_the_pilot_is_the_cpus():
+    """Of runs of which some hold a NaN or a pixel far from all others."""
+    features, _ = make("tiles", mean=3.0)
+    for channel, count in enumerate((0, 1, 2, 3, 4)):
+        for at in ((0, 1, 2), (0, 6, 12), (1, 1, 2), (1, 6, 12))[:count]:
+            features[at[0], channel, at[1], at[2]] = float("nan")
+    features[0, 9, 1, 2] = 1e9
+    theirs, ours = (ops.project(features, torch.zeros(1, 70), True, "none", b)[1] for b in ("cpu", "triton"))
+    assert (theirs[:5] != 0).sum() == 4 and theirs[9].abs() < 10  # what was planted is there
+    assert relative_l2(ours, theirs) <= 1e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("projector", PROJECTORS)
 def test_autocast_rounds_factors_as_torch(dtype, projector):
@@ -164,7 +176,7 @@ def test_opcheck(statistics, dtype):
         features, classes = make("small", dtype=dtype)
         x, weight = leaves(LAYOUTS[layout](features), torch.randn(classes, features.shape[1]))
         op = torch.ops.hetero_kernels.project_triton.default
-        torch.library.opcheck(op, (x, weight, statistics, "none"))
+        torch.library.opcheck(op, (x, weight, statistics, "none", ""))
 
 
 @pytest.mark.skipif(backends.unavailable("cpu") is not None, reason="the CPU library is not built")
@@ -296,7 +308,7 @@ def test_opcheck_of_the_loss(reduction):
     wanted = (reduction != "none",) * 2
     arguments = (
         s, *scales[:2], t, *scales[2:], make_labels(2, (2, 3), 3), pack_scalars(2.0, 1.0, 0.5), None, None, None,
-        True, False, True, "class", "kl", "label", False, 255, reduction, *wanted,
+        True, False, True, "class", "kl", "label", False, 255, reduction, *wanted, "",
     )  # fmt: skip
     op = torch.ops.hetero_kernels.normalized_hakd_loss_triton.default
     torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
