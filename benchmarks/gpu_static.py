@@ -275,6 +275,8 @@ def describe(launch: Launch) -> str:
         notes += ["raw logits"] if launch.arguments["student"].scale is not None else []
     elif launch.name == "finish_kernel" and launch.arguments["student"].scale is not None:
         notes = ["raw logits"]
+    elif launch.name == "project_back_kernel" and launch.arguments["gradient"].by_statistics is not None:
+        notes = ["raw logits"]
     elif launch.name in ("segmentation_kernel", "segmentation_many_kernel"):
         notes = ["CE + KD" if given["HAS_TEACHER"] else "CE"]
     return launch.name + (f" ({', '.join(notes)})" if notes else "")

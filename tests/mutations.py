@@ -145,7 +145,7 @@ MUTATIONS = (
     Mutation("unscaled-features", "the features' gradient lacks the incoming one", "projection.py",
              "sums *= tl.load(factor).to(tl.float32)", "sums *= 1.0", "triton and values", FEATURES),
     Mutation("no-pilot", "features far from 0 are projected as they are", "projection.py",
-             'tl.where(tl.abs(mean) < float("inf"), mean, 0.0)', "0.0 * mean", "far_from_zero", PROJECTION),
+             "0.5 * below + 0.5 * above", "0.0", "far_from_zero", PROJECTION),
     Mutation("between-tiles", "what lies between tiles' means is no variance", "projection.py",
              "of_tile + number * off * off", "of_tile", "values and tiles", PROJECTION),
     Mutation("lost-offset", "the pilot's share of the running mean has no gradient", "projection.py",

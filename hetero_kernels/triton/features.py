@@ -69,7 +69,7 @@ def rounded(x, ROUNDING: tl.constexpr):
 @triton.jit
 def load_features(
     network, pixels, y, n, start, CHANNELS: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
-    ROUNDING: tl.constexpr = "none",
+    ROUNDING: tl.constexpr,
 ):  # fmt: skip
     """Channels from ``start`` on [CHANNELS, pixels], less the pilot where there is one; else 0 beyond."""
     c = start + tl.arange(0, CHANNELS)
@@ -125,7 +125,7 @@ def matrix_product(a, b, PRECISION: tl.constexpr):
 @triton.jit
 def project_tile(
     network, pixels, y, n, k, classes, one, CHANNELS: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
-    ROUNDING: tl.constexpr = "none",
+    ROUNDING: tl.constexpr,
 ):  # fmt: skip
     """A tile's logits of classes ``k``, as blocks [classes, pixels] without the bias.
 
@@ -155,7 +155,7 @@ def project(
 ):  # fmt: skip
     """A tile's logits, to where their gradient will be."""
     k = class_numbers(BLOCKS)
-    z = project_tile(network, pixels, y, n, k, classes, one, CHANNELS, FLAT, PRECISION)
+    z = project_tile(network, pixels, y, n, k, classes, one, CHANNELS, FLAT, PRECISION, "none")
     out = ()
     for i in tl.static_range(len(k)):
         logits = z[i]
@@ -215,7 +215,7 @@ def weight_gradient(
     for program in range(split, images * grid.tiles, splits):
         pixels, y, n = locate_flat(program, grid, PIXELS)
         _, valid, _ = load_labels(labels, pixels, y, classes, SAMPLED)
-        f = load_features(network, pixels, y, n, start, CHANNELS, FLAT, PRECISION)
+        f = load_features(network, pixels, y, n, start, CHANNELS, FLAT, PRECISION, "none")
         # NaN and inf where nothing counts would make 0 times them NaN.
         f = tl.where(valid[None, :], tl.where(c[:, None] == network.channels, 1.0, f), 0.0).to(f.dtype)
         f = tl.trans(f)

@@ -25,21 +25,39 @@ from .tuning import ProductTiling, back_tilings_of, multiprocessors, project_til
 
 
 @triton.jit
-def pilot_kernel(
-    out, network, grid, images, run, RUNS: tl.constexpr, RUN: tl.constexpr, CHANNELS: tl.constexpr
-):  # fmt: skip
-    """A value near each channel's mean, from ``RUNS`` runs of ``run`` neighbouring pixels over batch and image; 0 where
-    that is no number."""
-    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    i = tl.arange(0, RUNS * RUN)
+def mean_of_run(network, c, grid, images, run, number: tl.constexpr, RUNS: tl.constexpr, RUN: tl.constexpr):
+    """Of one of ``RUNS`` runs of ``run`` neighbouring pixels, spread over batch and image."""
+    i = tl.arange(0, RUN)
     size = grid.height * grid.width
-    n = tl.minimum((2 * (i // RUN) + 1) * tl.cast(size, tl.int64) // (2 * RUNS), size - run) + i % RUN
-    place = (i // RUN * images // RUNS) * tl.cast(network.stride_b, tl.int64)
+    n = tl.minimum((2 * number + 1) * tl.cast(size, tl.int64) // (2 * RUNS), size - run) + i
+    place = tl.cast(number * images // RUNS, tl.int64) * network.stride_b
     place += n // grid.width * network.stride_h + n % grid.width * network.stride_w
     at = network.data + (tl.cast(c, tl.int64) * network.stride_c)[:, None] + place[None, :]
-    f = tl.load(at, mask=(c < network.channels)[:, None] & (i % RUN < run)[None, :], other=0.0)
-    mean = tl.sum(f.to(tl.float32), 1) / (RUNS * run)
-    tl.store(out + c, tl.where(tl.abs(mean) < float("inf"), mean, 0.0), mask=c < network.channels)
+    f = tl.load(at, mask=(c < network.channels)[:, None] & (i < run)[None, :], other=0.0)
+    return tl.sum(f.to(tl.float32), 1) / run
+
+
+@triton.jit
+def pilot_kernel(out, network, grid, images, run, RUN: tl.constexpr, CHANNELS: tl.constexpr):
+    """A value near each channel's mean: the median of four runs' means, so that one pixel far from all others does not
+    move it; of those that are numbers, 0 where none is."""
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    m = ()
+    numbers = tl.zeros([CHANNELS], tl.int32)
+    for i in tl.static_range(4):
+        mean = mean_of_run(network, c, grid, images, run, i, 4, RUN)
+        finite = tl.abs(mean) < float("inf")
+        numbers += finite.to(tl.int32)
+        m = m + (tl.where(finite, mean, float("inf")),)
+    low, high = tl.minimum(m[0], m[1]), tl.maximum(m[0], m[1])
+    other_low, other_high = tl.minimum(m[2], m[3]), tl.maximum(m[2], m[3])
+    first, second = tl.minimum(low, other_low), tl.maximum(low, other_low)
+    third = tl.minimum(high, other_high)
+    second, third = tl.minimum(second, third), tl.maximum(second, third)
+    below = tl.where(numbers <= 2, first, second)
+    above = tl.where(numbers >= 4, third, tl.where(numbers >= 2, second, first))
+    pilot = tl.where(numbers > 0, 0.5 * below + 0.5 * above, 0.0)
+    tl.store(out + c, pilot, mask=c < network.channels)
 
 
 @triton.jit
@@ -228,7 +246,7 @@ def finish_weight_kernel(out, network, gradient, classes, splits, BLOCK: tl.cons
 
 # The operators ---------------------------------------------------------------------------------------------------
 
-PILOT_RUNS, PILOT_RUN, PILOT_CHANNELS = 4, 16, 16
+PILOT_RUN, PILOT_CHANNELS = 16, 16
 FINISH_BLOCK = 512
 BACK_CLASSES, BACK_PIXELS, BACK_CHANNELS = 32, 64, 128
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -261,7 +279,7 @@ def project(
     with device_guard(features):
         if statistics:
             pilot_kernel[(triton.cdiv(channels, PILOT_CHANNELS),)](
-                pilot, network, grid.argument(), batch, min(PILOT_RUN, height * width), RUNS=PILOT_RUNS, RUN=PILOT_RUN,
+                pilot, network, grid.argument(), batch, min(PILOT_RUN, height * width), RUN=PILOT_RUN,
                 CHANNELS=PILOT_CHANNELS, num_warps=4,
             )  # fmt: skip
         project_kernel[(grid.programs * chunks,)](

@@ -19,10 +19,11 @@ BUDGETS = {
     "weight_gradients_kernel": (825, 2.0, 0),
     "finish_projected_kernel": (None, None, 0),
     "project_back_kernel": (435, 0, 0),
+    "project_back_kernel (raw logits)": (530, 0, 0),
     "pilot_kernel": (None, None, 0),
     "project_kernel": (760, 0, 0),
     "statistics_kernel": (None, None, 0),
-    "hakd_kernel (label resolution, with L_proj, raw logits)": (150, 8.4, 400),
+    "hakd_kernel (label resolution, with L_proj, raw logits)": (141, 8.4, 384),
     "finish_kernel (raw logits)": (None, None, 0),
     "sum_parts_kernel": (None, None, 0),
     "weights_kernel": (900, 0, 0),
@@ -87,6 +88,7 @@ SPILLS = {
     ("sm_90", "hakd_kernel (label resolution)"): 96,  # 72 by Triton 3.8
     ("sm_90", "hakd_kernel (feature resolution)"): 224,
     ("sm_90", "hakd_kernel (label resolution, with L_proj)"): 808,
+    ("sm_90", "hakd_kernel (label resolution, with L_proj, raw logits)"): 696,
     ("sm_90", "segmentation_kernel (CE + KD)"): 112,
     ("sm_90", "projected_hakd_kernel"): 56,
     ("sm_90", "hakd_many_kernel (label resolution, with L_proj)"): 48,
@@ -161,3 +163,14 @@ def test_the_projections_bytes(classes, dtype):
     assert gpu_model.projection_floor(launches) == least
     assert moved == least + pixels * 4 * classes * 4  # raw logits again in the last launch of the loss and for features
     assert moved <= 1.15 * least and 1.3 * moved < gpu_model.torch_projection_bytes(launches)
+
+
+@pytest.mark.parametrize("classes", [19, 150])
+def test_the_projection_spills_nothing_on_sm_80(classes):
+    """As the budgets say of sm_90."""
+    launches = gpu_static.projection_launches(torch.float32, classes)
+    kernels = {launch.name: launch for launch in launches if launch.name in gpu_static.PRODUCT_KERNELS}
+    assert sorted(kernels) == ["project_back_kernel", "project_kernel", "weights_kernel"]
+    target = gpu_static.TARGETS["sm_80"]
+    for name, launch in kernels.items():
+        assert gpu_static.inspect(gpu_static.compile_launch(launch, target), target).spilled_bytes == 0, name
