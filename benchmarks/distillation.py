@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from heteroakd.config import LossConfig, ModelConfig, OptimizerConfig
-from heteroakd.distiller import Teacher, build_distiller
-from heteroakd.models import build_tapped
-from heteroakd.optimization import build_optimizer
+from heteroakd.config.groups import LossConfig, ModelConfig, OptimizerConfig
+from heteroakd.methods.distiller import Teacher, build_distiller
+from heteroakd.networks.zoo import build_tapped
+from heteroakd.training.step import build_optimizer
 from torch import Tensor
 
 from .cases import DistillationCase

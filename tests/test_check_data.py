@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from heteroakd.check_data import run_check_data
 from heteroakd.cli import main
-from heteroakd.command_config import CheckDataRun
+from heteroakd.commands.check_data import run_check_data
+from heteroakd.config.commands import CheckDataRun
 from heteroakd.data import DataConfig, DataError, build_data
 from PIL import Image
 

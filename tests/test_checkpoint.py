@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from heteroakd.checkpoint import (
+from heteroakd.training.checkpoint import (
     Checkpoint,
     CheckpointError,
     atomic_file,
@@ -24,7 +24,7 @@ from heteroakd.checkpoint import (
     state_digest,
     write_text,
 )
-from heteroakd.random_state import random_states, restore_random_states, seed_generators
+from heteroakd.training.random_state import random_states, restore_random_states, seed_generators
 from torch import nn
 
 

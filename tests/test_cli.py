@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from heteroakd.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from heteroakd.cli import COMMANDS, build_parser, main
-from heteroakd.command_config import DistillRun, TeacherRun
-from heteroakd.config import from_dict, to_dict
-from heteroakd.demo import run_demo
-from heteroakd.logs import read_metrics
+from heteroakd.commands.demo import run_demo
+from heteroakd.config.commands import DistillRun, TeacherRun
+from heteroakd.config.groups import from_dict, to_dict
+from heteroakd.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from heteroakd.training.log import read_metrics
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -192,7 +192,7 @@ def test_demo_says_which_run_failed(tmp_path: Path, capfd: pytest.CaptureFixture
     assert "(33, 32) (data.crop_size) must be a multiple of 32" in errors
     assert "teacher" in errors and "ended with status 1" in errors
     with pytest.raises(ValueError, match="methods must name each method once"):
-        from heteroakd.command_config import DemoRun
+        from heteroakd.config.commands import DemoRun
 
         run_demo(DemoRun(output=str(tmp_path), methods=["kd", "kd"]))
 
@@ -224,7 +224,7 @@ def test_every_option_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
         printed = " ".join(capsys.readouterr().out.split())
         for field in dataclasses.fields(config_class):
             assert f"--{field.name}" in printed, f"{name}: --{field.name}"
-    for module in ("config", "command_config"):
+    for module in ("config/groups", "config/commands", "config/data"):
         _check_fields_are_described(ast.parse((ROOT / "python" / "heteroakd" / f"{module}.py").read_text()))
 
 

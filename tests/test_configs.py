@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from heteroakd.checkpoint import load_checkpoint
 from heteroakd.cli import COMMANDS, build_parser, main
-from heteroakd.command_config import CompareRun, DistillRun, fill_names
-from heteroakd.config import LossConfig, ModelConfig, ScheduleConfig, to_dict
+from heteroakd.commands.recipe import recipe
+from heteroakd.config.commands import CompareRun, DistillRun, fill_names
+from heteroakd.config.groups import LossConfig, ModelConfig, ScheduleConfig, to_dict
 from heteroakd.data import DataConfig, SegmentationData
-from heteroakd.distiller import METHODS, Teacher, build_distiller
-from heteroakd.models import build_tapped
-from heteroakd.recipe import recipe
-from heteroakd.run import Run
-from heteroakd.taps import TappedNetwork
+from heteroakd.methods.distiller import METHODS, Teacher, build_distiller
+from heteroakd.networks.taps import TappedNetwork
+from heteroakd.networks.zoo import build_tapped
+from heteroakd.training.checkpoint import load_checkpoint
+from heteroakd.training.run import Run
 from PIL import Image
 from torch import nn
 

@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from heteroakd.config import LossConfig, Method, ModelConfig
-from heteroakd.distiller import METHODS, Distiller, Teacher, build_distiller
-from heteroakd.models import build_tapped
-from heteroakd.taps import TappedNetwork, TappedOutput
+from heteroakd.config.groups import LossConfig, Method, ModelConfig
+from heteroakd.methods.distiller import METHODS, Distiller, Teacher, build_distiller
+from heteroakd.networks.taps import TappedNetwork, TappedOutput
+from heteroakd.networks.zoo import build_tapped
 from torch import Tensor
 
 from hetero_kernels import HeteroAKDLoss, functional

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from heteroakd import distributed
-from heteroakd.batches import BatchSampler
-from heteroakd.checkpoint import load_checkpoint
 from heteroakd.cli import main
-from heteroakd.config import EvaluationConfig, LossConfig, Method, OptimizerConfig, RuntimeConfig, ScheduleConfig
-from heteroakd.distiller import Teacher, build_distiller
-from heteroakd.evaluate import evaluate
-from heteroakd.inference import WHOLE
-from heteroakd.logs import read_metrics
-from heteroakd.optimization import TrainingStep, build_optimizer
-from heteroakd.taps import TappedNetwork
+from heteroakd.config.groups import EvaluationConfig, LossConfig, Method, OptimizerConfig, RuntimeConfig, ScheduleConfig
+from heteroakd.data.batches import BatchSampler
+from heteroakd.evaluation.inference import WHOLE
+from heteroakd.evaluation.metrics import evaluate
+from heteroakd.methods.distiller import Teacher, build_distiller
+from heteroakd.networks.taps import TappedNetwork
+from heteroakd.system import distributed
+from heteroakd.training.checkpoint import load_checkpoint
+from heteroakd.training.log import read_metrics
+from heteroakd.training.step import TrainingStep, build_optimizer
 from torch import Tensor, nn
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +124,7 @@ PROGRAM = """
 import sys
 import torch
 from test_distributed import agreements, confusion, gradients
-from heteroakd import distributed
+from heteroakd.system import distributed
 with distributed.process_group(torch.device("cpu")):
     results = {"global": gradients(), "local": gradients("local"), "parts": gradients("global", 2)}
     results |= {"confusion": confusion(), "told": agreements()}

@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from heteroakd.batches import BatchSampler, SeededSamples, training_batches
-from heteroakd.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from heteroakd.command_config import DistillRun, TeacherRun
-from heteroakd.commands import run_distill, run_teacher
-from heteroakd.config import (
+from heteroakd.commands.train import run_distill, run_teacher
+from heteroakd.config.commands import DistillRun, TeacherRun
+from heteroakd.config.groups import (
     EvaluationConfig,
     LossConfig,
     ModelConfig,
@@ -24,15 +22,17 @@ from heteroakd.config import (
     TeacherConfig,
 )
 from heteroakd.data import DataConfig, build_data
-from heteroakd.distiller import Distiller
-from heteroakd.distributed import choose_device
-from heteroakd.evaluate import Evaluation
-from heteroakd.keeper import DivergedError
-from heteroakd.logs import read_metrics
-from heteroakd.losses import LogitLoss
-from heteroakd.models import build_tapped
-from heteroakd.optimization import build_optimizer, learning_rate_factor
-from heteroakd.visualize import load_maps
+from heteroakd.data.batches import BatchSampler, SeededSamples, training_batches
+from heteroakd.evaluation.metrics import Evaluation
+from heteroakd.evaluation.visualize import load_maps
+from heteroakd.methods.distiller import Distiller
+from heteroakd.methods.losses import LogitLoss
+from heteroakd.networks.zoo import build_tapped
+from heteroakd.system.distributed import choose_device
+from heteroakd.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from heteroakd.training.keeper import DivergedError
+from heteroakd.training.log import read_metrics
+from heteroakd.training.step import build_optimizer, learning_rate_factor
 from torch import Tensor
 from torch.utils.data import Dataset
 

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from heteroakd.config import EvaluationConfig
-from heteroakd.evaluate import Evaluation, evaluate
-from heteroakd.inference import class_scores, infer_padded, predict, whole_logits, window_starts
-from heteroakd.taps import TappedNetwork
+from heteroakd.config.groups import EvaluationConfig
+from heteroakd.evaluation.inference import class_scores, infer_padded, predict, whole_logits, window_starts
+from heteroakd.evaluation.metrics import Evaluation, evaluate
+from heteroakd.networks.taps import TappedNetwork
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchmetrics.classification import MulticlassJaccardIndex

@@ -11,17 +11,17 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from heteroakd import export
-from heteroakd.checkpoint import Checkpoint, save_checkpoint
 from heteroakd.cli import main
-from heteroakd.command_config import ExportRun, TeacherRun
-from heteroakd.commands import restore_network
-from heteroakd.config import LossConfig, ModelConfig, to_dict
+from heteroakd.commands import export
+from heteroakd.commands.predict import read_image
+from heteroakd.commands.train import restore_network
+from heteroakd.config.commands import ExportRun, TeacherRun
+from heteroakd.config.groups import LossConfig, ModelConfig, to_dict
 from heteroakd.data import DataConfig, build_data
-from heteroakd.inference import predict, whole_logits
-from heteroakd.models import build_network
-from heteroakd.prediction import read_image
-from heteroakd.taps import TappedNetwork
+from heteroakd.evaluation.inference import predict, whole_logits
+from heteroakd.networks.taps import TappedNetwork
+from heteroakd.networks.zoo import build_network
+from heteroakd.training.checkpoint import Checkpoint, save_checkpoint
 from PIL import Image
 from torch import Tensor, nn
 

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 import torch
 from heteroakd import evaluate as evaluation
-from heteroakd import validation
-from heteroakd.checkpoint import load_checkpoint, load_latest
 from heteroakd.cli import main
-from heteroakd.distiller import Distiller
-from heteroakd.interruption import StopRequest
-from heteroakd.logs import read_metrics
+from heteroakd.methods.distiller import Distiller
+from heteroakd.system.signals import StopRequest
+from heteroakd.training import validation
+from heteroakd.training.checkpoint import load_checkpoint, load_latest
+from heteroakd.training.log import read_metrics
 
 CONFIG = """
 data: {crop_size: [32, 32], image_size: [32, 32], train_images: 5, val_images: 1}
@@ -301,7 +301,7 @@ KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from heteroakd import checkpoint
+from heteroakd.training import checkpoint
 die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 path, moment = Path(sys.argv[1]), sys.argv[2]
 state = checkpoint.load_checkpoint(path)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from heteroakd.config import ModelConfig
-from heteroakd.models import ARCHITECTURES, build_network, build_tapped
-from heteroakd.pretrained import MissingPackageError, TensorFlowInput
-from heteroakd.taps import TappedNetwork, probe
+from heteroakd.config.groups import ModelConfig
+from heteroakd.networks.pretrained import MissingPackageError, TensorFlowInput
+from heteroakd.networks.taps import TappedNetwork, probe
+from heteroakd.networks.zoo import ARCHITECTURES, build_network, build_tapped
 from torch import Tensor, nn
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 

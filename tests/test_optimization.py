@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from heteroakd.config import LossConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig
-from heteroakd.distiller import Distiller, Teacher, build_distiller
-from heteroakd.optimization import TrainingStep, build_optimizer, distillation_factor
-from heteroakd.taps import TappedNetwork
+from heteroakd.config.groups import LossConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig
+from heteroakd.methods.distiller import Distiller, Teacher, build_distiller
+from heteroakd.networks.taps import TappedNetwork
+from heteroakd.training.step import TrainingStep, build_optimizer, distillation_factor
 from test_distributed import SIZE, Plain, batch
 from torch import Tensor
 

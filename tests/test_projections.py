@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from heteroakd.checkpoint import load_checkpoint
 from heteroakd.cli import main
-from heteroakd.commands import load_trained
-from heteroakd.distiller import Teacher, build_distiller
-from heteroakd.projections import run_with_projectors
+from heteroakd.commands.projections import run_with_projectors
+from heteroakd.commands.train import load_trained
+from heteroakd.methods.distiller import Teacher, build_distiller
+from heteroakd.training.checkpoint import load_checkpoint
 
 DATA = "{crop_size: [32, 64], image_size: [32, 64], train_images: 2, val_images: 2}"
 NETWORK = "{architecture: fpn, encoder: tu-mobilenetv3_small_050, weights: null, tap: %s}"

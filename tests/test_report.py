@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from heteroakd.diagrams import svg
-from heteroakd.report import Bars, Curve, Matrix, Picture, Section, Table, write_figures, write_report
+from heteroakd.report.figures import svg
+from heteroakd.report.page import Bars, Curve, Matrix, Picture, Section, Table, write_figures, write_report
 from PIL import Image
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}

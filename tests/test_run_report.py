@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from heteroakd import run_report
 from heteroakd.cli import main
-from heteroakd.command_config import DistillRun, ReportRun
-from heteroakd.config import Method, ScheduleConfig, to_dict
+from heteroakd.commands import report
+from heteroakd.config.commands import DistillRun, ReportRun
+from heteroakd.config.groups import Method, ScheduleConfig, to_dict
 from heteroakd.data import DataConfig
-from heteroakd.loss_cost import LossCost, loss_step, measure, measure_apart
-from heteroakd.run_folder import read, read_groups
-from heteroakd.visualize import KnowledgeMaps, save_maps
+from heteroakd.evaluation.visualize import KnowledgeMaps, save_maps
+from heteroakd.report.read_runs import read, read_groups
+from heteroakd.training.loss_cost import LossCost, loss_step, measure, measure_apart
 from PIL import Image
 from test_report import Page
 
@@ -119,7 +119,7 @@ def test_report_of_a_comparison_averages_over_seeds(tmp_path: Path) -> None:
     assert groups[0].iou() == {"road": pytest.approx(0.905), "sky": None, "car": 0.125}
     assert groups[1].confusion() == [[15, 0, 6], [0, 0, 0], [2, 0, 2]]
     options = {"measure": False, "figures": str(tmp_path / "figures")}
-    path = run_report.run_report(ReportRun(runs=[str(folder)], output=str(tmp_path / "r.html"), **options))
+    path = report.run_report(ReportRun(runs=[str(folder)], output=str(tmp_path / "r.html"), **options))
     figures = {figure.name for figure in (tmp_path / "figures").iterdir()}
     assert {"miou-on-the-val-set.svg", "iou-per-class.svg", "none.svg", "heteroakd-val-image-1.png"} <= figures
     words = [word for word in Page(path.read_text()).text if word]
@@ -135,10 +135,10 @@ def test_costs_are_measured_and_shared_out(
         seconds, peak = {"cpu": (0.1, 2**20), "triton": (0.2, 2**21), "reference": (0.6, 2**23)}[backend]
         return LossCost(backend, seconds, peak, "M")
 
-    monkeypatch.setattr(run_report, "measure_apart", measured)
+    monkeypatch.setattr(report, "measure_apart", measured)
     monkeypatch.setattr(hetero_kernels, "available_backends", lambda device: {"cpu": ("triton", "reference")}[device])
     here, other = run_folder(tmp_path / "here"), run_folder(tmp_path / "other", machine="another")
-    run_report.run_report(ReportRun(runs=[str(here), str(other)]))
+    report.run_report(ReportRun(runs=[str(here), str(other)]))
     words = [word for word in Page((here / "report.html").read_text()).text if word]
     start = words.index("share of the memory") + 1
     assert words[start : start + 6] == ["here", "cpu", "100.00", "20.0 %", "1.0 MiB", "12.5 %"]

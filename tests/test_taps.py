@@ -12,15 +12,22 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from heteroakd.checkpoint import load_checkpoint
-from heteroakd.command_config import DistillRun, TeacherRun
-from heteroakd.commands import run_distill, run_teacher
-from heteroakd.config import LossConfig, ModelConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig, TeacherConfig
+from heteroakd.commands.train import run_distill, run_teacher
+from heteroakd.config.commands import DistillRun, TeacherRun
+from heteroakd.config.groups import (
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    TeacherConfig,
+)
 from heteroakd.data import DataConfig
-from heteroakd.distiller import Distiller, Teacher, build_distiller
-from heteroakd.losses import MeanOverTaps
-from heteroakd.optimization import TrainingStep, build_optimizer
-from heteroakd.taps import TappedNetwork, output_logits, probe
+from heteroakd.methods.distiller import Distiller, Teacher, build_distiller
+from heteroakd.methods.losses import MeanOverTaps
+from heteroakd.networks.taps import TappedNetwork, output_logits, probe
+from heteroakd.training.checkpoint import load_checkpoint
+from heteroakd.training.step import TrainingStep, build_optimizer
 from torch import Tensor, nn
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 

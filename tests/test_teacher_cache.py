@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from heteroakd.checkpoint import load_checkpoint
-from heteroakd.command_config import DistillRun, TeacherRun
-from heteroakd.commands import run_distill, run_teacher
-from heteroakd.config import ModelConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig, TeacherConfig
+from heteroakd.commands.teacher_cache import network_digest
+from heteroakd.commands.train import run_distill, run_teacher
+from heteroakd.config.commands import DistillRun, TeacherRun
+from heteroakd.config.groups import ModelConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig, TeacherConfig
 from heteroakd.data import DataConfig, build_data
-from heteroakd.distiller import Teacher
-from heteroakd.models import build_tapped
-from heteroakd.taps import TappedNetwork
-from heteroakd.teacher_cache import network_digest
+from heteroakd.methods.distiller import Teacher
+from heteroakd.networks.taps import TappedNetwork
+from heteroakd.networks.zoo import build_tapped
+from heteroakd.training.checkpoint import load_checkpoint
 
 DATA = DataConfig(crop_size=(32, 64), image_size=(48, 56), train_images=5, val_images=1, augment=False)
 QUIET = RuntimeConfig(device="cpu", threads=1, pictures=0, progress="none", tensorboard=False)

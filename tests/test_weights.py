@@ -13,12 +13,12 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 import torchvision
-from heteroakd.command_config import DistillRun
-from heteroakd.commands import run_distill
-from heteroakd.config import ModelConfig, RuntimeConfig, ScheduleConfig, TeacherConfig
+from heteroakd.commands.train import run_distill
+from heteroakd.config.commands import DistillRun
+from heteroakd.config.groups import ModelConfig, RuntimeConfig, ScheduleConfig, TeacherConfig
 from heteroakd.data import DataConfig
-from heteroakd.models import build_network
-from heteroakd.weights import WeightsError, load_weights
+from heteroakd.networks.weights import WeightsError, load_weights
+from heteroakd.networks.zoo import build_network
 from torch import Tensor, nn
 
 RESNET = ModelConfig(architecture="fpn", encoder="resnet18")

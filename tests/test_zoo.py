@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from heteroakd.config import ModelConfig
-from heteroakd.models import build_network, build_tapped
-from heteroakd.taps import TappedOutput
+from heteroakd.config.groups import ModelConfig
+from heteroakd.networks.taps import TappedOutput
+from heteroakd.networks.zoo import build_network, build_tapped
 from torch import nn
 
 SIZE = (64, 128)

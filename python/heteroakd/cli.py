@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser, Namespace
 
-from heteroakd.command_config import (
+from heteroakd.config.commands import (
     CheckDataRun,
     CompareRun,
     DemoRun,
@@ -27,7 +27,7 @@ from heteroakd.command_config import (
     ReportRun,
     TeacherRun,
 )
-from heteroakd.interruption import StoppedError, reader_may_leave
+from heteroakd.system.signals import StoppedError, reader_may_leave
 
 COMMANDS: dict[str, tuple[type[Any], str]] = {
     "teacher": (TeacherRun, "train a teacher on labels alone"),
@@ -174,31 +174,31 @@ def _message(error: Exception) -> str:
 def _run(name: str, config: Any, flags: dict[str, bool]) -> None:
     # Imported here, so that help and usage errors do not wait for torch's model libraries.
     if name == "demo":
-        from heteroakd.demo import run_demo
+        from heteroakd.commands.demo import run_demo
 
         run_demo(config)
     elif name == "compare":
-        from heteroakd.compare import run_compare
+        from heteroakd.commands.compare import run_compare
 
         run_compare(config)
     elif name == "check-data":
-        from heteroakd.check_data import run_check_data
+        from heteroakd.commands.check_data import run_check_data
 
         run_check_data(config)
     elif name == "export":
-        from heteroakd.export import run_export
+        from heteroakd.commands.export import run_export
 
         run_export(config)
     elif name == "report":
-        from heteroakd.run_report import run_report
+        from heteroakd.commands.report import run_report
 
         run_report(config)
     elif name == "predict":
-        from heteroakd.prediction import run_predict
+        from heteroakd.commands.predict import run_predict
 
         run_predict(config)
     else:
-        from heteroakd import commands
+        from heteroakd.commands import train
 
-        run: Callable[..., object] = getattr(commands, f"run_{name}")
+        run: Callable[..., object] = getattr(train, f"run_{name}")
         run(config, **flags)

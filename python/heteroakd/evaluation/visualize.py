@@ -1,0 +1,152 @@
+"""Pictures of a run: input, label, predictions, and what KMM and KEM make of every pixel."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hetero_kernels import HeteroAKDLoss, functional
+from heteroakd.config.groups import EvaluationConfig
+from heteroakd.data import IGNORE_INDEX, SegmentationData, denormalize
+from heteroakd.evaluation import pictures
+from heteroakd.evaluation.inference import infer_padded, predict
+from heteroakd.methods.distiller import Distiller, Teacher
+from heteroakd.networks.taps import TappedNetwork
+from heteroakd.training.checkpoint import atomic_file
+from heteroakd.training.log import RunLog
+from heteroakd.training.run import MAPS, PICTURES
+
+PANEL_COLUMNS = 3
+MAP_WIDTH = 320  # pixels of the maps that are kept
+
+
+class KnowledgeMaps(NamedTuple):
+    """Values of the labelled class, float32 [H, W], NaN where ignored."""
+
+    reliability: Tensor
+    """KMM's S: near 0 the student is the better informed, near 1 the teacher is."""
+    weight: Tensor
+    """KEM's W: how much of the pixel's attention the labelled class gets."""
+
+
+@torch.no_grad()
+def knowledge_maps(
+    student: TappedNetwork, teacher: TappedNetwork, loss: HeteroAKDLoss, image: Tensor, label: Tensor
+) -> KnowledgeMaps:
+    """Reliability and weight for one sample: image float [3, H, W], label int64 [H, W]; modules in eval mode."""
+    student_output, padded_size = infer_padded(student, image)
+    teacher_output, teacher_size = infer_padded(teacher, image)
+    student_logits = loss.student_projector(student_output.features)
+    teacher_logits = loss.teacher_projector(teacher_output.features)
+    # Strides differ, and so may the padded sizes: each projection is cropped to the image at label resolution first.
+    height, width = label.shape
+    student_logits = _crop(student_logits, padded_size, height, width, loss.align_corners)
+    teacher_logits = _crop(teacher_logits, teacher_size, height, width, loss.align_corners)
+    labels = label[None].to(student_logits.device)
+    reliability, _, weight = functional.hakd_maps(
+        student_logits, teacher_logits, labels, kmm=loss.kmm, kem=loss.kem, ignore_index=IGNORE_INDEX
+    )
+    return KnowledgeMaps(
+        pictures.labelled_class_map(reliability[0].cpu(), label),
+        pictures.labelled_class_map(weight[0].cpu(), label),
+    )
+
+
+def _crop(logits: Tensor, size: tuple[int, int], height: int, width: int, align_corners: bool) -> Tensor:
+    full = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=align_corners)
+    return full[:, :, :height, :width]
+
+
+def sample_pictures(
+    distiller: Distiller,
+    teacher: Teacher | None,
+    image: Tensor,
+    label: Tensor,
+    palette: Tensor,
+    *,
+    options: EvaluationConfig,
+    align_corners: bool,
+) -> tuple[list[tuple[str, Tensor]], KnowledgeMaps | None]:
+    """Captioned uint8 [3, H, W] pictures of one sample, and its maps; teacher and maps where the run has them.
+
+    The distiller is put into eval mode and back.
+    """
+    training = distiller.training
+    distiller.eval()
+    shown = denormalize(image)
+    captioned = [("input", shown), ("label", pictures.colorize(label, palette))]
+    if teacher is not None:
+        prediction = predict(teacher.network, image, options, align_corners=align_corners).cpu()
+        captioned.append(("teacher", pictures.overlay(shown, prediction, palette)))
+    prediction = predict(distiller.student, image, options, align_corners=align_corners).cpu()
+    captioned.append(("prediction" if teacher is None else "student", pictures.overlay(shown, prediction, palette)))
+    maps = None
+    if teacher is not None and distiller.pairs:  # of several taps the last one's
+        maps = knowledge_maps(distiller.student, teacher.network, distiller.pairs[-1], image, label)
+        # Weights are small for many classes, and tiny for "spatial": show them relative to their largest, and say it.
+        largest = max(float(maps.weight.nan_to_num().max()), 1e-12)
+        captioned.append(("KMM reliability S, 0 to 1", pictures.heatmap(maps.reliability)))
+        captioned.append((f"KEM weight W, 0 to {largest:.2g}", pictures.heatmap(maps.weight, maximum=largest)))
+    distiller.train(training)
+    return captioned, maps
+
+
+def write_pictures(
+    distiller: Distiller,
+    teacher: Teacher | None,
+    data: SegmentationData,
+    *,
+    count: int,
+    step: int,
+    folder: Path,
+    log: RunLog,
+    options: EvaluationConfig,
+    align_corners: bool,
+) -> None:
+    """One panel PNG per sample, `folder`/pictures/step_SSSSSS_val_II.png, for `count` val images spread over the set;
+    where there are KMM's and KEM's maps, these in maps/step_SSSSSS_val_II.npz, and their means in the log."""
+    available = len(data.val)
+    every_map: list[KnowledgeMaps] = []
+    for number in range(min(count, available)):
+        index = number * available // min(count, available)
+        image, label = data.val[index]
+        captioned, maps = sample_pictures(
+            distiller, teacher, image, label, data.palette, options=options, align_corners=align_corners
+        )
+        pictures.panel(
+            captioned,
+            folder / PICTURES / f"step_{step:06d}_val_{index:02d}.png",
+            columns=PANEL_COLUMNS,
+            classes=data.classes,
+            palette=data.palette,
+        )
+        for caption, picture in captioned:
+            log.picture(f"val_{index:02d}/{caption.partition(',')[0]}", step, picture)
+        if maps is not None:
+            every_map.append(maps)
+            save_maps(folder / MAPS / f"step_{step:06d}_val_{index:02d}.npz", maps)
+    if every_map:
+        values = [torch.cat([values.flatten() for values in same]) for same in zip(*every_map, strict=True)]
+        log.knowledge(step, *(float(together.nanmean()) for together in values))
+
+
+def save_maps(path: Path, maps: KnowledgeMaps) -> None:
+    """Both maps, thinned out to a width of MAP_WIDTH at most, float32 arrays by their names in one .npz."""
+    step = -(-maps.reliability.shape[1] // MAP_WIDTH)
+    with atomic_file(path) as file:
+        np.savez_compressed(file, **{name: values[::step, ::step].numpy() for name, values in maps._asdict().items()})
+
+
+def load_maps(path: Path) -> KnowledgeMaps:
+    """What `save_maps` wrote. Raises ValueError, naming the file, where it is something else."""
+    try:
+        with np.load(path) as arrays:
+            return KnowledgeMaps(*(torch.from_numpy(arrays[name]) for name in KnowledgeMaps._fields))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a file of maps: {error}") from error
