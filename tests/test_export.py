@@ -14,7 +14,6 @@ import torch
 from heteroakd.cli import main
 from heteroakd.commands import export
 from heteroakd.commands.predict import read_image
-from heteroakd.commands.train import restore_network
 from heteroakd.config.commands import ExportRun, TeacherRun
 from heteroakd.config.groups import LossConfig, ModelConfig, to_dict
 from heteroakd.data import DataConfig, build_data
@@ -22,6 +21,7 @@ from heteroakd.evaluation.inference import predict, whole_logits
 from heteroakd.networks.taps import TappedNetwork
 from heteroakd.networks.zoo import build_network
 from heteroakd.training.checkpoint import Checkpoint, save_checkpoint
+from heteroakd.training.trained import restore_network
 from PIL import Image
 from torch import Tensor, nn
 
@@ -91,9 +91,11 @@ def test_what_a_network_does_not_allow_is_said_and_left_fixed(
     network = checkpoint(tmp_path / "last.pt", PYRAMID)
     Image.new("RGB", (90, 50), (200, 30, 40)).save(tmp_path / "a.png")
     options = ["--image", str(tmp_path / "a.png"), "--image_size", "[64, 96]"]
-    assert exported(tmp_path / "last.pt", tmp_path / "student.onnx", *options) == 0
-    printed = capsys.readouterr().out
-    assert "dynamic sizes: this network does not allow it" in printed and "dynamic: batch" in printed
+    assert exported(tmp_path / "last.pt", tmp_path / "student.onnx", *options) == 1
+    said = capsys.readouterr().err
+    assert "nothing was written, dynamic 'sizes': " in said and "; dynamic may be batch or none instead" in said
+    assert exported(tmp_path / "last.pt", tmp_path / "student.onnx", *options, "--dynamic", "batch") == 0
+    assert "dynamic: batch" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(tmp_path / "student.onnx", providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape[1:] == [3, 64, 96]
     images = export.example(read_image(tmp_path / "a.png"), network.stride, (64, 96))
@@ -167,5 +169,7 @@ def test_networks_that_branch_on_the_size_are_left_at_one(tmp_path: Path, when: 
     checkpoint(tmp_path / "last.pt", ModelConfig(f"{__name__}:Branching", tap="backbone", options={"when": when}))
     assert exported(tmp_path / "last.pt", tmp_path / name, "--dynamic", "sizes") == 1
     assert not (tmp_path / name).exists()
-    metadata = export.run_export(ExportRun(str(tmp_path / "last.pt"), str(tmp_path / name), threads=1))
+    metadata = export.run_export(
+        ExportRun(str(tmp_path / "last.pt"), output=str(tmp_path / name), dynamic="batch", threads=1)
+    )
     assert metadata["dynamic"] == ["batch"]

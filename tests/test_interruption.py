@@ -166,7 +166,7 @@ def test_evaluation_whose_result_was_not_saved_is_done_again(tmp_path: Path, mon
         raise OSError("killed")
 
     with monkeypatch.context() as context:
-        context.setattr(validation, "write_pictures", killed)
+        context.setattr(validation.Validation, "_write_pictures", killed)
         assert main(arguments(tmp_path / "cut", *options)) == 1
     assert read_metrics(tmp_path / "cut" / "metrics.jsonl")[-1]["event"] == "evaluation"
     resume_and_compare_evaluations(tmp_path, options)

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from heteroakd.cli import main
 from heteroakd.commands.projections import run_with_projectors
-from heteroakd.commands.train import load_trained
 from heteroakd.methods.distiller import Teacher, build_distiller
 from heteroakd.training.checkpoint import load_checkpoint
+from heteroakd.training.trained import load_trained
 
 DATA = "{crop_size: [32, 64], image_size: [32, 64], train_images: 2, val_images: 2}"
 NETWORK = "{architecture: fpn, encoder: tu-mobilenetv3_small_050, weights: null, tap: %s}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,12 +18,11 @@ from tqdm import tqdm
 
 from heteroakd.config.commands import CheckDataRun
 from heteroakd.data import IGNORE_INDEX, DataConfig, DataError, SegmentationData, build_data, denormalize
-from heteroakd.data.batches import training_batches
 from heteroakd.data.files import FileSource
 from heteroakd.data.published import PUBLISHED
 from heteroakd.data.samples import SegmentationDataset, Source
 from heteroakd.evaluation.pictures import NEUTRAL, colorize, panel
-from heteroakd.training.checkpoint import write_text
+from heteroakd.system.files import write_text
 
 REPORT, SHEET = "check.json", "contact_sheet.png"
 SHEET_COLUMNS = 4  # two samples a row, each beside its label
@@ -76,8 +74,6 @@ class PartReport:
     """K class names."""
     read: int = 0
     """Pairs that were read: all, or as many as the limit allows."""
-    seconds: float = 0.0
-    """What reading and counting took."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """Images by width and height."""
     pixels: list[int] = field(default_factory=list)
@@ -92,7 +88,6 @@ class PartReport:
     def add(self, readings: Iterable[Reading]) -> None:
         """Count pairs in."""
         pixels, images = [0] * (len(self.classes) + 1), [0] * (len(self.classes) + 1)
-        started = time.perf_counter()
         for reading in readings:
             self.read += 1
             if reading.error is not None:
@@ -104,7 +99,6 @@ class PartReport:
                 pixels[index] += count
                 images[index] += count > 0
         self.pixels, self.images = pixels, images
-        self.seconds = time.perf_counter() - started
 
     def share(self, index: int) -> float:
         """Share of the labelled pixels that are of the class."""
@@ -136,7 +130,7 @@ def run_check_data(config: CheckDataRun) -> dict[str, PartReport]:
     Returns what was counted by part. Raises DataError, naming the first of them, where files are missing or broken:
     missing ones at once, broken ones after everything else has been counted and written.
     """
-    for name, least in (("samples", 0), ("workers", 0), ("timed_batches", 0), ("batch_size", 1), ("limit", 1)):
+    for name, least in (("samples", 0), ("workers", 0), ("limit", 1)):
         value = getattr(config, name)
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -149,22 +143,13 @@ def run_check_data(config: CheckDataRun) -> dict[str, PartReport]:
         report = reports[name] = PartReport(len(part), published.get(name), data.classes)
         readings = Readings(part.source, len(data.classes), config.limit)
         report.add(tqdm(_read(readings, config.workers), name, len(readings), unit="pair", disable=None))
-    speed, beyond_limit = None, None
-    if not any(report.broken for report in reports.values()):
-        try:
-            speed = training_speed(config, data)
-        except DataError as error:  # in a pair that `limit` left unread
-            beyond_limit = error
     summary = {
         "data": config.data.name,
         "root": config.data.root,
         "parts": {name: report.to_dict() for name, report in reports.items()},
-        "workers": config.workers,
-        "images_per_second_read": _rate(reports.values()),
-        "images_per_second_training": speed,
     }
     write_text(output / REPORT, json.dumps(summary, indent=2) + "\n")
-    print("\n".join(_text(config, data, reports, speed)))
+    print("\n".join(_text(config, data, reports)))
     if config.samples and write_contact_sheet(output / SHEET, parts(config, data), data, config.samples):
         print(f"samples: {output / SHEET}")
     print(f"all numbers: {output / REPORT}", flush=True)
@@ -173,8 +158,6 @@ def run_check_data(config: CheckDataRun) -> dict[str, PartReport]:
         first = next(report.errors[0] for report in reports.values() if report.errors)
         read = sum(report.read for report in reports.values())
         raise DataError(f"{broken} of {read} pairs are broken; the first: {first}")
-    if beyond_limit is not None:
-        raise beyond_limit
     return reports
 
 
@@ -196,30 +179,7 @@ def _as_it_is(reading: Any) -> Any:  # torch's own way would make lists of the t
     return reading
 
 
-def _rate(reports: Iterable[PartReport]) -> float:
-    reports = list(reports)
-    return sum(report.read for report in reports) / max(1e-9, sum(report.seconds for report in reports))
-
-
-def training_speed(config: CheckDataRun, data: SegmentationData) -> float | None:
-    """Augmented images per second that the loader yields, its start and first batch left out; None for fewer than two
-    timed batches."""
-    if config.timed_batches < 2:
-        return None
-    batches = iter(
-        training_batches(
-            data.train, batch_size=config.batch_size, steps=config.timed_batches, seed=0, workers=config.workers
-        )
-    )
-    next(batches)
-    started = time.perf_counter()
-    count = sum(len(labels) for _, labels in batches)
-    return count / (time.perf_counter() - started)
-
-
-def _text(
-    config: CheckDataRun, data: SegmentationData, reports: dict[str, PartReport], speed: float | None
-) -> Iterator[str]:
+def _text(config: CheckDataRun, data: SegmentationData, reports: dict[str, PartReport]) -> Iterator[str]:
     where = f", {config.data.root}" if config.data.root else ""
     yield f"{config.data.name}{where}: {len(data.classes)} classes"
     for name, report in reports.items():
@@ -242,9 +202,6 @@ def _text(
     nowhere = [name for index, name in enumerate(data.classes) if not any(r.images[index] for r in reports.values())]
     if nowhere:
         yield f"labelled nowhere: {', '.join(nowhere)}"
-    workers = f"workers {config.workers}" if config.workers else "in one process"
-    training = "" if speed is None else f", {speed:.1f} images/s as training crops of {config.data.crop_size}"
-    yield f"speed, {workers}: {_rate(reports.values()):.1f} images/s read and counted{training}"
 
 
 def write_contact_sheet(

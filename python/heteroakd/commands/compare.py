@@ -11,23 +11,15 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from heteroakd.config.commands import CompareRun, DistillRun, completed, fill_names
+from heteroakd.config.commands import CompareRun, DistillRun, fill_names
 from heteroakd.config.groups import Method, to_dict
 from heteroakd.methods.distiller import METHODS
 from heteroakd.report.statistics import mean_and_spread, paired_difference
 from heteroakd.system.distributed import say
+from heteroakd.system.files import COMPARISON, COMPARISON_RESULTS, LAST, SUMMARY, write_text
 from heteroakd.system.signals import StoppedError, StopRequest
-from heteroakd.training.checkpoint import (
-    CheckpointError,
-    check_same_run,
-    load_checkpoint,
-    load_latest,
-    state_digest,
-    write_text,
-)
-from heteroakd.training.run import LAST, SUMMARY
+from heteroakd.training.checkpoint import CheckpointError, check_same_run, load_checkpoint, load_latest, state_digest
 
-TABLE, RESULTS = "comparison.md", "comparison.json"
 Results = dict[Method, dict[int, dict[str, Any]]]
 """Summaries by method and seed."""
 
@@ -74,9 +66,9 @@ def run_compare(config: CompareRun) -> Path:
         _write(folder, config, results)
     check_one_teacher(folder, results)
     _write(folder, config, results)
-    say(f"\n{markdown(config, results)}\nwritten: {folder / TABLE}, {folder / RESULTS}")
+    say(f"\n{markdown(config, results)}\nwritten: {folder / COMPARISON}, {folder / COMPARISON_RESULTS}")
     say(f"as a page, with curves and pictures: heteroakd report --runs '[{folder}]'")
-    return folder / TABLE
+    return folder / COMPARISON
 
 
 def distill_run(config: CompareRun, method: Method, seed: int) -> DistillRun:
@@ -93,8 +85,7 @@ def finished(run: DistillRun) -> dict[str, Any] | None:
         path, checkpoint = load_latest(last, lambda error: None)
     except CheckpointError:
         return None  # not there, or damaged: the run itself says what it does about that
-    saved = completed(checkpoint.kind, checkpoint.config, str(path))
-    check_same_run(path, saved, to_dict(run), may_differ={"runtime", "output"})
+    check_same_run(path, checkpoint.config, to_dict(run), may_differ={"runtime", "output"})
     summary_file = Path(run.output) / SUMMARY
     if checkpoint.step < run.schedule.steps or not summary_file.is_file():
         return None
@@ -163,8 +154,8 @@ def _train(run: DistillRun, processes: int) -> None:
 
 
 def _write(folder: Path, config: CompareRun, results: Results) -> None:
-    write_text(folder / TABLE, markdown(config, results))
-    write_text(folder / RESULTS, json.dumps(as_dict(config, results), indent=2) + "\n")
+    write_text(folder / COMPARISON, markdown(config, results))
+    write_text(folder / COMPARISON_RESULTS, json.dumps(as_dict(config, results), indent=2) + "\n")
 
 
 def mious(results: Results) -> dict[Method, dict[int, float]]:

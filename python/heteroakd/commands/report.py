@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,17 +9,15 @@ from typing import Any
 
 import torch
 
-import hetero_kernels
 from heteroakd.config.commands import ReportRun
 from heteroakd.evaluation.pictures import heatmap, panel
 from heteroakd.evaluation.visualize import load_maps
-from heteroakd.report.page import Bars, Curve, Matrix, Picture, Section, Table, write_figures, write_report
-from heteroakd.report.read_runs import Group, RunFolder, read_groups, step_and_image
-from heteroakd.training.checkpoint import write_text
+from heteroakd.report.figures import Bars, Curve, Matrix
+from heteroakd.report.page import Picture, Section, Table, write_report
+from heteroakd.report.read_runs import Group, read_groups
+from heteroakd.system.files import REPORT
 from heteroakd.training.log import TERMS
-from heteroakd.training.loss_cost import LossCost, measure_apart
 
-REPORT, COSTS = "report.html", "loss_cost.json"
 STEPS_SHOWN = 6  # maps in a row
 BRIGHTEST = 0.99  # quantile of the weights that gets the brightest colour: a few pixels are far above the rest
 TRUST_EXPLAINED = (
@@ -33,17 +30,13 @@ TRUST_EXPLAINED = (
 
 
 def run_report(config: ReportRun) -> Path:
-    """Write `config.output` (report.html in the first folder, unless it is given) and any figures asked for; returns
-    the page's path.
+    """Write `config.output` (report.html in the first folder, unless it is given); returns the page's path.
 
     Raises ValueError, naming it, for a folder without a run or with files that cannot be read.
     """
     groups, comparisons = read_groups(config.runs)
     path = Path(config.runs[0]) / REPORT if config.output is None else Path(config.output)
-    sections = [_curves(groups), *trust(groups), *_classes(groups)]
-    if config.measure:
-        sections += _costs(groups)
-    sections += _panels(groups)
+    sections = report_sections(groups)
     write_report(
         path,
         title=f"HeteroAKD: {', '.join(group.name for group in groups)}",
@@ -52,9 +45,12 @@ def run_report(config: ReportRun) -> Path:
         sections=sections,
     )
     print(f"written: {path}", flush=True)
-    if config.figures is not None:
-        print(f"written: {len(write_figures(config.figures, sections))} figures in {config.figures}", flush=True)
     return path
+
+
+def report_sections(groups: Sequence[Group]) -> list[Section]:
+    """Curves, maps, classes and pictures of runs."""
+    return [_curves(groups), *trust(groups), *_classes(groups), *_panels(groups)]
 
 
 def _introduction(groups: Sequence[Group]) -> str:
@@ -235,73 +231,6 @@ def _panels(groups: Sequence[Group]) -> list[Section]:
     pictures = [
         Picture(f"{group.name}, val image {image}, step {step}", path)
         for group in groups
-        for path in group.runs[0].panels()
-        for step, image in [step_and_image(path)]
+        for (step, image), path in group.runs[0].panels().items()
     ]
     return [Section("Pictures", pictures=pictures)] if pictures else []
-
-
-def _costs(groups: Sequence[Group]) -> list[Section]:
-    """Time and memory of every group's loss, by the backend of its run and by all others that can run on its device."""
-    rows: list[list[object]] = []
-    seconds: dict[str, list[float | None]] = {}
-    memory: dict[str, list[float | None]] = {}
-    names: list[str] = []
-    failed: list[str] = []
-    machines: set[str] = set()
-    for group in groups:
-        run = group.runs[0]
-        if run.summary is None or "loss_inputs" not in run.summary:
-            continue
-        able = hetero_kernels.available_backends(run.summary["device"])
-        backends = list(dict.fromkeys([run.summary["loss_backend"], *able]))
-        print(f"measuring the loss of {group.name} by {', '.join(backends)}", flush=True)
-        costs = {backend: measure_apart(run.path, backend) for backend in backends}
-        failed += [f"{group.name}, {backend}: {cost}" for backend, cost in costs.items() if isinstance(cost, str)]
-        found = {backend: cost for backend, cost in costs.items() if isinstance(cost, LossCost)}
-        if not found:
-            continue
-        write_text(run.path / COSTS, json.dumps({name: vars(cost) for name, cost in found.items()}, indent=2) + "\n")
-        names.append(group.name)
-        for backend in dict.fromkeys([*seconds, *found]):
-            for kept, value in ((seconds, "seconds"), (memory, "peak_bytes")):
-                column = kept.setdefault(backend, [None] * (len(names) - 1))
-                scale = 1e3 if value == "seconds" else 2**-20
-                column.append(scale * getattr(found[backend], value) if backend in found else None)
-        machines |= {cost.machine for cost in found.values()}
-        rows += [_cost_row(group.name, run, cost, found) for cost in found.values()]
-    if not rows:
-        return [Section("What the loss costs", "\n\n".join(failed))] if failed else []
-    note = (
-        f"Measured on {' and '.join(sorted(machines))}: a forward and backward of the loss on random maps of the run's "
-        "shapes, in a process of its own; median time, and peak memory beyond its inputs, gradients included. Share of "
-        "the step: of the run's own median step, with this backend's time in the place of the run's; a dash where the "
-        "run was on another machine. Share of the memory: the same of what the run took beyond its start, as if the "
-        "loss's peak were the run's."
-    )
-    columns = ("run", "backend", "loss, ms per step", "share of the step", "peak of the loss", "share of the memory")
-    bars = [
-        Bars("Time of the loss", "ms per step", names, seconds),
-        Bars("Peak memory of the loss", "MiB", names, memory),
-    ]
-    return [Section("What the loss costs", "\n\n".join(failed), bars, [Table("In numbers", columns, rows, note)])]
-
-
-def _cost_row(name: str, run: RunFolder, cost: LossCost, found: dict[str, LossCost]) -> list[object]:
-    summary = run.summary
-    assert summary is not None
-    shares: list[str | None] = [None, None]
-    used = found.get(summary["loss_backend"])
-    if used is not None and summary.get("machine") == cost.machine and summary["seconds_per_step"]:
-        grown = summary["peak_memory_bytes"] - summary["memory_before_training_bytes"]
-        shares = [
-            _share(cost.seconds, used.seconds, summary["seconds_per_step"]),
-            _share(cost.peak_bytes, used.peak_bytes, grown),
-        ]
-    milliseconds, peak = f"{1e3 * cost.seconds:.2f}", _mebibytes(cost.peak_bytes)
-    return [name, cost.backend, milliseconds, shares[0], peak, shares[1]]
-
-
-def _share(part: float, used: float, whole: float) -> str:
-    """A part of a whole that was measured with another part, `used`, in its place."""
-    return f"{100 * part / max(part + max(whole - used, 0), 1e-12):.1f} %"

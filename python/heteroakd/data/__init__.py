@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from heteroakd.config.data import DataConfig
+from heteroakd.config.groups import DataConfig
 from heteroakd.data import folder, street
 from heteroakd.data.augmentation import EvalTransform, FixedTransform, TrainTransform
 from heteroakd.data.files import DataError

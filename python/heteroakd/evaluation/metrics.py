@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,27 +66,6 @@ class Evaluation:
             "absent": self.absent,
             "images": self.images,
         }
-
-    def confusion_csv(self) -> str:
-        """The confusion matrix as a table: a row per labelled class, a column per predicted class."""
-        buffer = io.StringIO()
-        rows = csv.writer(buffer, lineterminator="\n")
-        rows.writerow(["labelled \\ predicted", *self.classes])
-        rows.writerows([name, *row] for name, row in zip(self.classes, self.confusion.tolist(), strict=True))
-        return buffer.getvalue()
-
-    @staticmethod
-    def read_confusion(path: Path) -> list[list[int]]:
-        """The counts [K][K] of a file written from `confusion_csv`. Raises ValueError, naming it, for any other."""
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file))
-        try:
-            counts = [[int(cell) for cell in row[1:]] for row in rows[1:]]
-        except ValueError as error:
-            raise ValueError(f"{path}: no table of counts: {error}") from error
-        if not counts or any(len(row) != len(counts) for row in counts):
-            raise ValueError(f"{path}: no square table of counts: {len(counts)} rows of {[len(row) for row in counts]}")
-        return counts
 
     def table(self) -> str:
         """Text for a terminal: one line per class, then the mean and what it leaves out."""

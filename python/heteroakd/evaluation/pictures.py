@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from heteroakd.data import IGNORE_INDEX
-from heteroakd.training.checkpoint import atomic_file
+from heteroakd.system.files import atomic_file
 
 NEUTRAL = (96, 96, 96)
 """Colour of pixels that have no class and of values that are NaN; `viridis` and the palettes of the project

@@ -13,14 +13,12 @@ from torch import Tensor
 
 from hetero_kernels import HeteroAKDLoss, functional
 from heteroakd.config.groups import EvaluationConfig
-from heteroakd.data import IGNORE_INDEX, SegmentationData, denormalize
+from heteroakd.data import IGNORE_INDEX, denormalize
 from heteroakd.evaluation import pictures
 from heteroakd.evaluation.inference import infer_padded, predict
 from heteroakd.methods.distiller import Distiller, Teacher
 from heteroakd.networks.taps import TappedNetwork
-from heteroakd.training.checkpoint import atomic_file
-from heteroakd.training.log import RunLog
-from heteroakd.training.run import MAPS, PICTURES
+from heteroakd.system.files import atomic_file
 
 PANEL_COLUMNS = 3
 MAP_WIDTH = 320  # pixels of the maps that are kept
@@ -95,45 +93,6 @@ def sample_pictures(
         captioned.append((f"KEM weight W, 0 to {largest:.2g}", pictures.heatmap(maps.weight, maximum=largest)))
     distiller.train(training)
     return captioned, maps
-
-
-def write_pictures(
-    distiller: Distiller,
-    teacher: Teacher | None,
-    data: SegmentationData,
-    *,
-    count: int,
-    step: int,
-    folder: Path,
-    log: RunLog,
-    options: EvaluationConfig,
-    align_corners: bool,
-) -> None:
-    """One panel PNG per sample, `folder`/pictures/step_SSSSSS_val_II.png, for `count` val images spread over the set;
-    where there are KMM's and KEM's maps, these in maps/step_SSSSSS_val_II.npz, and their means in the log."""
-    available = len(data.val)
-    every_map: list[KnowledgeMaps] = []
-    for number in range(min(count, available)):
-        index = number * available // min(count, available)
-        image, label = data.val[index]
-        captioned, maps = sample_pictures(
-            distiller, teacher, image, label, data.palette, options=options, align_corners=align_corners
-        )
-        pictures.panel(
-            captioned,
-            folder / PICTURES / f"step_{step:06d}_val_{index:02d}.png",
-            columns=PANEL_COLUMNS,
-            classes=data.classes,
-            palette=data.palette,
-        )
-        for caption, picture in captioned:
-            log.picture(f"val_{index:02d}/{caption.partition(',')[0]}", step, picture)
-        if maps is not None:
-            every_map.append(maps)
-            save_maps(folder / MAPS / f"step_{step:06d}_val_{index:02d}.npz", maps)
-    if every_map:
-        values = [torch.cat([values.flatten() for values in same]) for same in zip(*every_map, strict=True)]
-        log.knowledge(step, *(float(together.nanmean()) for together in values))
 
 
 def save_maps(path: Path, maps: KnowledgeMaps) -> None:

@@ -166,64 +166,7 @@ def _flattened_stages(state: State) -> State:
     return {re.sub(r"^([a-z_]+)\.(\d+)\.", r"\1_\2.", name): value for name, value in state.items()}
 
 
-_OPENMMLAB = (
-    (r"^layers\.(\d)\.0\.projection\.", r"patch_embed\1.proj."),
-    (r"^layers\.(\d)\.0\.norm\.", r"patch_embed\1.norm."),
-    (r"^layers\.(\d)\.1\.", r"block\1."),
-    (r"^layers\.(\d)\.2\.", r"norm\1."),
-    (r"\.attn\.attn\.out_proj\.", ".attn.proj."),
-    (r"\.ffn\.layers\.0\.", ".mlp.fc1."),
-    (r"\.ffn\.layers\.1\.", ".mlp.dwconv.dwconv."),
-    (r"\.ffn\.layers\.4\.", ".mlp.fc2."),
-)
-_HUGGING_FACE = (
-    (r"^patch_embeddings\.(\d)\.proj\.", r"patch_embed\1.proj."),
-    (r"^patch_embeddings\.(\d)\.layer_norm\.", r"patch_embed\1.norm."),
-    (r"^block\.(\d)\.(\d+)\.", r"block\1.\2."),
-    (r"^layer_norm\.(\d)\.", r"norm\1."),
-    (r"\.layer_norm_([12])\.", r".norm\1."),
-    (r"\.attention\.self\.query\.", ".attn.q."),
-    (r"\.attention\.self\.key\.", ".attn.kv."),
-    (r"\.attention\.self\.sr\.", ".attn.sr."),
-    (r"\.attention\.self\.layer_norm\.", ".attn.norm."),
-    (r"\.attention\.output\.dense\.", ".attn.proj."),
-    (r"\.mlp\.dense([12])\.", r".mlp.fc\1."),
-)
-
-
-def _mix_transformer(rules: tuple[tuple[str, str], ...]) -> Callable[[State], State]:
-    """From another library's names of a Mix Transformer to those of its authors, which count stages from 1 and hold
-    keys and values in one tensor, queries in another."""
-
-    def rename(state: State) -> State:
-        renamed: State = {}
-        for name, value in state.items():
-            if ".attention.self.value." in name:
-                continue  # comes with its key
-            if ".attention.self.key." in name and (other := state.get(name.replace(".key.", ".value."))) is not None:
-                value = torch.cat([value, other])
-            for pattern, replacement in rules:
-                name = re.sub(pattern, replacement, name)
-            name = re.sub(r"^(patch_embed|block|norm)(\d)\.", lambda match: f"{match[1]}{int(match[2]) + 1}.", name)
-            if ".mlp.fc" in name and value.ndim == 4:  # OpenMMLab's 1x1 convolutions
-                value = value.flatten(1)
-            if together := re.fullmatch(r"(.*\.attn\.)attn\.in_proj_(weight|bias)", name):
-                channels = value.shape[0] // 3
-                renamed[f"{together[1]}q.{together[2]}"] = value[:channels]
-                renamed[f"{together[1]}kv.{together[2]}"] = value[channels:]
-            else:
-                renamed[name] = value
-        return renamed
-
-    return rename
-
-
-NAMINGS: dict[str, Callable[[State], State]] = {
-    "": dict,
-    "timm's": _flattened_stages,
-    "OpenMMLab's": _mix_transformer(_OPENMMLAB),
-    "Hugging Face's": _mix_transformer(_HUGGING_FACE),
-}
+NAMINGS: dict[str, Callable[[State], State]] = {"": dict, "timm's": _flattened_stages}
 
 
 def _report(path: Path, container: str, match: _Match, own: State, missing: list[str], encoder: str) -> str:

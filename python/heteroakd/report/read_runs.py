@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,12 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from heteroakd.commands.compare import RESULTS
-from heteroakd.evaluation.metrics import Evaluation
-from heteroakd.training.log import METRICS_FILE, read_metrics
-from heteroakd.training.run import CONFIG, CONFUSION, MAPS, PICTURES, SUMMARY
+from heteroakd.system.files import COMPARISON_RESULTS, CONFIG, MAPS, METRICS, PICTURES, SUMMARY, step_files
+from heteroakd.training.log import read_metrics
 
 SUMMARIZED = (
     *("steps", "miou", "pixel_accuracy", "seconds_per_step", "images_per_second", "peak_memory_bytes"),
-    *("memory_before_training_bytes", "loss_backend", "device"),
+    *("memory_before_training_bytes", "loss_backend", "device", "confusion"),
 )
 COMPARED = ("methods", "paired_differences")
 
@@ -35,8 +32,6 @@ class RunFolder:
     """Lines of metrics.jsonl."""
     summary: dict[str, Any] | None
     """Its summary.json; None where the run has not ended."""
-    confusion: list[list[int]] | None
-    """[K, K] of the evaluation after the last step."""
 
     @property
     def method(self) -> str:
@@ -48,31 +43,18 @@ class RunFolder:
         """The last line of an evaluation."""
         return next((line for line in reversed(self.metrics) if line["event"] == "evaluation"), None)
 
-    def panels(self) -> list[Path]:
-        """Panels of the last step that has some."""
-        paths = _numbered(self.path / PICTURES, "png")
-        return [path for path in paths if step_and_image(path)[0] == step_and_image(paths[-1])[0]]
+    def panels(self) -> dict[tuple[int, int], Path]:
+        """Panels of the last step that has some, by step and val image."""
+        files = step_files(self.path / PICTURES, ".png")
+        last = max((step for step, _ in files), default=0)
+        return {(step, image): path for (step, image), path in files.items() if step == last}
 
     def maps(self) -> dict[int, dict[int, Path]]:
         """Files of maps by val image and step."""
         found: dict[int, dict[int, Path]] = {}
-        for path in _numbered(self.path / MAPS, "npz"):
-            step, image = step_and_image(path)
+        for (step, image), path in step_files(self.path / MAPS, ".npz").items():
             found.setdefault(image, {})[step] = path
         return found
-
-
-def step_and_image(path: Path) -> tuple[int, int]:
-    """Step and val image of a file step_STEP_val_IMAGE.*, as `visualize` names panels and maps."""
-    _, step, _, image = path.stem.split("_")
-    return int(step), int(image)
-
-
-def _numbered(folder: Path, suffix: str) -> list[Path]:
-    """The files that `step_and_image` understands, by step; a user's own beside them are none of them."""
-    return [
-        path for path in sorted(folder.glob("step_*_val_*")) if re.fullmatch(rf"step_\d+_val_\d+\.{suffix}", path.name)
-    ]
 
 
 @dataclass(frozen=True)
@@ -100,7 +82,7 @@ class Group:
 
     def confusion(self) -> list[list[int]] | None:
         """The runs' confusion matrices added up; None where no run has one."""
-        matrices = [run.confusion for run in self.runs if run.confusion is not None]
+        matrices = [run.summary["confusion"] for run in self.runs if run.summary is not None]
         if not matrices:
             return None
         return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
@@ -118,10 +100,10 @@ def read_groups(folders: list[str]) -> tuple[list[Group], list[dict[str, Any]]]:
     paths = [Path(folder) for folder in folders]
     names = _names(paths)
     for path, folder in zip(paths, names, strict=True):
-        if not (path / RESULTS).is_file():
+        if not (path / COMPARISON_RESULTS).is_file():
             groups.append(Group(folder, [read(path)]))
             continue
-        comparison = _json(path / RESULTS, COMPARED)
+        comparison = _json(path / COMPARISON_RESULTS, COMPARED)
         comparisons.append(comparison)
         for method, values in comparison["methods"].items():
             runs = [read(path / f"{method}-seed{seed}") for seed in values["runs"]]
@@ -142,8 +124,8 @@ def _names(paths: list[Path]) -> list[str]:
 
 def read(folder: Path) -> RunFolder:
     """One run. Raises ValueError, naming it, where the folder holds none or a file in it cannot be read."""
-    if not (folder / METRICS_FILE).is_file() or not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder}: no run ({CONFIG}, {METRICS_FILE}) and no comparison ({RESULTS}) in it")
+    if not (folder / METRICS).is_file() or not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder}: no run ({CONFIG}, {METRICS}) and no comparison ({COMPARISON_RESULTS}) in it")
     try:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -151,12 +133,7 @@ def read(folder: Path) -> RunFolder:
     if not (isinstance(config, dict) and all(isinstance(config.get(part), dict) for part in ("data", "schedule"))):
         raise ValueError(f"{folder / CONFIG}: no configuration of a run")
     summary = _json(folder / SUMMARY, SUMMARIZED) if (folder / SUMMARY).is_file() else None
-    confusion = Evaluation.read_confusion(folder / CONFUSION) if (folder / CONFUSION).is_file() else None
-    run = RunFolder(folder, config, read_metrics(folder / METRICS_FILE), summary, confusion)
-    classes = len((run.evaluation or {}).get("iou", {}))
-    if confusion is not None and len(confusion) != classes:
-        raise ValueError(f"{folder / CONFUSION}: of {len(confusion)} classes, {METRICS_FILE} has IoU of {classes}")
-    return run
+    return RunFolder(folder, config, read_metrics(folder / METRICS), summary)
 
 
 def _json(path: Path, required: Sequence[str]) -> dict[str, Any]:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from heteroakd.system.files import atomic_file, older
+
 FORMAT = "heteroakd checkpoint"
-VERSION = 1
+VERSION = 2
 
 
 class CheckpointError(ValueError):
@@ -56,59 +56,6 @@ class Checkpoint:
     """state_dict of the network that the optimiser updates, where `network` is its moving average; else empty."""
     teacher: str = ""
     """`state_digest` of the teacher, where the run has one."""
-
-
-@contextmanager
-def atomic_file(path: Path, *, keep: int = 1) -> Iterator[IO[bytes]]:
-    """A binary file that appears at `path`, complete and on disk, when the block ends; after an error `path` is as it
-    was. Up to `keep` - 1 files that were there before stay, as `older(path, 1)` and so on. Raises OSError where it
-    cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would hide it from a group that shares the folder
-        for age in range(keep - 1, 0, -1):
-            if older(path, age - 1).is_file():
-                os.replace(older(path, age - 1), older(path, age))
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk does not say which file it was
-        raise
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name, too, survives a crash
-        finally:
-            os.close(folder)
-
-
-def older(path: Path, age: int) -> Path:
-    """Where the file that was at `path` `age` versions ago is kept: last.1.pt of last.pt; `path` itself for 0."""
-    return path.with_suffix(f".{age}{path.suffix}") if age else path
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what `atomic_file` was writing into the folder when its process was killed."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
-    with atomic_file(path) as file:
-        file.write(text.encode())
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, keep: int = 1) -> None:
@@ -154,14 +101,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if contents.get("version") != VERSION:
         raise CheckpointError(f"{path}: version {contents.get('version')}, expected {VERSION}")
     known = [entry.name for entry in fields(Checkpoint)]
-    missing = [
-        entry.name
-        for entry in fields(Checkpoint)
-        if entry.name not in contents and entry.default is MISSING and entry.default_factory is MISSING
-    ]
-    if missing:
+    if missing := [name for name in known if name not in contents]:
         raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
-    return Checkpoint(**{name: contents[name] for name in known if name in contents})
+    return Checkpoint(**{name: contents[name] for name in known})
 
 
 def load_latest(path: Path, complain: Callable[[str], None]) -> tuple[Path, Checkpoint]:

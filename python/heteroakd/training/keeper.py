@@ -6,9 +6,9 @@ import math
 import os
 from typing import Any
 
-from heteroakd.config.commands import completed
 from heteroakd.methods.distiller import Distiller
 from heteroakd.system.distributed import gather, on_main, rank, say
+from heteroakd.system.files import LAST
 from heteroakd.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -21,7 +21,7 @@ from heteroakd.training.checkpoint import (
 )
 from heteroakd.training.log import TERMS
 from heteroakd.training.random_state import random_states, restore_random_states
-from heteroakd.training.run import LAST, Run
+from heteroakd.training.run import Run
 from heteroakd.training.step import TrainingStep
 
 
@@ -49,8 +49,7 @@ class Keeper:
             self.saved = step
 
     def _save(self, name: str, step: int, metrics: dict[str, float], states: list[dict[str, Any]]) -> None:
-        distiller, training = self.run.distiller, self.training
-        if wrong := _not_finite(distiller):
+        if wrong := _not_finite(self.run.distiller):
             raise DivergedError(f"the network is not finite after step {step} ({wrong}); {self._advice()}")
         checkpoint = Checkpoint(
             kind=self.run.kind,
@@ -58,38 +57,39 @@ class Keeper:
             config=self.run.config,
             model=self.run.model,
             classes=list(self.run.data.classes),
-            network=training.evaluated.student.network.state_dict(),
-            loss=distiller.loss.state_dict(),
-            optimizer=training.optimizer.state_dict(),
             random_states=states,
             metrics=metrics,
-            scaler=training.scaler.state_dict(),
-            auxiliary={} if distiller.auxiliary is None else distiller.auxiliary.state_dict(),
-            updated={} if training.average is None else distiller.student.network.state_dict(),
             teacher=self.teacher,
+            **{name: part.state_dict() for name, part in self._parts().items()},
         )
         keep = self.run.runtime.keep if name == LAST and step != self.saved else 1
         save_checkpoint(self.run.output / name, checkpoint, keep=keep)
+
+    def _parts(self) -> dict[str, Any]:
+        """What has a state_dict, by its name in the checkpoint."""
+        distiller, training = self.run.distiller, self.training
+        parts = {
+            "network": training.evaluated.student.network,
+            "loss": distiller.loss,
+            "auxiliary": distiller.auxiliary,
+            "optimizer": training.optimizer,
+            "scaler": training.scaler,
+            "updated": None if training.average is None else distiller.student.network,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
 
     def restore(self) -> tuple[int, dict[str, float]]:
         """Put the run where its last.pt left it, on every process; returns the steps taken and that step's metrics.
 
         Raises CheckpointError where there is nothing fitting.
         """
-        last, distiller, training = self.run.output / LAST, self.run.distiller, self.training
+        last = self.run.output / LAST
         on_main(self._find)
         checkpoint = load_checkpoint(last)
-        updated = checkpoint.network
-        if training.average is not None:
-            updated = checkpoint.updated
-            load_state(training.evaluated.student.network.load_state_dict, checkpoint.network, str(last))
-            training.average.n_averaged.fill_(checkpoint.step)
-        load_state(distiller.student.network.load_state_dict, updated, str(last))
-        load_state(distiller.loss.load_state_dict, checkpoint.loss, str(last))
-        if distiller.auxiliary is not None:
-            load_state(distiller.auxiliary.load_state_dict, checkpoint.auxiliary, str(last))
-        load_state(training.optimizer.load_state_dict, checkpoint.optimizer, str(last))
-        load_state(training.scaler.load_state_dict, checkpoint.scaler, str(last))
+        for name, part in self._parts().items():
+            load_state(part.load_state_dict, getattr(checkpoint, name), str(last))
+        if self.training.average is not None:
+            self.training.average.n_averaged.fill_(checkpoint.step)
         if rank() < len(checkpoint.random_states):  # of more processes than before the new ones keep their seed
             restore_random_states(checkpoint.random_states[rank()])
         self.saved = checkpoint.step
@@ -100,8 +100,7 @@ class Keeper:
         last = self.run.output / LAST
         path, checkpoint = load_latest(last, lambda error: say(f"passed over: {error}"))
         say(f"resuming from {path}, step {checkpoint.step}")
-        saved = completed(checkpoint.kind, checkpoint.config, str(path))
-        check_same_run(path, saved, self.run.config, may_differ={"runtime", "output"})
+        check_same_run(path, checkpoint.config, self.run.config, may_differ={"runtime", "output"})
         if checkpoint.teacher and checkpoint.teacher != self.teacher:
             raise CheckpointError(
                 f"{path}: has another teacher than the one that is there now, though their options are the same: it "

@@ -6,8 +6,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +16,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from heteroakd.evaluation.metrics import Evaluation, none_if_nan
+from heteroakd.system.files import EVENTS, METRICS, naming, write_text
 from heteroakd.system.signals import reader_may_leave
-from heteroakd.training.checkpoint import write_text
 
-METRICS_FILE = "metrics.jsonl"
 TERMS = ("loss", "task", "kd", "cwd", "hakd", "proj", "auxiliary")
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -49,8 +47,8 @@ class RunLog:
         progress: Literal["auto", "bar", "lines", "none"],
         tensorboard: bool,
     ) -> None:
-        self.path = folder / METRICS_FILE
-        self._events = folder / "events.out.tfevents"
+        self.path = folder / METRICS
+        self._events = folder / EVENTS
         kept = [
             line
             for line in (read_metrics(self.path) if first_step else [])
@@ -129,7 +127,7 @@ class RunLog:
     def picture(self, name: str, step: int, image: Tensor) -> None:
         """A uint8 [3, H, W] picture for TensorBoard."""
         if self._board is not None:
-            with _naming(self._events):
+            with naming(self._events):
                 self._board.add_image(name, image, step)
 
     def say(self, text: str) -> None:
@@ -143,13 +141,13 @@ class RunLog:
         return str(tqdm.format_interval(per_step * (self._steps - step)))
 
     def _write(self, line: dict[str, Any]) -> None:
-        with _naming(self.path):
+        with naming(self.path):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
 
     def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
         if self._board is not None:
-            with _naming(self._events):
+            with naming(self._events):
                 for name, value in values.items():
                     self._board.add_scalar(f"{group}/{name}", value, step)
 
@@ -180,16 +178,6 @@ class NoLog(RunLog):
 
     def say(self, text: str) -> None:
         """Nothing."""
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """A full disk does not say which file it was."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

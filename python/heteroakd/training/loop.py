@@ -11,15 +11,22 @@ import torch
 from heteroakd.data.batches import mix, training_batches
 from heteroakd.evaluation.inference import check_options
 from heteroakd.evaluation.metrics import Evaluation
-from heteroakd.system.distributed import is_main, largest_over_processes, on_main, rank, say, world_size
+from heteroakd.system.distributed import (
+    describe_machine,
+    is_main,
+    largest_over_processes,
+    on_main,
+    rank,
+    say,
+    world_size,
+)
+from heteroakd.system.files import LAST, SUMMARY, remove_leftovers, write_text
 from heteroakd.system.signals import StopRequest, stopped
-from heteroakd.training.checkpoint import remove_leftovers, write_text
 from heteroakd.training.keeper import Keeper
 from heteroakd.training.log import NoLog, RunLog, peak_memory
-from heteroakd.training.loss_cost import describe_machine, loss_inputs
 from heteroakd.training.meter import Meter
 from heteroakd.training.random_state import seed_generators
-from heteroakd.training.run import CONFUSION, LAST, SUMMARY, Run, due
+from heteroakd.training.run import Run, due
 from heteroakd.training.step import TrainingStep, build_optimizer, synchronize_batch_norm
 from heteroakd.training.validation import Validation
 
@@ -120,10 +127,9 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
         "memory_before_training_bytes": memory_before,
         "teacher": keeper.teacher,
         "parameters": sum(parameter.numel() for parameter in distiller.student.parameters()),
-        "loss_inputs": loss_inputs(run),
         **evaluation.to_dict(),
+        "confusion": evaluation.confusion.tolist(),
     }
-    on_main(partial(write_text, run.output / CONFUSION, evaluation.confusion_csv()))
     on_main(partial(write_text, run.output / SUMMARY, json.dumps(summary, indent=2) + "\n"))
     say(f"written: {run.output / LAST}")
     return evaluation
@@ -133,8 +139,8 @@ def _finished(run: Run) -> Evaluation | None:
     """The evaluation after the last step, where the run got as far as its summary."""
     try:
         summary = json.loads((run.output / SUMMARY).read_text(encoding="utf-8"))
-        counts = torch.tensor(Evaluation.read_confusion(run.output / CONFUSION))
-        if summary["steps"] == run.schedule.steps and len(counts) == len(run.data.classes):
+        counts = torch.tensor(summary["confusion"])
+        if summary["steps"] == run.schedule.steps and counts.shape == (len(run.data.classes),) * 2:
             return Evaluation(counts, run.data.classes, summary["images"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # damaged or not there: the evaluation is done again

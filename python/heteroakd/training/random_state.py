@@ -33,7 +33,6 @@ def restore_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["cpu"])
     if states["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"][0])
-    if "python" in states:  # checkpoints of the first versions have torch's alone
-        random.setstate(states["python"])
-        name, keys, *rest = states["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(states["python"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

@@ -1,4 +1,4 @@
-"""What one training run is made of, and the names of the files that it writes."""
+"""What one training run is made of."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import Any, Literal
 from heteroakd.config.groups import EvaluationConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig
 from heteroakd.data import SegmentationData
 from heteroakd.methods.distiller import Distiller, Teacher
-
-LAST, BEST, SUMMARY, PICTURES = "last.pt", "best.pt", "summary.json", "pictures"
-MAPS, CONFUSION, CONFIG = "maps", "confusion.csv", "config.yaml"
 
 
 @dataclass

@@ -194,7 +194,7 @@ class TrainingStep:
     def _normalizer(self, labels: Tensor) -> Divisors | None:
         """Divisors that make the sum over the parts, and the mean over the processes, the mean over all pixels of the
         step; None where the loss's own divisors do."""
-        if self.schedule.normalize == "local" or world_size() * self.schedule.micro_batches == 1:
+        if world_size() * self.schedule.micro_batches == 1:
             return None
         divisors = self.distiller.divisors(labels)
         total = sum_over_processes(torch.stack(list(divisors.values()))) / world_size()

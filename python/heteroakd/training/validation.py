@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import time
 
+import torch
+
 from heteroakd.evaluation.metrics import Evaluation, evaluate
-from heteroakd.evaluation.visualize import write_pictures
+from heteroakd.evaluation.pictures import panel
+from heteroakd.evaluation.visualize import KnowledgeMaps, sample_pictures, save_maps
 from heteroakd.system.distributed import is_main, largest_over_processes, share_buffers
+from heteroakd.system.files import BEST, LAST, MAPS, PICTURES, step_file
 from heteroakd.system.signals import StopRequest, stopped
 from heteroakd.training.keeper import Keeper
 from heteroakd.training.log import RunLog
-from heteroakd.training.run import BEST, LAST, Run, due
+from heteroakd.training.run import Run, due
 from heteroakd.training.step import TrainingStep
+
+PANEL_COLUMNS = 3
 
 
 class Validation:
@@ -45,20 +51,10 @@ class Validation:
 
         Raises StoppedError, with nothing else written, where a process has got a signal.
         """
-        evaluation = self._evaluate(step)
-        if evaluation.miou > self.best_miou:
-            self.best_miou = evaluation.miou
-            if self.run.runtime.evaluate_every:
-                self.keeper.save(BEST, step, evaluation.miou, self.best_miou)
-        self.keeper.save(LAST, step, evaluation.miou, self.best_miou)
-        return evaluation
-
-    def _evaluate(self, step: int) -> Evaluation:
-        run, distiller = self.run, self.training.evaluated
-        started = time.perf_counter()
-        share_buffers(distiller.student)
+        run, started = self.run, time.perf_counter()
+        share_buffers(self.training.evaluated.student)
         evaluation = evaluate(
-            distiller.student,
+            self.training.evaluated.student,
             run.data.val,
             run.data.classes,
             run.evaluation,
@@ -71,15 +67,36 @@ class Validation:
             raise stopped(step, run.schedule.steps, run.output / LAST, signal_number)
         self.log.evaluation(step, evaluation, time.perf_counter() - started)
         if is_main():
-            write_pictures(
-                distiller,
+            self._write_pictures(step)
+        if evaluation.miou > self.best_miou:
+            self.best_miou = evaluation.miou
+            if run.runtime.evaluate_every:
+                self.keeper.save(BEST, step, evaluation.miou, self.best_miou)
+        self.keeper.save(LAST, step, evaluation.miou, self.best_miou)
+        return evaluation
+
+    def _write_pictures(self, step: int) -> None:
+        """A panel of each of some val images spread over the set; KMM's and KEM's maps, where there are some, as files
+        of numbers, and their means in the log."""
+        run, data = self.run, self.run.data
+        count = min(run.runtime.pictures, len(data.val))
+        found: list[KnowledgeMaps] = []
+        for index in (number * len(data.val) // count for number in range(count)):
+            captioned, maps = sample_pictures(
+                self.training.evaluated,
                 run.teacher,
-                run.data,
-                count=run.runtime.pictures,
-                step=step,
-                folder=run.output,
-                log=self.log,
+                *data.val[index],
+                data.palette,
                 options=run.evaluation,
                 align_corners=run.align_corners,
             )
-        return evaluation
+            path = step_file(run.output / PICTURES, step, index, ".png")
+            panel(captioned, path, columns=PANEL_COLUMNS, classes=data.classes, palette=data.palette)
+            for caption, picture in captioned:
+                self.log.picture(f"val_{index:02d}/{caption.partition(',')[0]}", step, picture)
+            if maps is not None:
+                found.append(maps)
+                save_maps(step_file(run.output / MAPS, step, index, ".npz"), maps)
+        if found:
+            means = [float(torch.cat([one.flatten() for one in same]).nanmean()) for same in zip(*found, strict=True)]
+            self.log.knowledge(step, *means)
