@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import yaml  # type: ignore[import-untyped]
@@ -12,10 +12,10 @@ import yaml  # type: ignore[import-untyped]
 import hetero_kernels
 from heteroakd.commands.recipe import recipe
 from heteroakd.config.commands import DistillRun, TeacherRun, fill_names
-from heteroakd.config.groups import LossConfig, ModelConfig, to_dict
-from heteroakd.data import SegmentationData, build_data
+from heteroakd.config.groups import LossConfig, to_dict
+from heteroakd.data import build_data
 from heteroakd.evaluation.metrics import Evaluation
-from heteroakd.methods.distiller import METHODS, Distiller, Teacher, build_distiller
+from heteroakd.methods.distiller import METHODS, Teacher, build_distiller
 from heteroakd.networks.taps import TappedNetwork, probe
 from heteroakd.networks.zoo import build_tapped
 from heteroakd.system.distributed import choose_device, main_first, on_main, process_group, say, world_size
@@ -29,94 +29,60 @@ from heteroakd.training.trained import load_teacher
 class _Start(NamedTuple):
     """What a run does with its output folder: the flags of the command line."""
 
-    resume: bool
-    overwrite: bool
-    resume_or_start: bool
+    resume: bool = False
+    overwrite: bool = False
+    resume_or_start: bool = False
 
 
-def run_teacher(
-    config: TeacherRun, *, resume: bool = False, overwrite: bool = False, resume_or_start: bool = False
-) -> Evaluation:
-    """`heteroakd teacher`: train a network on labels alone into `config.output`."""
-    config = fill_names(config, "teacher")
-    device = choose_device(config.runtime.device, config.runtime.threads)
-    with process_group(device):
-        return _run_teacher(config, device, _Start(resume, overwrite, resume_or_start))
+def run_teacher(config: TeacherRun, **flags: bool) -> Evaluation:
+    """`heteroakd teacher`: train a network on labels alone into `config.output`; flags as in `_Start`."""
+    return _run(fill_names(config, "teacher"), _Start(**flags))
 
 
-def _run_teacher(config: TeacherRun, device: torch.device, start: _Start) -> Evaluation:
-    on_main(partial(check_output, Path(config.output), start))
-    backend = select_backend(config.loss, device)
-    data = build_data(config.data)
-    seed_generators(config.schedule.seed)
-    with main_first():
-        network, loaded = build_tapped(config.model, len(data.classes), auxiliary=True)
-    say(f"teacher: {loaded}\n  {describe(network, config.data.crop_size)}")
-    distiller = build_distiller(
-        network,
-        None,
-        "none",
-        config.loss,
-        len(data.classes),
-        config.data.crop_size,
-        auxiliary_weight=config.model.auxiliary_weight,
-    )
-    return _train(_run(config, config.model, distiller.to(device), None, data, backend), start)
-
-
-def run_distill(
-    config: DistillRun, *, resume: bool = False, overwrite: bool = False, resume_or_start: bool = False
-) -> Evaluation:
-    """`heteroakd distill`: train a student by `config.method` into `config.output`.
+def run_distill(config: DistillRun, **flags: bool) -> Evaluation:
+    """`heteroakd distill`: train a student by `config.method` into `config.output`; flags as in `_Start`.
 
     Under one seed all methods start from the same student and see the same batches.
     """
     if config.method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {config.method!r}")
-    config = fill_names(config, config.method)
+    return _run(fill_names(config, config.method), _Start(**flags))
+
+
+def _run(config: TeacherRun | DistillRun, start: _Start) -> Evaluation:
     device = choose_device(config.runtime.device, config.runtime.threads)
     with process_group(device):
-        return _run_distill(config, device, _Start(resume, overwrite, resume_or_start))
+        return _train(_build_run(config, device, start), start)
 
 
-def _run_distill(config: DistillRun, device: torch.device, start: _Start) -> Evaluation:
+def _build_run(config: TeacherRun | DistillRun, device: torch.device, start: _Start) -> Run:
+    kind: Literal["teacher", "student"] = "student" if isinstance(config, DistillRun) else "teacher"
+    model, method = (config.student, config.method) if isinstance(config, DistillRun) else (config.model, "none")
     backend = select_backend(config.loss, device)
     data = build_data(config.data)
     num_classes, crop_size = len(data.classes), config.data.crop_size
     teacher = None
-    if config.method != "none":
+    if isinstance(config, DistillRun) and method != "none":
         teacher_network, source = load_teacher(config.teacher, data)
         say(f"teacher: {source}\n  {describe(teacher_network, crop_size)}")
-        teacher_network.to(device)
-        teacher = Teacher(teacher_network)
+        teacher = Teacher(teacher_network.to(device))
     on_main(partial(check_output, Path(config.output), start))
     seed_generators(config.schedule.seed)  # here, so that the teacher leaves the student's initialisation alone
     with main_first():
-        student, loaded = build_tapped(config.student, num_classes, auxiliary=True)
-    say(f"student: {loaded}\n  {describe(student, crop_size)}")
+        network, loaded = build_tapped(model, num_classes, auxiliary=True)
+    say(f"{kind}: {loaded}\n  {describe(network, crop_size)}")
     distiller = build_distiller(
-        student.to(device),
+        network.to(device),
         teacher,
-        config.method,
+        method,
         config.loss,
         num_classes,
         crop_size,
-        auxiliary_weight=config.student.auxiliary_weight,
+        auxiliary_weight=model.auxiliary_weight,
     )
-    return _train(_run(config, config.student, distiller.to(device), teacher, data, backend), start)
-
-
-def _run(
-    config: TeacherRun | DistillRun,
-    model: ModelConfig,
-    distiller: Distiller,
-    teacher: Teacher | None,
-    data: SegmentationData,
-    backend: str,
-) -> Run:
     return Run(
-        kind="student" if isinstance(config, DistillRun) else "teacher",
-        distiller=distiller,
+        kind=kind,
+        distiller=distiller.to(device),
         teacher=teacher,
         data=data,
         schedule=config.schedule,
