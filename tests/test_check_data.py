@@ -43,7 +43,7 @@ def test_counts_sizes_and_histogram(folder: Path, tmp_path: Path, capsys: pytest
     reports = run_check_data(config_for(folder, tmp_path / "out"))
     train = reports["train"]
     assert (train.pairs, train.read, train.broken, train.published) == (5, 5, 0, None)
-    assert train.sizes == {(32, 24): 5}
+    assert train.sizes == {"32x24": 5}
     labels = [build_data(DataConfig("folder", str(folder))).train.source[index][1] for index in range(5)]
     expected = torch.bincount(torch.stack(labels).flatten(), minlength=256)
     assert train.pixels == [int(expected[0]), int(expected[1]), 0, int(expected[255])]

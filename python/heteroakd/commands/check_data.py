@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,8 +34,8 @@ BROKEN_KEPT = 20
 class Reading(NamedTuple):
     """What one pair of files holds, or why it cannot be read."""
 
-    size: tuple[int, int] = (0, 0)
-    """Width and height."""
+    size: str = ""
+    """WIDTHxHEIGHT."""
     counts: tuple[int, ...] = ()
     """Pixels of each of the K classes, and last those that are ignored."""
     error: str | None = None
@@ -59,35 +59,21 @@ class Readings(Dataset[Reading]):
         except DataError as error:
             return Reading(error=str(error))
         counts = torch.bincount(label.flatten(), minlength=IGNORE_INDEX + 1).tolist()
-        return Reading((label.shape[1], label.shape[0]), (*counts[: self.num_classes], counts[IGNORE_INDEX]))
+        return Reading(f"{label.shape[1]}x{label.shape[0]}", (*counts[: self.num_classes], counts[IGNORE_INDEX]))
 
 
-@dataclass
 class PartReport:
-    """What was counted over one part of a data set."""
+    """What was counted over one part of a data set: `pairs` of files, `published` as many where it is a public set, and
+    of the `read` ones `broken`, the first `errors`, images by `sizes`, and by class, and last for what is ignored,
+    `pixels` and `images` that hold it."""
 
-    pairs: int
-    """Pairs of files."""
-    published: int | None
-    """Pairs that the data set has as published, where it is a public one."""
-    classes: tuple[str, ...]
-    """K class names."""
-    read: int = 0
-    """Pairs that were read: all, or as many as the limit allows."""
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """Images by width and height."""
-    pixels: list[int] = field(default_factory=list)
-    """Pixels of each class, and last those that are ignored."""
-    images: list[int] = field(default_factory=list)
-    """Images that hold each class, and last those with ignored pixels."""
-    broken: int = 0
-    """Pairs that cannot be read."""
-    errors: list[str] = field(default_factory=list)
-    """What is wrong with the first BROKEN_KEPT of them."""
-
-    def add(self, readings: Iterable[Reading]) -> None:
-        """Count pairs in."""
-        pixels, images = [0] * (len(self.classes) + 1), [0] * (len(self.classes) + 1)
+    def __init__(
+        self, pairs: int, published: int | None, classes: tuple[str, ...], readings: Iterable[Reading]
+    ) -> None:
+        self.pairs, self.published, self.classes = pairs, published, classes
+        self.read, self.broken, self.errors = 0, 0, list[str]()
+        self.sizes = Counter[str]()
+        self.pixels, self.images = ([0] * (len(classes) + 1) for _ in range(2))
         for reading in readings:
             self.read += 1
             if reading.error is not None:
@@ -96,32 +82,18 @@ class PartReport:
                 continue
             self.sizes[reading.size] += 1
             for index, count in enumerate(reading.counts):
-                pixels[index] += count
-                images[index] += count > 0
-        self.pixels, self.images = pixels, images
+                self.pixels[index] += count
+                self.images[index] += count > 0
+        self.ignored_share = self.pixels[-1] / max(1, sum(self.pixels))
 
     def share(self, index: int) -> float:
         """Share of the labelled pixels that are of the class."""
         return self.pixels[index] / max(1, sum(self.pixels[:-1]))
 
-    @property
-    def ignored_share(self) -> float:
-        """Share of all pixels that are ignored."""
-        return self.pixels[-1] / max(1, sum(self.pixels))
-
     def to_dict(self) -> dict[str, Any]:
         """JSON-compatible."""
-        return {
-            "pairs": self.pairs,
-            "published": self.published,
-            "read": self.read,
-            "broken": self.broken,
-            "errors": self.errors,
-            "sizes": {f"{width}x{height}": count for (width, height), count in self.sizes.most_common()},
-            "ignored_share": self.ignored_share,
-            "pixels": dict(zip(self.classes, self.pixels, strict=False)),
-            "images": dict(zip(self.classes, self.images, strict=False)),
-        }
+        by_class = {name: dict(zip(self.classes, getattr(self, name), strict=False)) for name in ("pixels", "images")}
+        return {**vars(self), "sizes": dict(self.sizes.most_common()), **by_class}
 
 
 def run_check_data(config: CheckDataRun) -> dict[str, PartReport]:
@@ -140,9 +112,11 @@ def run_check_data(config: CheckDataRun) -> dict[str, PartReport]:
     published = PUBLISHED[config.data.name].images if config.data.name in PUBLISHED else {}
     reports = {}
     for name, part in parts(config, data).items():
-        report = reports[name] = PartReport(len(part), published.get(name), data.classes)
         readings = Readings(part.source, len(data.classes), config.limit)
-        report.add(tqdm(_read(readings, config.workers), name, len(readings), unit="pair", disable=None))
+        # torch's own collation would make lists of the tuples.
+        loader = DataLoader(readings, batch_size=None, num_workers=config.workers, collate_fn=_as_it_is)
+        shown = tqdm(loader, name, len(readings), unit="pair", disable=None)
+        reports[name] = PartReport(len(part), published.get(name), data.classes, shown)
     summary = {
         "data": config.data.name,
         "root": config.data.root,
@@ -171,11 +145,7 @@ def parts(config: CheckDataRun, data: SegmentationData) -> dict[str, Segmentatio
     return {"train": data.train, config.data.evaluation_part: data.val}
 
 
-def _read(readings: Readings, workers: int) -> Iterator[Reading]:
-    yield from DataLoader(readings, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
-
-
-def _as_it_is(reading: Any) -> Any:  # torch's own way would make lists of the tuples
+def _as_it_is(reading: Any) -> Any:
     return reading
 
 
@@ -187,7 +157,7 @@ def _text(config: CheckDataRun, data: SegmentationData, reports: dict[str, PartR
         if report.published is not None:
             published = ", as published" if report.pairs == report.published else f" (published: {report.published})"
         read = "" if report.read == report.pairs else f", the first {report.read} of them read"
-        shown = [f"{width}x{height} ({count})" for (width, height), count in report.sizes.most_common(SIZES_SHOWN)]
+        shown = [f"{size} ({count})" for size, count in report.sizes.most_common(SIZES_SHOWN)]
         if len(report.sizes) > SIZES_SHOWN:
             shown.append(f"{len(report.sizes) - SIZES_SHOWN} other sizes")
         yield (

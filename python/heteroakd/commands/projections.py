@@ -57,12 +57,7 @@ def run_with_projectors(path: str, checkpoint: Checkpoint) -> DistillRun:
 
 
 def evaluate_projections(
-    run: DistillRun,
-    path: str,
-    checkpoint: Checkpoint,
-    student: TappedNetwork,
-    teacher: TappedNetwork,
-    measure: Measure,
+    run: DistillRun, path: str, checkpoint: Checkpoint, student: TappedNetwork, teacher: TappedNetwork, measure: Measure
 ) -> dict[str, Evaluation]:
     """The teacher's output and both networks' projections at every tap, by name; `path` holds the run's checkpoint.
 

@@ -51,8 +51,7 @@ def knowledge_maps(
         student_logits, teacher_logits, labels, kmm=loss.kmm, kem=loss.kem, ignore_index=IGNORE_INDEX
     )
     return KnowledgeMaps(
-        pictures.labelled_class_map(reliability[0].cpu(), label),
-        pictures.labelled_class_map(weight[0].cpu(), label),
+        pictures.labelled_class_map(reliability[0].cpu(), label), pictures.labelled_class_map(weight[0].cpu(), label)
     )
 
 

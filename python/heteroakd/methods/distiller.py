@@ -71,11 +71,7 @@ class Distiller(nn.Module):
             setattr(module, name, weight * factor)
 
     def forward(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        teacher: TappedOutput | None = None,
-        normalizer: Divisors | None = None,
+        self, images: Tensor, labels: Tensor, teacher: TappedOutput | None = None, normalizer: Divisors | None = None
     ) -> Terms:
         """One loss over a batch: images float [B, 3, H, W], labels int64 [B, H, W], the teacher's outputs for them.
 

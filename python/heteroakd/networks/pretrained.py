@@ -79,10 +79,7 @@ def load_lite_weights(encoder: nn.Module, encoder_name: str) -> str:
         raise ValueError(f"{file}: {len(packaged)} tensors that do not match timm's {encoder_name} in order and shape")
     renamed = {name: tensor for name, (_, tensor) in zip(classifier, packaged, strict=True)}
     missing, unused = cast(nn.Module, encoder.model).load_state_dict(renamed, strict=False)
-    wrong = [
-        *missing,
-        *(name for name in unused if not name.startswith(("conv_head.", "bn2.", "classifier."))),
-    ]
+    wrong = [*missing, *(name for name in unused if not name.startswith(("conv_head.", "bn2.", "classifier.")))]
     if wrong:
         raise ValueError(f"{file}: these tensors fit {encoder_name} on one side only: {', '.join(wrong)}")
     return f"{len(renamed) - len(unused)} ImageNet tensors from {file.name} ({len(unused)} of the classifier unused)"

@@ -61,12 +61,7 @@ class RunLog:
             progress = "bar" if sys.stderr.isatty() else "lines"
         self._lines = progress == "lines"
         self._bar = tqdm(
-            total=steps,
-            initial=first_step,
-            unit="step",
-            disable=progress != "bar",
-            dynamic_ncols=True,
-            leave=True,
+            total=steps, initial=first_step, unit="step", disable=progress != "bar", dynamic_ncols=True, leave=True
         )
         self._first_step, self._steps, self._started = first_step, steps, time.monotonic()
         self._miou: float | None = None
