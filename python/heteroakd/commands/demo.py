@@ -104,7 +104,7 @@ def _scheduled(run: Any, config: DemoRun, steps: int) -> Any:
     run.schedule = replace(run.schedule, steps=steps, batch_size=config.batch_size, seed=config.seed)
     run.runtime.threads = config.threads
     run.runtime.log_every = max(1, steps // CURVE_POINTS)
-    run.runtime.evaluate_every = max(1, -(-steps // 3))
+    run.runtime.evaluate_every = max(1, -(-steps // 2))
     run.runtime.save_every = 0
     run.runtime.progress = "auto" if sys.stderr.isatty() else "lines"
     run.runtime.tensorboard = config.tensorboard
