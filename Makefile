@@ -19,7 +19,8 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 KERNEL_TESTS := $(addprefix tests/test_,reference.py projectors.py pixel_losses.py projected_losses.py projection.py projection_in_loss.py \
-	projection_sync.py edges.py ops.py loss.py arguments.py house.py native.py devices.py benchmarks.py)
+	projection_sync.py edges.py ops.py loss.py arguments.py house.py native.py devices.py benchmarks.py \
+	distiller_training.py distiller_networks.py distiller_processes.py distiller_readme.py)
 test-kernels: $(VENV)/installed
 	$(BIN)/python -m pytest -q $(KERNEL_TESTS)
 

@@ -19,7 +19,9 @@ LABELS = (torch.int64, torch.int32, torch.uint8)
 
 
 def _describe(x: object) -> str:
-    return f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else f"{type(x).__name__} {x!r:.80}"
+    if isinstance(x, Tensor):
+        return f"{x.dtype} {list(x.shape)}"
+    return f"{type(x).__name__} of {list(x)!r:.80}" if isinstance(x, Mapping) else f"{type(x).__name__} {x!r:.80}"
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
@@ -29,10 +31,20 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
 def check_maps(name: str, x: object, kind: str) -> None:
     """A floating [B, channels, h, w] tensor with at least one channel and one position."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} is {_describe(x)}, expected a Tensor [B, {kind}, h, w]")
+        raise TypeError(f"{name} is {_describe(x)}, expected a Tensor [B, {kind}, h, w]{_what_to_pass(name, x)}")
     if x.dim() != 4 or min(x.shape[1:]) < 1:
-        raise ValueError(f"{name} is {_describe(x)}, expected [B, {kind}, h, w] with {kind}, h, w >= 1")
+        hint = ""
+        if x.dim() == 3:
+            hint = f"; tokens [B, N, {kind}] become a map by {name}.transpose(1, 2).unflatten(2, (h, w))"
+        raise ValueError(f"{name} is {_describe(x)}, expected [B, {kind}, h, w] with {kind}, h, w >= 1{hint}")
     check_floating(name, x)
+
+
+def _what_to_pass(name: str, x: object) -> str:
+    """Where in a network's whole output the tensor is."""
+    if isinstance(x, Mapping):  # torchvision's, Hugging Face's
+        return "".join(f"; pass {name}[{key!r}]" for key in ("out", "logits") if key in x)
+    return f"; pass one of them, such as {name}[0]" if isinstance(x, (list, tuple)) and x else ""
 
 
 def check_floating(name: str, x: Tensor) -> None:

@@ -93,7 +93,9 @@ def hakd_loss(
             :class:`hetero_kernels.options.HakdOptions`.
         hakd_weight, proj_weight: numbers >= 0; like ``temperature`` they may change at every call.
         normalizer: 0-dim tensor that replaces the divisors of ``reduction="mean"``, or a mapping with the keys
-            "hakd" and "proj"; e.g. the global number of valid pixels in distributed training. Never synchronises.
+            "hakd" and "proj"; under DistributedDataParallel, which averages gradients, the global number of valid
+            pixels divided by the number of processes (:func:`hetero_kernels.mean_over_processes`), in gradient
+            accumulation the number of the whole step. Never synchronises.
         return_terms: return :class:`HakdTerms` with the unweighted, detached terms beside the loss.
         backend: None (automatic), "reference", "cpu", "cuda" or "triton".
 

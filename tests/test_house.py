@@ -22,8 +22,11 @@ MAY_IMPORT = {
     "functional": {"arguments", "reference", "ops", "options"},
     "projection": {"ops", "reference"},
     "loss": {"arguments", "functional", "options", "projection", "reference"},
+    "taps": set(),
+    "distributed": set(),
+    "distiller": {"loss", "reference", "taps"},
     "config": {"native", "ops"},
-    "__init__": {"functional", "reference", "config", "loss", "ops"},
+    "__init__": {"functional", "reference", "config", "distiller", "distributed", "loss", "ops"},
 }
 
 
