@@ -157,6 +157,7 @@ class Distiller(nn.Module):
             teacher.eval().requires_grad_(False)
         self.student = student
         self.criterion = criterion
+        self.student_tap, self.teacher_tap = student_tap, teacher_tap
         self._held = (teacher,)  # in a tuple it is no submodule
         self._several = {"student": not isinstance(student_tap, str), "teacher": not isinstance(teacher_tap, str)}
         self._student_taps = _taps(student, student_tap, "student_tap")
@@ -194,9 +195,8 @@ class Distiller(nn.Module):
                 f"student_tap names {counts[0]} modules ({student_tap}), teacher_tap {counts[1]} ({teacher_tap}): they "
                 "are paired in their order, so that there must be as many"
             )
-        distiller = cls(student, teacher, _Observed(), student_tap=student_tap, teacher_tap=teacher_tap)
-        ours = taps.probe(student, distiller._student_taps, images.to(taps.device_of(student)))
-        theirs = taps.probe(teacher, distiller._teacher_taps, images.to(taps.device_of(teacher)))
+        ours = _probe(student, student_tap, images, "student")
+        theirs = _probe(teacher, teacher_tap, images, "teacher")
         for name, output in (("student", ours), ("teacher", theirs)):
             if output.logits.shape[1] != num_classes:
                 raise ValueError(
@@ -208,8 +208,8 @@ class Distiller(nn.Module):
             for student_map, teacher_map in zip(ours.maps, theirs.maps, strict=True)
         ]
         criterion: nn.Module = losses[0] if isinstance(student_tap, str) else MeanOverTaps(losses)
-        distiller.criterion = criterion.to(taps.device_of(student))
-        distiller._named = _named_by(criterion, teacher, student_tap, teacher_tap)
+        criterion.to(taps.device_of(student))
+        distiller = cls(student, teacher, criterion, student_tap=student_tap, teacher_tap=teacher_tap)
         distiller._sizes[_size(images)] = [_size(features) for features in ours.maps]
         return distiller
 
@@ -287,7 +287,7 @@ class Distiller(nn.Module):
         if size not in self._sizes:
             parameter = next(self.student.parameters())
             image = torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype)
-            found = taps.probe(self.student, self._student_taps, image)
+            found = taps.probe(self.student, [tap.path for tap in self._student_taps], image)
             self._sizes[size] = [_size(features) for features in found.maps]
         sizes = self._sizes[size]
         return cast(dict[str, Tensor], count(labels, sizes if self._several["student"] else sizes[0]))
@@ -333,13 +333,6 @@ class Distiller(nn.Module):
         )
 
 
-class _Observed(nn.Module):
-    """Stands for a criterion until the networks' channels are known."""
-
-    def forward(self, student_features: Any, teacher_features: Any, labels: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
 def _named_by(criterion: nn.Module, teacher: object, student_tap: object, teacher_tap: object) -> tuple[str, ...]:
     """The inputs that a criterion is called with."""
     known = (*NETWORKS_GIVE, "labels", "normalizer")
@@ -371,9 +364,20 @@ def _taps(network: nn.Module, paths: str | Sequence[str] | None, argument: str) 
     if paths is None:
         return ()
     try:
-        return taps.tap(network, [paths] if isinstance(paths, str) else list(paths))
+        return taps.tap(network, _listed(paths))
     except ValueError as error:
         raise ValueError(f"{argument}: {error}") from None
+
+
+def _probe(network: nn.Module, paths: str | Sequence[str], images: Tensor, name: str) -> taps.Tapped:
+    try:
+        return taps.probe(network, _listed(paths), images.to(taps.device_of(network)))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _listed(paths: str | Sequence[str]) -> list[str]:
+    return [paths] if isinstance(paths, str) else list(paths)
 
 
 def _loss_of(terms: Any) -> Tensor:

@@ -167,12 +167,14 @@ def candidates(network: nn.Module, limit: int = 24) -> str:
     return f"{listed}{' and deeper ones' if len(names) > limit else ''}"
 
 
-def probe(network: nn.Module, taps: Sequence[Tap], images: Tensor) -> Tapped:
-    """:func:`run` in eval mode, without a trace in modes, buffers and random state; tensors on the meta device.
+def probe(network: nn.Module, paths: Sequence[str], images: Tensor) -> Tapped:
+    """A forward in eval mode with taps at ``paths``, without a trace in hooks, modes, buffers and random state; tensors
+    on the meta device.
 
     Raises:
-        ValueError: as :func:`run`, and for whatever the network raises.
+        ValueError: as :func:`tap` and :func:`run`, and for whatever the network raises.
     """
+    taps = tap(network, paths) if paths else ()
     try:
         with trial(network) as call:
             output = run(network, taps, images, call)
@@ -183,6 +185,9 @@ def probe(network: nn.Module, taps: Sequence[Tap], images: Tensor) -> Tapped:
             f"the network {type(network).__name__} fails on images {list(images.shape)}: "
             f"{type(error).__name__}: {error}"
         ) from error
+    finally:
+        for each in taps:
+            each.handle.remove()
     return Tapped(output.logits.to("meta"), tuple(features.to("meta") for features in output.maps))
 
 

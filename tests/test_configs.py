@@ -17,9 +17,9 @@ from heteroakd.commands.recipe import recipe
 from heteroakd.config.commands import CompareRun, DistillRun, fill_names
 from heteroakd.config.groups import LossConfig, ModelConfig, ScheduleConfig, to_dict
 from heteroakd.data import DataConfig, SegmentationData
-from heteroakd.methods.distiller import METHODS, Teacher, build_distiller
-from heteroakd.networks.taps import TappedNetwork
-from heteroakd.networks.zoo import build_tapped
+from heteroakd.methods import METHODS, Taps, build_distiller
+from heteroakd.networks.shapes import probe, tap_paths
+from heteroakd.networks.zoo import build_network
 from heteroakd.training.checkpoint import load_checkpoint
 from heteroakd.training.run import Run
 from PIL import Image
@@ -41,10 +41,10 @@ def parsed(command: str, *paths: Path) -> Any:
 
 
 def logits_and_taps(model: ModelConfig, crop: tuple[int, int], classes: int = 19) -> tuple[torch.Size, int]:
-    network, _ = build_tapped(model, classes, load_weights=False, auxiliary=True)
-    output = network.to("meta").eval()(torch.zeros(1, 3, *crop, device="meta"))
-    assert (output.auxiliary is not None) == (model.auxiliary_weight > 0)
-    return output.logits.shape, output.features.shape[1]
+    network, _ = build_network(model, classes, load_weights=False)
+    auxiliary = [model.auxiliary_tap] if model.auxiliary_weight else []
+    output = probe(network.to("meta"), [*auxiliary, *tap_paths(model.tap)], crop)
+    return output.logits.shape, output.maps[-1].shape[1]
 
 
 def test_the_papers_pairs_are_there_in_both_directions() -> None:
@@ -184,13 +184,13 @@ def test_recipe_says_what_each_method_adds(method: Any) -> None:
     config = DistillRun(method=method, loss=LossConfig(hakd_weight=12.0, class_weight=[1.0] * 5, label_smoothing=0.1))
     config.optimizer.ema_decay, config.optimizer.head_lr_multiplier = 0.99, 2.0
     config.schedule = ScheduleConfig(steps=3, micro_batches=2, warmup_steps=7, distillation_warmup_steps=9)
-    tapped = [TappedNetwork(nn.Sequential(nn.Conv2d(3, 5, 1)), "0") for _ in range(2)]
-    teacher = None if method == "none" else Teacher(tapped[0])
+    config.student.tap = "0"
+    student, teacher = (nn.Sequential(nn.Conv2d(3, 5, 1)) for _ in range(2))
+    networks = (student, None if method == "none" else teacher)
     data = SegmentationData([0] * 12, [0], tuple("abcde"), torch.zeros(5, 3))  # type: ignore[arg-type]
     run = Run(
         kind="student",
-        distiller=build_distiller(tapped[1], teacher, method, config.loss, 5, (32, 32)),
-        teacher=teacher,
+        distiller=build_distiller(*networks, method, config.loss, 5, (32, 32), Taps("0", "0")),
         data=data,
         schedule=config.schedule,
         optimizer=config.optimizer,

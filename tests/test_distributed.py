@@ -15,8 +15,7 @@ from heteroakd.config.groups import EvaluationConfig, LossConfig, Method, Optimi
 from heteroakd.data.batches import BatchSampler
 from heteroakd.evaluation.inference import WHOLE
 from heteroakd.evaluation.metrics import evaluate
-from heteroakd.methods.distiller import Teacher, build_distiller
-from heteroakd.networks.taps import TappedNetwork
+from heteroakd.methods import Taps, build_distiller, objective_of
 from heteroakd.system import distributed
 from heteroakd.training.checkpoint import load_checkpoint
 from heteroakd.training.log import read_metrics
@@ -43,6 +42,7 @@ class Plain(nn.Module):
     def __init__(self, num_classes: int, width: int = 8) -> None:
         super().__init__()
         self.encoder = nn.Sequential(nn.Conv2d(3, width, 5, stride=4, padding=2), nn.GELU())
+        self.encoder.output_stride = 4
         self.head = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -68,16 +68,14 @@ def gradients(micro_batches: int = 1) -> dict[str, Tensor]:
     found, sgd = {}, OptimizerConfig(name="sgd", lr=0.1)
     for name, (method, config) in LOSSES.items():
         torch.manual_seed(0)
-        taps = ["encoder.0", "encoder"] if name == "taps" else "encoder"
-        teacher, student = Teacher(TappedNetwork(Plain(3, 12), taps)), TappedNetwork(Plain(3), taps, "encoder.0")
-        student.network.encoder.output_stride = 4
-        teacher.network.network.encoder.output_stride = 4
+        tap = ["encoder.0", "encoder"] if name == "taps" else "encoder"
+        teacher, student, taps = Plain(3, 12), Plain(3), Taps(tap, tap, "encoder.0")
         auxiliary_weight = 0.4 if name == "taps" else 0.0
-        distiller = build_distiller(student, teacher, method, config, 3, SIZE, auxiliary_weight=auxiliary_weight)
-        if distiller.auxiliary is not None:
-            distiller.auxiliary.eval()  # its batch norm and dropout would make it differ
+        distiller = build_distiller(student, teacher, method, config, 3, SIZE, taps, auxiliary_weight=auxiliary_weight)
+        if objective_of(distiller).auxiliary is not None:
+            objective_of(distiller).auxiliary.eval()  # its batch norm and dropout would make it differ
         schedule = ScheduleConfig(1, 4, micro_batches=micro_batches)
-        step = TrainingStep(distiller, teacher, build_optimizer(distiller, sgd), sgd, schedule, RuntimeConfig())
+        step = TrainingStep(distiller, build_optimizer(distiller, sgd), sgd, schedule, RuntimeConfig())
         terms = step(0, images[own], labels[own])
         parameters = list(distiller.parameters())
         found[name] = torch.cat([parameter.grad.flatten() for parameter in parameters])
@@ -89,8 +87,7 @@ def gradients(micro_batches: int = 1) -> dict[str, Tensor]:
 def confusion() -> Tensor:
     """Five images: one more for the first of two processes."""
     torch.manual_seed(0)
-    network = TappedNetwork(Plain(3), "encoder")
-    network.network.encoder.output_stride = 4
+    network = Plain(3)
     images, labels = batch()
     samples = [*zip(images, labels, strict=True), (images[0], labels[3])]
     options = EvaluationConfig(window=(8, 16), scales=[1.0, 1.5], flip=True)

@@ -19,11 +19,12 @@ import pytest
 import torch
 from heteroakd import evaluate as evaluation
 from heteroakd.cli import main
-from heteroakd.methods.distiller import Distiller
 from heteroakd.system.signals import StopRequest
 from heteroakd.training import validation
 from heteroakd.training.checkpoint import load_checkpoint, load_latest
 from heteroakd.training.log import read_metrics
+
+from hetero_kernels import Distiller
 
 CONFIG = """
 data: {crop_size: [32, 32], image_size: [32, 32], train_images: 5, val_images: 1}
@@ -76,12 +77,12 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object
     forward: Callable[..., Any] = Distiller.forward
     calls = 0
 
-    def acting(self: Distiller, *inputs: Any) -> Any:
+    def acting(self: Distiller, *inputs: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == step:
             act()
-        return forward(self, *inputs)
+        return forward(self, *inputs, **options)
 
     monkeypatch.setattr(Distiller, "forward", acting)
 

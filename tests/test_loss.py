@@ -167,7 +167,11 @@ def test_logits_of_other_classes_are_named(name):
     ("name", "wrong", "message"),
     [
         ("student_logits", {"out": torch.randn(1, 3, 2, 2)}, r"is dict of \['out'\], .*; pass student_logits\['out'\]"),
-        ("teacher_logits", (torch.randn(1, 3, 2, 2),), r"(?s)is tuple .*; pass one of them, such as teacher_logits\[0\]"),
+        (
+            "teacher_logits",
+            (torch.randn(1, 3, 2, 2),),
+            r"(?s)is tuple .*; pass one of them, such as teacher_l",
+        ),
         ("student_features", torch.randn(1, 2, 3, 4), r"expected 4 channels .*use student_features.permute\(0, 3, 1"),
         ("teacher_features", torch.randn(1, 4, 6), r"teacher_features.transpose\(1, 2\).unflatten\(2, \(h, w\)\)"),
         ("teacher_features", torch.randn(1, 6, 2, 2, device="meta"), r"teacher_projector.0.weight is on cpu, .* meta"),

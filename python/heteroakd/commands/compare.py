@@ -13,7 +13,7 @@ import yaml  # type: ignore[import-untyped]
 
 from heteroakd.config.commands import CompareRun, DistillRun, fill_names
 from heteroakd.config.groups import Method, to_dict
-from heteroakd.methods.distiller import METHODS
+from heteroakd.methods import METHODS
 from heteroakd.report.statistics import mean_and_spread, paired_difference
 from heteroakd.system.distributed import say
 from heteroakd.system.files import COMPARISON, COMPARISON_RESULTS, LAST, SUMMARY, write_text
@@ -53,7 +53,7 @@ def run_compare(config: CompareRun) -> Path:
             results[run.method][run.schedule.seed] = summary
     missing = [run for run in runs if run.schedule.seed not in results[run.method]]
     say(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before")
-    needs_teacher = any(run.method != "none" for run in missing)
+    needs_teacher = any(METHODS[run.method].needs_teacher for run in missing)
     for run in missing:
         if needs_teacher:
             check_one_teacher(folder, results, teacher_digest(config))

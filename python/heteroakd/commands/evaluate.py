@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from heteroakd.commands.projections import evaluate_projections, projections_table, run_with_projectors
 from heteroakd.config.commands import DistillRun, EvaluateRun
 from heteroakd.data import SegmentationData
 from heteroakd.evaluation.metrics import Evaluation, evaluate
-from heteroakd.networks.taps import TappedNetwork
 from heteroakd.system.distributed import choose_device, on_main, process_group, say
 from heteroakd.system.files import write_text
 from heteroakd.training.trained import choose_evaluation, load_teacher, load_trained, saved_loss
@@ -25,7 +26,7 @@ def run_evaluate(config: EvaluateRun) -> Evaluation:
             config.checkpoint, config.data, config.root, config.device, config.threads
         )
         run = run_with_projectors(config.checkpoint, checkpoint) if config.projections else None
-        teacher = None if run is None else _teacher_of(run, config.teacher, data, network)
+        found = None if run is None else _teacher_of(run, config.teacher, data, network)
         measure = partial(
             evaluate,
             dataset=data.val,
@@ -38,22 +39,22 @@ def run_evaluate(config: EvaluateRun) -> Evaluation:
         evaluation = measure(network, align_corners=saved_loss(checkpoint).logits_align_corners)
         say(evaluation.table())
         numbers = _numbers(evaluation)
-        if run is not None and teacher is not None:
-            found = evaluate_projections(run, config.checkpoint, checkpoint, network, teacher, measure)
-            say(projections_table(evaluation, found))
-            numbers["projections"] = {name: _numbers(each) for name, each in found.items()}
+        if run is not None and found is not None:
+            projected = evaluate_projections(run, config.checkpoint, checkpoint, network, *found, measure)
+            say(projections_table(evaluation, projected))
+            numbers["projections"] = {name: _numbers(each) for name, each in projected.items()}
         if config.output is not None:
             on_main(partial(write_text, Path(config.output), json.dumps(numbers, indent=2) + "\n"))
     return evaluation
 
 
 def _teacher_of(
-    run: DistillRun, elsewhere: str | None, data: SegmentationData, student: TappedNetwork
-) -> TappedNetwork:
+    run: DistillRun, elsewhere: str | None, data: SegmentationData, student: nn.Module
+) -> tuple[nn.Module, list[str]]:
     config = run.teacher if elsewhere is None else replace(run.teacher, checkpoint=elsewhere)
-    teacher, source = load_teacher(config, data)
+    teacher, taps, source = load_teacher(config, data)
     say(f"teacher: {source}")
-    return teacher.to(next(student.parameters()).device).eval()
+    return teacher.to(next(student.parameters()).device).eval(), taps
 
 
 def _numbers(evaluation: Evaluation) -> dict[str, Any]:

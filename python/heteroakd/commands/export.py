@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import io
 import json
@@ -17,14 +18,13 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from hetero_kernels.taps import output_logits
 from heteroakd.commands.predict import read_image
 from heteroakd.config.commands import ExportRun
-from heteroakd.config.groups import ModelConfig, from_dict
 from heteroakd.data.samples import IMAGENET_MEAN, IMAGENET_STD
 from heteroakd.evaluation.metrics import none_if_nan
 from heteroakd.networks.pretrained import MissingPackageError
-from heteroakd.networks.taps import TappedNetwork, output_logits
-from heteroakd.networks.zoo import build_network
+from heteroakd.networks.shapes import stride_of
 from heteroakd.system.files import atomic_file
 from heteroakd.training.checkpoint import Checkpoint
 from heteroakd.training.trained import load_network, load_trained, saved_loss
@@ -56,7 +56,7 @@ class PlainNetwork(nn.Module):
     """What is exported: a network without its tap.
 
     Args:
-        network: maps images [B, 3, H, W] to logits [B, K, h, w], see `taps.output_logits`.
+        network: maps images [B, 3, H, W] to logits [B, K, h, w], see `hetero_kernels.taps.output_logits`.
         upsample: interpolate the logits to H x W, as the evaluation does.
         align_corners: of that interpolation.
     """
@@ -93,12 +93,12 @@ def run_export(config: ExportRun) -> dict[str, Any]:
         _need_onnx()
     checkpoint, network, image = _load(config)
     align_corners = saved_loss(checkpoint).logits_align_corners
-    images = example(image, network.stride, config.image_size)
-    plain = PlainNetwork(_without_tap(checkpoint, network, config.checkpoint), config.upsample, align_corners).eval()
+    images = example(image, stride_of(network), config.image_size)
+    plain = PlainNetwork(copy.deepcopy(network), config.upsample, align_corners).eval()
 
     try:
-        program, dynamic = trace(plain, images, network.stride, config.dynamic)
-        metadata = describe_export(config, checkpoint, network.stride, align_corners, dynamic, images)
+        program, dynamic = trace(plain, images, stride_of(network), config.dynamic)
+        metadata = describe_export(config, checkpoint, stride_of(network), align_corners, dynamic, images)
         exported = (as_onnx if path.suffix == ".onnx" else as_pt2)(program, metadata)
         difference, agreement = compare(exported.run, network, plain, images, dynamic)
     except Exception as error:  # torch and onnxruntime document no common kind
@@ -121,22 +121,13 @@ def run_export(config: ExportRun) -> dict[str, Any]:
     return metadata
 
 
-def _load(config: ExportRun) -> tuple[Checkpoint, TappedNetwork, Tensor]:
+def _load(config: ExportRun) -> tuple[Checkpoint, nn.Module, Tensor]:
     """Checkpoint, its network in eval mode on the CPU, and the image of the check, float [3, H, W]."""
     if config.image is None:
         checkpoint, network, data = load_trained(config.checkpoint, None, config.root, "cpu", config.threads)
         return checkpoint, network, data.val[0][0]
     image = read_image(Path(config.image))
     return *load_network(config.checkpoint, "cpu", config.threads), image
-
-
-def _without_tap(checkpoint: Checkpoint, network: TappedNetwork, source: str) -> nn.Module:
-    """The same network again: a tap keeps feature maps from within, which no exported program may."""
-    plain, _ = build_network(
-        from_dict(ModelConfig, checkpoint.model, source), len(checkpoint.classes), load_weights=False
-    )
-    plain.load_state_dict(network.network.state_dict())
-    return plain
 
 
 def example(image: Tensor, stride: int, size: tuple[int, int] | None) -> Tensor:
@@ -239,13 +230,13 @@ def as_onnx(program: ExportedProgram, metadata: dict[str, Any]) -> Exported:
 
 @torch.no_grad()
 def compare(
-    run: Runner, network: TappedNetwork, plain: PlainNetwork, images: Tensor, dynamic: tuple[str, ...]
+    run: Runner, network: nn.Module, plain: PlainNetwork, images: Tensor, dynamic: tuple[str, ...]
 ) -> tuple[float, float]:
     """Largest difference of an exported file's logits from the checkpoint's network, as a share of the largest logit,
     and the share of places with the same class; over the images, and over two of another size where that may vary."""
     batches = [images]
     if "height" in dynamic:
-        stride = network.stride
+        stride = stride_of(network)
         for size in ((3 * stride, 5 * stride), (7 * stride, 3 * stride)):  # wide and tall
             other = F.interpolate(images, size=size, mode="bilinear", antialias=True)
             batches.append(torch.cat([other, other.flip(-1)]))
@@ -253,7 +244,7 @@ def compare(
         batches.append(torch.cat([images, images.flip(-1)]))
     differences, agreements = [], []
     for batch in batches:
-        expected = network(batch).logits
+        expected = output_logits(network(batch))
         if plain.upsample:
             expected = F.interpolate(
                 expected, size=batch.shape[-2:], mode="bilinear", align_corners=plain.align_corners

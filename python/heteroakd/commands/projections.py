@@ -6,16 +6,15 @@ A teacher whose projection is no better than the student's has nothing to teach 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 from torch import Tensor, nn
 
+from hetero_kernels import taps
 from heteroakd.config.commands import DistillRun
 from heteroakd.config.groups import from_dict
 from heteroakd.evaluation.metrics import Evaluation
-from heteroakd.methods.distiller import Teacher, build_distiller
-from heteroakd.methods.losses import MeanOverTaps
-from heteroakd.networks.taps import TappedNetwork, TappedOutput
+from heteroakd.methods import LABELS_ALONE, Taps, build_distiller, method_named, objective_of
+from heteroakd.networks.shapes import tap_paths
 from heteroakd.training.checkpoint import Checkpoint, load_state
 
 Measure = Callable[..., Evaluation]
@@ -28,56 +27,56 @@ class ProjectedNetwork(nn.Module):
     Args:
         network: the network.
         projector: maps the feature map [B, C, h, w] to logits [B, K, h, w].
-        tap: which of the network's taps.
+        tap: path of the module that gives it.
     """
 
-    def __init__(self, network: TappedNetwork, projector: nn.Module, tap: int) -> None:
+    def __init__(self, network: nn.Module, projector: nn.Module, tap: str) -> None:
         super().__init__()
         self.network = network
         self.projector = projector
-        self.tap = tap
+        self.taps = taps.tap(network, [tap])
+        self.encoder = getattr(network, "encoder", None)  # has the stride
 
-    @property
-    def stride(self) -> int:
-        """Height and width of images must be multiples of this."""
-        return self.network.stride
-
-    def forward(self, images: Tensor) -> TappedOutput:
-        """Images [B, 3, H, W] -> feature maps at the taps and projected logits."""
-        output: TappedOutput = self.network(images)
-        return TappedOutput(output.maps, self.projector(output.maps[self.tap]))
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] -> projected logits."""
+        logits: Tensor = self.projector(taps.run(self.network, self.taps, images).maps[0])
+        return logits
 
 
 def run_with_projectors(path: str, checkpoint: Checkpoint) -> DistillRun:
     """The configuration of a run with projectors. Raises ValueError, naming `path`, for any other."""
-    method = checkpoint.config.get("method", "none")
-    if not method.startswith("heteroakd"):
+    method = checkpoint.config.get("method", LABELS_ALONE)
+    if not method_named(method).projects:
         raise ValueError(f"projections: {path} is of the method {method!r}, and only heteroakd's runs have projectors")
     return from_dict(DistillRun, checkpoint.config, path)
 
 
 def evaluate_projections(
-    run: DistillRun, path: str, checkpoint: Checkpoint, student: TappedNetwork, teacher: TappedNetwork, measure: Measure
+    run: DistillRun,
+    path: str,
+    checkpoint: Checkpoint,
+    student: nn.Module,
+    teacher: nn.Module,
+    teacher_tap: list[str],
+    measure: Measure,
 ) -> dict[str, Evaluation]:
     """The teacher's output and both networks' projections at every tap, by name; `path` holds the run's checkpoint.
 
     Raises CheckpointError where its projectors do not fit the networks.
     """
-    num_classes, size = len(checkpoint.classes), run.data.crop_size
-    distiller = build_distiller(student, Teacher(teacher), run.method, run.loss, num_classes, size)
-    load_state(distiller.loss.load_state_dict, checkpoint.loss, path)
+    num_classes, size, paths = len(checkpoint.classes), run.data.crop_size, Taps(run.student.tap, teacher_tap)
+    distiller = build_distiller(student, teacher, run.method, run.loss, num_classes, size, paths)
+    objective = objective_of(distiller)
+    load_state(objective.criterion.load_state_dict, checkpoint.loss, path)
     distiller.eval().to(next(student.parameters()).device)
-    loss = distiller.loss
     found = {"teacher": measure(teacher, align_corners=run.loss.logits_align_corners)}
-    for tap, pair in enumerate(loss.pairs if isinstance(loss, MeanOverTaps) else [loss]):
-        for name, network, projector in (
-            ("student", student, pair.student_projector),
-            ("teacher", teacher, pair.teacher_projector),
+    for pair, ours, theirs in zip(objective.pairs, tap_paths(run.student.tap), teacher_tap, strict=True):
+        for name, network, projector, tap in (
+            ("student", student, pair.student_projector, ours),
+            ("teacher", teacher, pair.teacher_projector, theirs),
         ):
-            projected = ProjectedNetwork(network, cast(nn.Module, projector), tap).eval()
-            found[f"{name}, projected from {network.taps[tap]}"] = measure(
-                projected, align_corners=run.loss.align_corners
-            )
+            projected = ProjectedNetwork(network, projector, tap).eval()
+            found[f"{name}, projected from {tap}"] = measure(projected, align_corners=run.loss.align_corners)
     return found
 
 

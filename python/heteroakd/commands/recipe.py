@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from heteroakd.config.groups import LossConfig, from_dict
+from heteroakd.methods import LABELS_ALONE, method_named, objective_of
+from heteroakd.networks.shapes import tap_paths
 from heteroakd.system.distributed import world_size
 from heteroakd.training.run import Run
 
@@ -59,31 +61,31 @@ def _network(model: dict[str, Any]) -> str:
 
 
 def _teacher(run: Run) -> dict[str, str]:
-    if run.teacher is None:
+    if run.distiller.teacher is None:
         return {}
     teacher = run.config["teacher"]
     line = _network(teacher["model"]) if teacher["model"] else teacher["checkpoint"]
-    if not run.distiller.pairs:
+    if not objective_of(run.distiller).pairs:
         return {"teacher": line}
-    taps = zip(run.distiller.student.taps, run.teacher.network.taps, strict=True)
+    taps = zip(tap_paths(run.config["student"]["tap"]), run.distiller.teacher_tap or (), strict=True)
     return {"teacher": line, "taps": ", ".join(f"{ours} <- {theirs}" for ours, theirs in taps)}
 
 
 def _loss(run: Run) -> str:
     config = from_dict(LossConfig, run.config["loss"], "loss")
-    method = run.config.get("method", "none")
+    method, objective = method_named(run.config.get("method", LABELS_ALONE)), objective_of(run.distiller)
     details = ["class weights"] if config.class_weight is not None else []
     details += [f"label smoothing {_number(config.label_smoothing)}"] if config.label_smoothing else []
     terms = [f"{_number(config.task_weight)} x cross-entropy{_in_brackets(details)}"]
-    if run.distiller.auxiliary is not None:
-        tap = run.distiller.student.auxiliary_tap
-        terms.append(f"{_number(run.distiller.auxiliary.weight)} x cross-entropy of an FCN head on {tap}")
-    if method == "kd" or run.distiller.pairs:
+    if objective.auxiliary is not None:
+        tap = run.model["auxiliary_tap"]
+        terms.append(f"{_number(objective.auxiliary.weight)} x cross-entropy of an FCN head on {tap}")
+    if method.kd:
         terms.append(f"{_number(config.kd_weight)} x KD{_in_brackets([f'T {_number(config.kd_temperature)}'])}")
-    if method == "cwd":
+    if method.cwd:
         terms.append(f"{_number(config.cwd_weight)} x channel-wise KD (T {_number(config.cwd_temperature)})")
-    if run.distiller.pairs:
-        pair = run.distiller.pairs[0]
+    if objective.pairs:
+        pair = objective.pairs[0]
         details = [
             f"T {_number(config.temperature)}",
             "KMM" if pair.kmm else "no KMM",
@@ -105,7 +107,7 @@ def _optimizer(run: Run) -> str:
     config = run.optimizer
     rates = f"lr {_number(config.lr)}"
     factors = [f"head x {_number(config.head_lr_multiplier)}"] if config.head_lr_multiplier != 1 else []
-    factors += [f"projectors x {_number(config.projector_lr_multiplier)}"] if run.distiller.pairs else []
+    factors += [f"projectors x {_number(config.projector_lr_multiplier)}"] if objective_of(run.distiller).pairs else []
     momentum = f", momentum {_number(config.momentum)}" if config.name == "sgd" else ""
     norms = "" if config.decay_norms else ", not of norms and biases"
     decay = f", weight decay {_number(config.weight_decay)}{norms}" if config.weight_decay else ""
@@ -122,6 +124,6 @@ def _schedule(run: Run) -> str:
     parts.append(f"poly {_number(schedule.power)}")
     if schedule.warmup_steps:
         parts.append(f"warm-up {schedule.warmup_steps} steps")
-    if schedule.distillation_warmup_steps and run.teacher is not None:
+    if schedule.distillation_warmup_steps and run.distiller.teacher is not None:
         parts.append(f"distillation weights rise over {schedule.distillation_warmup_steps} steps")
     return ", ".join([*parts, f"seed {schedule.seed}"])

@@ -12,11 +12,11 @@ import torch
 from heteroakd.config.commands import ReportRun
 from heteroakd.evaluation.pictures import heatmap, panel
 from heteroakd.evaluation.visualize import load_maps
+from heteroakd.methods import TERMS
 from heteroakd.report.figures import Bars, Curve, Matrix
 from heteroakd.report.page import Picture, Section, Table, write_report
 from heteroakd.report.read_runs import Group, read_groups
 from heteroakd.system.files import REPORT
-from heteroakd.training.log import TERMS
 
 STEPS_SHOWN = 6  # maps in a row
 BRIGHTEST = 0.99  # quantile of the weights that gets the brightest colour: a few pixels are far above the rest

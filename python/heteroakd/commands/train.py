@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import yaml  # type: ignore[import-untyped]
+from torch import nn
 
 import hetero_kernels
 from heteroakd.commands.recipe import recipe
@@ -15,9 +16,9 @@ from heteroakd.config.commands import DistillRun, TeacherRun, fill_names
 from heteroakd.config.groups import LossConfig, to_dict
 from heteroakd.data import build_data
 from heteroakd.evaluation.metrics import Evaluation
-from heteroakd.methods.distiller import METHODS, Teacher, build_distiller
-from heteroakd.networks.taps import TappedNetwork, probe
-from heteroakd.networks.zoo import build_tapped
+from heteroakd.methods import LABELS_ALONE, Taps, build_distiller, method_named
+from heteroakd.networks.shapes import probe, tap_paths
+from heteroakd.networks.zoo import build_network
 from heteroakd.system.distributed import choose_device, main_first, on_main, process_group, say, world_size
 from heteroakd.system.files import BEST, CONFIG, LAST, METRICS, clear_output, older, only_run_in, write_text
 from heteroakd.training.loop import train
@@ -44,8 +45,7 @@ def run_distill(config: DistillRun, **flags: bool) -> Evaluation:
 
     Under one seed all methods start from the same student and see the same batches.
     """
-    if config.method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {config.method!r}")
+    method_named(config.method)
     return _run(fill_names(config, config.method), _Start(**flags))
 
 
@@ -57,20 +57,22 @@ def _run(config: TeacherRun | DistillRun, start: _Start) -> Evaluation:
 
 def _build_run(config: TeacherRun | DistillRun, device: torch.device, start: _Start) -> Run:
     kind: Literal["teacher", "student"] = "student" if isinstance(config, DistillRun) else "teacher"
-    model, method = (config.student, config.method) if isinstance(config, DistillRun) else (config.model, "none")
+    model, method = (config.student, config.method) if isinstance(config, DistillRun) else (config.model, LABELS_ALONE)
     backend = select_backend(config.loss, device)
     data = build_data(config.data)
     num_classes, crop_size = len(data.classes), config.data.crop_size
-    teacher = None
-    if isinstance(config, DistillRun) and method != "none":
-        teacher_network, source = load_teacher(config.teacher, data)
-        say(f"teacher: {source}\n  {describe(teacher_network, crop_size)}")
-        teacher = Teacher(teacher_network.to(device))
+    teacher: nn.Module | None = None
+    teacher_tap: list[str] = []
+    if isinstance(config, DistillRun) and method_named(method).needs_teacher:
+        teacher, teacher_tap, source = load_teacher(config.teacher, data)
+        say(f"teacher: {source}\n  {describe(teacher, Taps(teacher_tap), crop_size)}")
+        teacher.to(device)
     on_main(partial(check_output, Path(config.output), start))
     seed_generators(config.schedule.seed)  # here, so that the teacher leaves the student's initialisation alone
     with main_first():
-        network, loaded = build_tapped(model, num_classes, auxiliary=True)
-    say(f"{kind}: {loaded}\n  {describe(network, crop_size)}")
+        network, loaded = build_network(model, num_classes)
+    taps = Taps(model.tap, teacher_tap, model.auxiliary_tap if model.auxiliary_weight else None)
+    say(f"{kind}: {loaded}\n  {describe(network, taps, crop_size)}")
     distiller = build_distiller(
         network.to(device),
         teacher,
@@ -78,12 +80,12 @@ def _build_run(config: TeacherRun | DistillRun, device: torch.device, start: _St
         config.loss,
         num_classes,
         crop_size,
+        taps,
         auxiliary_weight=model.auxiliary_weight,
     )
     return Run(
         kind=kind,
         distiller=distiller.to(device),
-        teacher=teacher,
         data=data,
         schedule=config.schedule,
         optimizer=config.optimizer,
@@ -130,13 +132,14 @@ def select_backend(config: LossConfig, device: torch.device) -> str:
         raise ValueError(f"loss.backend: {error}") from error
 
 
-def describe(network: TappedNetwork, image_size: tuple[int, int]) -> str:
-    """A line with the network's size and the shapes of taps and logits for a crop; raises as `taps.probe`."""
-    output = probe(network, image_size)
+def describe(network: nn.Module, taps: Taps, image_size: tuple[int, int]) -> str:
+    """A line with the network's size and the shapes of taps and logits for a crop; raises as `shapes.probe`."""
+    output = probe(network, taps.of_student(), image_size)
     parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-    shapes = [f"tap {path} {tuple(taken.shape[1:])}" for path, taken in zip(network.taps, output.maps, strict=True)]
-    if output.auxiliary is not None:
-        shapes.append(f"auxiliary head on {network.auxiliary_tap} {tuple(output.auxiliary.shape[1:])}")
+    maps = dict(zip(taps.of_student(), output.maps, strict=True))
+    shapes = [f"tap {path} {tuple(maps[path].shape[1:])}" for path in tap_paths(taps.student)]
+    if taps.auxiliary is not None:
+        shapes.append(f"auxiliary head on {taps.auxiliary} {tuple(maps[taps.auxiliary].shape[1:])}")
     shapes.append(f"logits {tuple(output.logits.shape[1:])}")
     return f"{parameters:.2f} M parameters, crop {tuple(image_size)} -> {', '.join(shapes)}"
 

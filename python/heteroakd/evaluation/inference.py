@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from hetero_kernels.taps import output_logits
 from heteroakd.config.groups import EvaluationConfig
-from heteroakd.networks.taps import TappedNetwork, TappedOutput
+from heteroakd.networks.shapes import stride_of
 
 WHOLE = EvaluationConfig()
 """Whole image, single scale, not mirrored."""
@@ -45,26 +46,25 @@ def window_stride(options: EvaluationConfig) -> tuple[int, int]:
     return height, width
 
 
-@torch.no_grad()
-def infer_padded(network: TappedNetwork, image: Tensor) -> tuple[TappedOutput, tuple[int, int]]:
-    """Run one image float [3, H, W] through a network, padded at its right and bottom to the network's stride.
-
-    The padding is 0, the mean colour. Returns features and logits of the padded image, on the network's device, and
-    the padded size: crop to (H, W) after interpolating to it.
-    """
+def pad(image: Tensor, stride: int) -> Tensor:
+    """An image float [3, H, W] as a batch [1, 3, H', W'], padded at its right and bottom to multiples of a stride by 0,
+    the mean colour."""
     height, width = image.shape[-2:]
-    stride = network.stride
-    padded = F.pad(image, (0, -width % stride, 0, -height % stride))
-    device = next(network.parameters()).device
-    output: TappedOutput = network(padded[None].to(device))
-    return output, (padded.shape[-2], padded.shape[-1])
+    return F.pad(image, (0, -width % stride, 0, -height % stride))[None]
 
 
-def whole_logits(network: TappedNetwork, image: Tensor, *, align_corners: bool = False) -> Tensor:
-    """Logits float32 [K, H, W] of an image float [3, H, W] that the network sees at once."""
-    output, padded_size = infer_padded(network, image)
-    logits = F.interpolate(output.logits.float(), size=padded_size, mode="bilinear", align_corners=align_corners)
-    return logits[0, :, : image.shape[-2], : image.shape[-1]]
+@torch.no_grad()
+def whole_logits(network: nn.Module, image: Tensor, *, align_corners: bool = False) -> Tensor:
+    """Logits float32 [K, H, W] of an image float [3, H, W] that the network sees at once, on the network's device."""
+    padded = pad(image, stride_of(network))
+    logits = output_logits(network(padded.to(next(network.parameters()).device)))
+    return at_label_size(logits, (padded.shape[2], padded.shape[3]), image, align_corners)[0]
+
+
+def at_label_size(logits: Tensor, padded_size: tuple[int, int], image: Tensor, align_corners: bool) -> Tensor:
+    """Coarse logits [1, K, h, w] of a padded image, float32 and as large as the image [3, H, W]."""
+    full = F.interpolate(logits.float(), size=padded_size, mode="bilinear", align_corners=align_corners)
+    return full[:, :, : image.shape[-2], : image.shape[-1]]
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -75,7 +75,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def window_logits(
-    network: TappedNetwork,
+    network: nn.Module,
     image: Tensor,
     window: tuple[int, int],
     stride: tuple[int, int],
@@ -101,7 +101,7 @@ def window_logits(
 
 @torch.no_grad()
 def class_scores(
-    network: TappedNetwork, image: Tensor, options: EvaluationConfig = WHOLE, *, align_corners: bool = False
+    network: nn.Module, image: Tensor, options: EvaluationConfig = WHOLE, *, align_corners: bool = False
 ) -> Tensor:
     """Scores float32 [K, H, W] of an image float [3, H, W], on the network's device; the largest is the prediction.
 
@@ -139,7 +139,7 @@ def _resize(image: Tensor, scale: float) -> Tensor:
 
 
 def predict(
-    network: TappedNetwork, image: Tensor, options: EvaluationConfig = WHOLE, *, align_corners: bool = False
+    network: nn.Module, image: Tensor, options: EvaluationConfig = WHOLE, *, align_corners: bool = False
 ) -> Tensor:
     """Predicted classes int64 [H, W] of an image float [3, H, W], see `class_scores`."""
     return class_scores(network, image, options, align_corners=align_corners).argmax(0)

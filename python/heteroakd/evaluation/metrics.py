@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
@@ -15,7 +15,6 @@ from tqdm import tqdm
 from heteroakd.config.groups import EvaluationConfig
 from heteroakd.data import IGNORE_INDEX
 from heteroakd.evaluation.inference import WHOLE, check_options, predict
-from heteroakd.networks.taps import TappedNetwork
 from heteroakd.system.distributed import is_main, rank, sum_over_processes, world_size
 from heteroakd.system.signals import StopRequest, leave_signals_to_the_parent
 
@@ -92,7 +91,7 @@ def check_limit(limit: int | None) -> None:
 
 
 def evaluate(
-    network: TappedNetwork,
+    network: nn.Module,
     dataset: Dataset[tuple[Tensor, Tensor]],
     classes: tuple[str, ...],
     options: EvaluationConfig = WHOLE,

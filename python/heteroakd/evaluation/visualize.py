@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from hetero_kernels import HeteroAKDLoss, functional
+from hetero_kernels import Distiller, functional
 from heteroakd.config.groups import EvaluationConfig
 from heteroakd.data import IGNORE_INDEX, denormalize
 from heteroakd.evaluation import pictures
-from heteroakd.evaluation.inference import infer_padded, predict
-from heteroakd.methods.distiller import Distiller, Teacher
-from heteroakd.networks.taps import TappedNetwork
+from heteroakd.evaluation.inference import at_label_size, pad, predict
+from heteroakd.methods import objective_of
+from heteroakd.networks.shapes import stride_of
 from heteroakd.system.files import atomic_file
 
 PANEL_COLUMNS = 3
@@ -34,35 +34,31 @@ class KnowledgeMaps(NamedTuple):
 
 
 @torch.no_grad()
-def knowledge_maps(
-    student: TappedNetwork, teacher: TappedNetwork, loss: HeteroAKDLoss, image: Tensor, label: Tensor
-) -> KnowledgeMaps:
-    """Reliability and weight for one sample: image float [3, H, W], label int64 [H, W]; modules in eval mode."""
-    student_output, padded_size = infer_padded(student, image)
-    teacher_output, teacher_size = infer_padded(teacher, image)
-    student_logits = loss.student_projector(student_output.features)
-    teacher_logits = loss.teacher_projector(teacher_output.features)
-    # Strides differ, and so may the padded sizes: each projection is cropped to the image at label resolution first.
-    height, width = label.shape
-    student_logits = _crop(student_logits, padded_size, height, width, loss.align_corners)
-    teacher_logits = _crop(teacher_logits, teacher_size, height, width, loss.align_corners)
-    labels = label[None].to(student_logits.device)
+def knowledge_maps(distiller: Distiller, image: Tensor, label: Tensor) -> KnowledgeMaps:
+    """Reliability and weight for one sample: image float [3, H, W], label int64 [H, W]; of several taps the last one's.
+    The distiller is in eval mode."""
+    loss = objective_of(distiller).pairs[-1]
+    networks = (distiller.student, cast(nn.Module, distiller.teacher))
+    padded = pad(image, math.lcm(*(stride_of(network) for network in networks)))
+    outputs = distiller.outputs(padded.to(next(distiller.parameters()).device))
+    number = len(objective_of(distiller).pairs) - 1
+    logits = [
+        projector(outputs[f"{name}_features"][number])
+        for name, projector in (("student", loss.student_projector), ("teacher", loss.teacher_projector))
+    ]
+    size = (padded.shape[2], padded.shape[3])
+    ours, theirs = (at_label_size(each, size, image, loss.align_corners) for each in logits)
     reliability, _, weight = functional.hakd_maps(
-        student_logits, teacher_logits, labels, kmm=loss.kmm, kem=loss.kem, ignore_index=IGNORE_INDEX
+        ours, theirs, label[None].to(ours.device), kmm=loss.kmm, kem=loss.kem, ignore_index=IGNORE_INDEX
     )
     return KnowledgeMaps(
-        pictures.labelled_class_map(reliability[0].cpu(), label), pictures.labelled_class_map(weight[0].cpu(), label)
+        pictures.labelled_class_map(reliability[0].cpu(), label),
+        pictures.labelled_class_map(weight[0].cpu(), label),
     )
-
-
-def _crop(logits: Tensor, size: tuple[int, int], height: int, width: int, align_corners: bool) -> Tensor:
-    full = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=align_corners)
-    return full[:, :, :height, :width]
 
 
 def sample_pictures(
     distiller: Distiller,
-    teacher: Teacher | None,
     image: Tensor,
     label: Tensor,
     palette: Tensor,
@@ -74,18 +70,18 @@ def sample_pictures(
 
     The distiller is put into eval mode and back.
     """
-    training = distiller.training
+    training, teacher = distiller.training, distiller.teacher
     distiller.eval()
     shown = denormalize(image)
     captioned = [("input", shown), ("label", pictures.colorize(label, palette))]
     if teacher is not None:
-        prediction = predict(teacher.network, image, options, align_corners=align_corners).cpu()
+        prediction = predict(teacher, image, options, align_corners=align_corners).cpu()
         captioned.append(("teacher", pictures.overlay(shown, prediction, palette)))
     prediction = predict(distiller.student, image, options, align_corners=align_corners).cpu()
     captioned.append(("prediction" if teacher is None else "student", pictures.overlay(shown, prediction, palette)))
     maps = None
-    if teacher is not None and distiller.pairs:  # of several taps the last one's
-        maps = knowledge_maps(distiller.student, teacher.network, distiller.pairs[-1], image, label)
+    if objective_of(distiller).pairs:
+        maps = knowledge_maps(distiller, image, label)
         # Weights are small for many classes, and tiny for "spatial": show them relative to their largest, and say it.
         largest = max(float(maps.weight.nan_to_num().max()), 1e-12)
         captioned.append(("KMM reliability S, 0 to 1", pictures.heatmap(maps.reliability)))

@@ -15,7 +15,6 @@ from torch import nn
 
 from heteroakd.config.groups import ModelConfig
 from heteroakd.networks.pretrained import LITE_ENCODERS, TensorFlowInput, load_lite_weights
-from heteroakd.networks.taps import TappedNetwork
 from heteroakd.networks.weights import SUFFIXES, is_weights_file
 from heteroakd.networks.weights import load_weights as load_weights_file
 
@@ -208,19 +207,3 @@ def _build_own(config: ModelConfig, num_classes: int) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise ValueError(f"architecture {config.architecture!r} must return a torch.nn.Module, got {type(network)}")
     return network
-
-
-def build_tapped(
-    config: ModelConfig,
-    num_classes: int,
-    *,
-    tap: list[str] | str | None = None,
-    load_weights: bool = True,
-    whole: bool = False,
-    auxiliary: bool = False,
-) -> tuple[TappedNetwork, str]:
-    """`build_network` with its taps: `config.tap` unless others are given, and with `auxiliary` what the configuration
-    says of an auxiliary head."""
-    network, loaded = build_network(config, num_classes, load_weights=load_weights, whole=whole)
-    auxiliary_tap = config.auxiliary_tap if auxiliary and config.auxiliary_weight else None
-    return TappedNetwork(network, config.tap if tap is None else tap, auxiliary_tap), loaded

@@ -6,7 +6,8 @@ import math
 import os
 from typing import Any
 
-from heteroakd.methods.distiller import Distiller
+from hetero_kernels import Distiller
+from heteroakd.methods import TERMS, objective_of
 from heteroakd.system.distributed import gather, on_main, rank, say
 from heteroakd.system.files import LAST
 from heteroakd.training.checkpoint import (
@@ -19,7 +20,6 @@ from heteroakd.training.checkpoint import (
     save_checkpoint,
     state_digest,
 )
-from heteroakd.training.log import TERMS
 from heteroakd.training.random_state import random_states, restore_random_states
 from heteroakd.training.run import Run
 from heteroakd.training.step import TrainingStep
@@ -37,7 +37,8 @@ class Keeper:
         self.training = training
         self.saved: int | None = None
         """The step of the youngest checkpoint."""
-        self.teacher = "" if run.teacher is None else state_digest(run.teacher.network.network.state_dict())
+        teacher = run.distiller.teacher
+        self.teacher = "" if teacher is None else state_digest(teacher.state_dict())
         """What tells the run's teacher from others."""
 
     def save(self, name: str, step: int, miou: float, best_miou: float) -> None:
@@ -69,12 +70,12 @@ class Keeper:
         """What has a state_dict, by its name in the checkpoint."""
         distiller, training = self.run.distiller, self.training
         parts = {
-            "network": training.evaluated.student.network,
-            "loss": distiller.loss,
-            "auxiliary": distiller.auxiliary,
+            "network": training.evaluated.student,
+            "loss": objective_of(distiller).criterion,
+            "auxiliary": objective_of(distiller).auxiliary,
             "optimizer": training.optimizer,
             "scaler": training.scaler,
-            "updated": None if training.average is None else distiller.student.network,
+            "updated": None if training.average is None else distiller.student,
         }
         return {name: part for name, part in parts.items() if part is not None}
 

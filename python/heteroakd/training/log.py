@@ -16,10 +16,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from heteroakd.evaluation.metrics import Evaluation, none_if_nan
+from heteroakd.methods import TERMS
 from heteroakd.system.files import EVENTS, METRICS, naming, write_text
 from heteroakd.system.signals import reader_may_leave
 
-TERMS = ("loss", "task", "kd", "cwd", "hakd", "proj", "auxiliary")
 SECONDS_BETWEEN_LINES = 5.0
 
 

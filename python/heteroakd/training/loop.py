@@ -52,7 +52,7 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
     device = next(distiller.parameters()).device
     synchronize_batch_norm(distiller)
     optimizer = build_optimizer(distiller, run.optimizer)
-    take_step = TrainingStep(distiller, run.teacher, optimizer, run.optimizer, schedule, runtime)
+    take_step = TrainingStep(distiller, optimizer, run.optimizer, schedule, runtime)
     keeper = Keeper(run, take_step)
     first_step, best_miou, evaluated = 0, float("-inf"), True
     # Here, so that dropout is the same for every method, whatever was initialised before; and other for every process.

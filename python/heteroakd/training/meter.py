@@ -9,8 +9,8 @@ from statistics import fmean, median
 import torch
 from torch import Tensor
 
+from heteroakd.methods import TERMS
 from heteroakd.system.distributed import sum_over_processes, world_size
-from heteroakd.training.log import TERMS
 
 UNTIMED_STEPS = 3  # allocators and caches warm up
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hetero_kernels import Distiller
 from heteroakd.config.groups import EvaluationConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig
 from heteroakd.data import SegmentationData
-from heteroakd.methods.distiller import Distiller, Teacher
 
 
 @dataclass
@@ -18,9 +18,7 @@ class Run:
     kind: Literal["teacher", "student"]
     """What the checkpoints will say."""
     distiller: Distiller
-    """Network to train, with its loss."""
-    teacher: Teacher | None
-    """Frozen teacher, where the method has one."""
+    """Network to train, with its loss and, where the method has one, the frozen teacher."""
     data: SegmentationData
     """Data set."""
     schedule: ScheduleConfig

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from hetero_kernels import Distiller, mean_over_processes
 from heteroakd.config.groups import OptimizerConfig, RuntimeConfig, ScheduleConfig
-from heteroakd.methods.distiller import Distiller, Teacher
-from heteroakd.methods.losses import Divisors, Terms
-from heteroakd.networks.taps import TappedNetwork
-from heteroakd.system.distributed import sum_over_processes, world_size
+from heteroakd.methods import Terms, objective_of
+from heteroakd.methods.losses import Divisors
+from heteroakd.system.distributed import world_size
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,10 +31,11 @@ def build_optimizer(distiller: Distiller, config: OptimizerConfig) -> torch.opti
         "projector": config.lr * config.projector_lr_multiplier,
     }
     parameters: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    named = [(_part(name), parameter) for name, parameter in distiller.student.network.named_parameters()]
-    named += [("projector", parameter) for parameter in distiller.loss.parameters()]
-    if distiller.auxiliary is not None:
-        named += [("head", parameter) for parameter in distiller.auxiliary.parameters()]
+    objective = objective_of(distiller)
+    named = [(_part(name), parameter) for name, parameter in distiller.student.named_parameters()]
+    named += [("projector", parameter) for parameter in objective.criterion.parameters()]
+    if objective.auxiliary is not None:
+        named += [("head", parameter) for parameter in objective.auxiliary.parameters()]
     for part, parameter in named:
         if parameter.requires_grad:
             decayed = config.decay_norms or parameter.ndim > 1
@@ -87,12 +88,11 @@ def synchronize_batch_norm(distiller: Distiller) -> None:
 class TrainingStep:
     """One optimiser step after the other, the same on every process: forward, backward, update.
 
-    Over several processes student, projectors and loss are one DistributedDataParallel module; the teacher, which has
-    nothing to synchronise, stays outside.
+    Over several processes the distiller is one DistributedDataParallel module; its teacher, which has nothing to
+    synchronise, is no part of that.
 
     Args:
-        distiller: student and loss, on their device.
-        teacher: frozen teacher, or None.
+        distiller: student, loss and perhaps a teacher, on their device.
         optimizer: from `build_optimizer`.
         config: precision and moving average.
         schedule: learning rates, micro-batches and normalisation.
@@ -104,7 +104,6 @@ class TrainingStep:
     def __init__(
         self,
         distiller: Distiller,
-        teacher: Teacher | None,
         optimizer: torch.optim.Optimizer,
         config: OptimizerConfig,
         schedule: ScheduleConfig,
@@ -121,7 +120,6 @@ class TrainingStep:
                 f"{world_size()} processes, got {parts}"
             )
         self.distiller = distiller
-        self.teacher = teacher
         self.optimizer = optimizer
         self.schedule = schedule
         self._device_type = next(distiller.parameters()).device.type
@@ -131,28 +129,29 @@ class TrainingStep:
         self._memory_format = torch.channels_last if runtime.channels_last else torch.preserve_format
         if runtime.channels_last:
             distiller.to(memory_format=torch.channels_last)
-            if teacher is not None:
-                teacher.network.to(memory_format=torch.channels_last)
         self.average: AveragedModel | None = None
         """Moving average of the student, where the run has one."""
         if config.ema_decay:
             self.average = AveragedModel(
                 distiller.student, multi_avg_fn=partial(_moving_average, config.ema_decay), use_buffers=True
             )
+        self.evaluated = distiller
+        """What evaluations measure: the distiller, with the average in the student's place where there is one."""
+        if self.average is not None:
+            taps = {"student_tap": distiller.student_tap, "teacher_tap": distiller.teacher_tap}
+            self.evaluated = Distiller(self.average.module, distiller.teacher, distiller.criterion, **taps)
+        self._compiled = runtime.compile
         if runtime.compile:
-            distiller.compile_student()
-            if teacher is not None:
-                teacher.compile()
+            for network in (distiller.student, distiller.teacher):
+                if network is not None:
+                    network.compile()
         self._parallel: nn.Module = distiller
         if world_size() > 1:
             self._parallel = DistributedDataParallel(distiller, find_unused_parameters=runtime.find_unused_parameters)
 
-    @property
-    def evaluated(self) -> Distiller:
-        """What evaluations measure: the distiller, with the average in the student's place where there is one."""
-        if self.average is None:
-            return self.distiller
-        return Distiller(cast(TappedNetwork, self.average.module), self.distiller.loss)
+    def eagerly(self) -> AbstractContextManager[None]:
+        """For evaluations, whose images have many sizes: networks that are compiled run as they are."""
+        return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
     def __call__(self, step: int, images: Tensor, labels: Tensor) -> Terms:
         """Take the step numbered `step` from 0 on this process's images [B, 3, H, W] and labels [B, H, W].
@@ -160,7 +159,7 @@ class TrainingStep:
         Returns this process's terms; their mean over the processes is the loss of the step.
         """
         set_learning_rates(self.optimizer, step, self.schedule)
-        self.distiller.scale_distillation(distillation_factor(step, self.schedule))
+        objective_of(self.distiller).warm_up(distillation_factor(step, self.schedule))
         images = images.to(memory_format=self._memory_format)
         normalizer = self._normalizer(labels)
         self.optimizer.zero_grad(set_to_none=True)
@@ -181,9 +180,7 @@ class TrainingStep:
 
     def _forward(self, images: Tensor, labels: Tensor, normalizer: Divisors | None) -> Terms:
         with torch.autocast(self._device_type, self._precision, enabled=self._precision != torch.float32):
-            teacher = None if self.teacher is None else self.teacher(images)
-            terms: Terms = self._parallel(images, labels, teacher, normalizer)
-        return terms
+            return cast(Terms, self._parallel(images, labels, normalizer=normalizer).terms)
 
     def _synchronizing(self, wanted: bool) -> AbstractContextManager[None]:
         """Gradients are exchanged once per step, with those of its last part."""
@@ -196,9 +193,7 @@ class TrainingStep:
         step; None where the loss's own divisors do."""
         if world_size() * self.schedule.micro_batches == 1:
             return None
-        divisors = self.distiller.divisors(labels)
-        total = sum_over_processes(torch.stack(list(divisors.values()))) / world_size()
-        return dict(zip(divisors, total.float(), strict=True))
+        return mean_over_processes(self.distiller.divisors(labels))
 
 
 def _moving_average(decay: float, averages: Any, current: Any, steps: Tensor | int) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from heteroakd.config.groups import EvaluationConfig, LossConfig, ModelConfig, TeacherConfig, from_dict, to_dict
 from heteroakd.data import DataConfig, SegmentationData, build_data
-from heteroakd.networks.taps import TappedNetwork
+from heteroakd.networks.shapes import tap_paths
 from heteroakd.networks.weights import SUFFIXES, is_weights_file
-from heteroakd.networks.zoo import build_tapped
+from heteroakd.networks.zoo import build_network
 from heteroakd.system.distributed import choose_device, say
 from heteroakd.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_state
 
 
 def load_trained(
     path: str, data_options: dict[str, Any] | None, root: str | None, device_name: str, threads: int | None
-) -> tuple[Checkpoint, TappedNetwork, SegmentationData]:
+) -> tuple[Checkpoint, nn.Module, SegmentationData]:
     """A checkpoint, its network in eval mode on the device, and the data set it is to be used on, see `saved_data`.
 
     Raises CheckpointError where the data set's classes are not those of the checkpoint.
@@ -27,18 +29,18 @@ def load_trained(
     return checkpoint, network, data
 
 
-def load_network(path: str, device_name: str, threads: int | None) -> tuple[Checkpoint, TappedNetwork]:
+def load_network(path: str, device_name: str, threads: int | None) -> tuple[Checkpoint, nn.Module]:
     """A checkpoint and its network in eval mode on the device, without its data set."""
     device = choose_device(device_name, threads)
     checkpoint = load_checkpoint(path)
     return checkpoint, restore_network(path, checkpoint).to(device).eval()
 
 
-def restore_network(path: str, checkpoint: Checkpoint, *, tap: list[str] | str | None = None) -> TappedNetwork:
-    """The network that a checkpoint holds, with its own taps unless others are given; nothing is downloaded."""
+def restore_network(path: str, checkpoint: Checkpoint) -> nn.Module:
+    """The network that a checkpoint holds; nothing is downloaded."""
     model = from_dict(ModelConfig, checkpoint.model, path)
-    network, _ = build_tapped(model, len(checkpoint.classes), tap=tap, load_weights=False)
-    load_state(network.network.load_state_dict, checkpoint.network, path)
+    network, _ = build_network(model, len(checkpoint.classes), load_weights=False)
+    load_state(network.load_state_dict, checkpoint.network, path)
     return network
 
 
@@ -89,8 +91,8 @@ def check_classes(path: str, checkpoint: Checkpoint, data: SegmentationData) -> 
         raise CheckpointError(f"{path}: class {index} is {there[index]!r} there and {here[index]!r} in the data set")
 
 
-def load_teacher(config: TeacherConfig, data: SegmentationData) -> tuple[TappedNetwork, str]:
-    """The network to distil from, and where it comes from.
+def load_teacher(config: TeacherConfig, data: SegmentationData) -> tuple[nn.Module, list[str], str]:
+    """The network to distil from, the paths of its taps, and where it comes from.
 
     Raises CheckpointError where a checkpoint's classes are not those of the data set, WeightsError where a file of
     weights does not cover the network, ValueError for a network without trained weights.
@@ -98,12 +100,15 @@ def load_teacher(config: TeacherConfig, data: SegmentationData) -> tuple[TappedN
     if config.model is None:
         checkpoint = load_checkpoint(config.checkpoint)
         check_classes(config.checkpoint, checkpoint, data)
-        network = restore_network(config.checkpoint, checkpoint, tap=config.tap)
-        return network, f"{config.checkpoint}, step {checkpoint.step}, mIoU {checkpoint.metrics['miou']:.4f}"
+        network = restore_network(config.checkpoint, checkpoint)
+        tap = from_dict(ModelConfig, checkpoint.model, config.checkpoint).tap if config.tap is None else config.tap
+        source = f"{config.checkpoint}, step {checkpoint.step}, mIoU {checkpoint.metrics['miou']:.4f}"
+        return network, tap_paths(tap), source
     if ":" not in config.model.architecture and not is_weights_file(config.model.weights):
         raise ValueError(
             f"teacher.model.weights must be a file {', '.join(SUFFIXES)} with the trained network, "
             f"got {config.model.weights!r}"
         )
-    network, loaded = build_tapped(config.model, len(data.classes), tap=config.tap, whole=True)
-    return network, f"{loaded}\n  its classes are taken to be the data set's: {', '.join(data.classes)}"
+    network, loaded = build_network(config.model, len(data.classes), whole=True)
+    taps = tap_paths(config.model.tap if config.tap is None else config.tap)
+    return network, taps, f"{loaded}\n  its classes are taken to be the data set's: {', '.join(data.classes)}"

@@ -53,21 +53,23 @@ class Validation:
         """
         run, started = self.run, time.perf_counter()
         share_buffers(self.training.evaluated.student)
-        evaluation = evaluate(
-            self.training.evaluated.student,
-            run.data.val,
-            run.data.classes,
-            run.evaluation,
-            align_corners=run.align_corners,
-            workers=run.runtime.workers,
-            progress=run.runtime.progress in ("auto", "bar"),
-            stop=self.stop,
-        )
+        with self.training.eagerly():
+            evaluation = evaluate(
+                self.training.evaluated.student,
+                run.data.val,
+                run.data.classes,
+                run.evaluation,
+                align_corners=run.align_corners,
+                workers=run.runtime.workers,
+                progress=run.runtime.progress in ("auto", "bar"),
+                stop=self.stop,
+            )
         if signal_number := largest_over_processes(self.stop.signal_number or 0):
             raise stopped(step, run.schedule.steps, run.output / LAST, signal_number)
         self.log.evaluation(step, evaluation, time.perf_counter() - started)
         if is_main():
-            self._write_pictures(step)
+            with self.training.eagerly():
+                self._write_pictures(step)
         if evaluation.miou > self.best_miou:
             self.best_miou = evaluation.miou
             if run.runtime.evaluate_every:
@@ -84,7 +86,6 @@ class Validation:
         for index in (number * len(data.val) // count for number in range(count)):
             captioned, maps = sample_pictures(
                 self.training.evaluated,
-                run.teacher,
                 *data.val[index],
                 data.palette,
                 options=run.evaluation,

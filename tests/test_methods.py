@@ -1,18 +1,17 @@
-"""Student, loss and teacher: what is trained, what stays frozen, and that both kinds of pairs learn."""
+"""The methods: what each computes, that all start alike, and that both kinds of pairs learn."""
 
 from __future__ import annotations
 
-import copy
+from typing import get_args
 
 import pytest
 import torch
 from heteroakd.config.groups import LossConfig, Method, ModelConfig
-from heteroakd.methods.distiller import METHODS, Distiller, Teacher, build_distiller
-from heteroakd.networks.taps import TappedNetwork, TappedOutput
-from heteroakd.networks.zoo import build_tapped
-from torch import Tensor
+from heteroakd.methods import METHODS, Taps, build_distiller, objective_of
+from heteroakd.networks.zoo import build_network
+from torch import Tensor, nn
 
-from hetero_kernels import HeteroAKDLoss, functional
+from hetero_kernels import Distiller, HeteroAKDLoss, functional
 
 NUM_CLASSES = 5
 SIZE = (64, 64)
@@ -20,8 +19,11 @@ CNN = ModelConfig(architecture="fpn", encoder="tu-mobilenetv3_small_050")
 TRANSFORMER = ModelConfig(encoder="mit_b0", options={"decoder_segmentation_channels": 16})
 
 
-def network(config: ModelConfig) -> TappedNetwork:
-    return build_tapped(config, NUM_CLASSES)[0]
+TAPS = Taps("encoder", "encoder")
+
+
+def network(config: ModelConfig) -> nn.Module:
+    return build_network(config, NUM_CLASSES)[0]
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -36,9 +38,9 @@ def batch() -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def distiller(method: Method, teacher: Teacher | None, config: LossConfig | None = None) -> Distiller:
+def distiller(method: Method, teacher: nn.Module | None, config: LossConfig | None = None) -> Distiller:
     torch.manual_seed(0)
-    return build_distiller(network(TRANSFORMER), teacher, method, config or LossConfig(), NUM_CLASSES, SIZE)
+    return build_distiller(network(TRANSFORMER), teacher, method, config or LossConfig(), NUM_CLASSES, SIZE, TAPS)
 
 
 @pytest.mark.parametrize(("teacher_config", "student_config"), [(CNN, TRANSFORMER), (TRANSFORMER, CNN)])
@@ -47,13 +49,13 @@ def test_both_directions_reduce_the_loss(
     method: Method, teacher_config: ModelConfig, student_config: ModelConfig
 ) -> None:
     torch.manual_seed(0)
-    teacher = Teacher(network(teacher_config))
-    module = build_distiller(network(student_config), teacher, method, LossConfig(), NUM_CLASSES, SIZE)
+    networks = network(student_config), network(teacher_config)
+    module = build_distiller(*networks, method, LossConfig(), NUM_CLASSES, SIZE, TAPS)
     optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3)
     images, labels = batch()
     losses = []
     for _ in range(8):
-        loss = module(images, labels, teacher(images)).loss
+        loss = module(images, labels).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -61,35 +63,19 @@ def test_both_directions_reduce_the_loss(
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_teacher_stays_frozen_in_eval_mode_and_gets_no_gradient() -> None:
-    teacher = Teacher(network(CNN).train())
-    before = copy.deepcopy(teacher.network.state_dict())
-    module = distiller("heteroakd", teacher).train()
-    images, labels = batch()
-    outputs = teacher(images)
-    module(images, labels, outputs).loss.backward()
-    assert not outputs.features.requires_grad and not outputs.logits.requires_grad
-    assert not any(submodule.training for submodule in teacher.network.modules())
-    assert all(p.grad is None and not p.requires_grad for p in teacher.network.parameters())
-    after = teacher.network.state_dict()
-    assert all(torch.equal(value, after[name]) for name, value in before.items())  # batch-norm statistics too
-    held = {id(parameter) for parameter in module.parameters()}
-    assert not held & {id(parameter) for parameter in teacher.network.parameters()}
-
-
 def test_all_trained_parameters_get_gradients_projectors_included() -> None:
-    teacher = Teacher(network(CNN))
+    teacher = network(CNN)
     module = distiller("heteroakd", teacher)
     images, labels = batch()
-    module(images, labels, teacher(images)).loss.backward()
-    assert isinstance(module.loss, HeteroAKDLoss)
+    module(images, labels).loss.backward()
+    assert isinstance(objective_of(module).criterion, HeteroAKDLoss)
     assert all(parameter.grad is not None for parameter in module.parameters())
-    for parameter in module.loss.parameters():
+    for parameter in module.criterion.parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0
 
 
 def test_methods_start_from_the_same_student() -> None:
-    teacher = Teacher(network(CNN))
+    teacher = network(CNN)
     states = [distiller(method, teacher).student.state_dict() for method in METHODS]
     for state in states[1:]:
         assert all(torch.equal(value, state[name]) for name, value in states[0].items())
@@ -97,11 +83,10 @@ def test_methods_start_from_the_same_student() -> None:
 
 def test_none_is_cross_entropy_alone_and_kd_adds_its_term() -> None:
     images, labels = batch()
-    teacher = Teacher(network(CNN))
-    outputs = teacher(images)
+    teacher = network(CNN)
     none, kd = distiller("none", None).eval(), distiller("kd", teacher, LossConfig(kd_weight=0.5)).eval()
-    terms_none, terms_kd = none(images, labels, None), kd(images, labels, outputs)
-    logits = none.student(images).logits
+    terms_none, terms_kd = none(images, labels).terms, kd(images, labels).terms
+    logits = none.student(images)
     full = torch.nn.functional.interpolate(logits, size=SIZE, mode="bilinear")
     expected = torch.nn.functional.cross_entropy(full, labels, ignore_index=255)
     torch.testing.assert_close(terms_none.loss, expected)
@@ -113,15 +98,15 @@ def test_none_is_cross_entropy_alone_and_kd_adds_its_term() -> None:
 
 def test_heteroakd_computes_what_the_kernels_compute_from_projected_features() -> None:
     images, labels = batch()
-    teacher = Teacher(network(CNN))
+    teacher = network(CNN)
     config = LossConfig(temperature=2.0, kem="spatial", divergence="ce", kmm=False, hakd_weight=3.0, proj_weight=0.5)
     module = distiller("heteroakd", teacher, config).eval()
-    outputs = teacher(images)
-    terms = module(images, labels, outputs)
-    assert isinstance(module.loss, HeteroAKDLoss)
+    terms, outputs = module(images, labels).terms, module.outputs(images)
+    loss = objective_of(module).criterion
+    assert isinstance(loss, HeteroAKDLoss)
     hakd = functional.hakd_loss(
-        module.loss.student_projector(module.student(images).features),
-        module.loss.teacher_projector(outputs.features),
+        loss.student_projector(outputs["student_features"][0]),
+        loss.teacher_projector(outputs["teacher_features"][0]),
         labels,
         temperature=2.0,
         kem="spatial",
@@ -135,12 +120,11 @@ def test_heteroakd_computes_what_the_kernels_compute_from_projected_features() -
 
 def test_cwd_is_the_divergence_of_softmaxes_over_space() -> None:
     images, labels = batch()
-    teacher = Teacher(network(CNN))
-    outputs = teacher(images)
+    teacher = network(CNN)
     module = distiller("cwd", teacher, LossConfig(cwd_weight=2.0, cwd_temperature=3.0)).eval()
-    terms = module(images, labels, outputs)
-    logits = module.student(images).logits
-    resized = torch.nn.functional.interpolate(outputs.logits, size=logits.shape[2:], mode="bilinear")
+    terms, outputs = module(images, labels).terms, module.outputs(images)
+    logits = outputs["student_logits"]
+    resized = torch.nn.functional.interpolate(outputs["teacher_logits"], size=logits.shape[2:], mode="bilinear")
     expected = 0.0
     for image in range(2):
         for channel in range(NUM_CLASSES):
@@ -152,10 +136,10 @@ def test_cwd_is_the_divergence_of_softmaxes_over_space() -> None:
 
 
 def test_ablations_leave_out_one_part_each() -> None:
-    teacher = Teacher(network(CNN))
+    teacher = network(CNN)
     found = {}
     for method in ("heteroakd", "heteroakd_no_kmm", "heteroakd_no_kem"):
-        loss = distiller(method, teacher).loss  # type: ignore[arg-type]
+        loss = objective_of(distiller(method, teacher)).criterion  # type: ignore[arg-type]
         assert isinstance(loss, HeteroAKDLoss)
         found[method] = (loss.kmm, loss.kem)
     assert list(found.values()) == [(True, "class"), (False, "class"), (True, "none")]
@@ -165,7 +149,7 @@ def test_class_weights_and_label_smoothing_reach_the_cross_entropy() -> None:
     images, labels = batch()
     config = LossConfig(class_weight=[1.0, 2.0, 3.0, 4.0, 5.0], label_smoothing=0.1)
     module = distiller("none", None, config).eval()
-    full = torch.nn.functional.interpolate(module.student(images).logits, size=SIZE, mode="bilinear")
+    full = torch.nn.functional.interpolate(module.student(images), size=SIZE, mode="bilinear")
     expected = torch.nn.functional.cross_entropy(
         full, labels, weight=torch.arange(1.0, 6.0), ignore_index=255, label_smoothing=0.1
     )
@@ -173,22 +157,26 @@ def test_class_weights_and_label_smoothing_reach_the_cross_entropy() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    teacher = Teacher(network(CNN))
+    teacher = network(CNN)
     with pytest.raises(ValueError, match="method must be one of none, kd, cwd, .*, got 'crd'"):
         distiller("crd", teacher)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="method 'kd' needs a teacher"):
         distiller("kd", None)
     with pytest.raises(ValueError, match=r"loss.class_weight must hold 5 values, got 2"):
         distiller("none", None, LossConfig(class_weight=[1.0, 2.0]))
-    images, labels = batch()
-    for method in ("kd", "cwd", "heteroakd"):
-        with pytest.raises(ValueError, match="needs the teacher's outputs"):
-            distiller(method, teacher)(images, labels)  # type: ignore[arg-type]
+    for method, needed in METHODS.items():
+        if needed.needs_teacher:
+            with pytest.raises(ValueError, match=f"method '{method}' needs a teacher, got None"):
+                distiller(method, None)  # type: ignore[arg-type]
 
 
 def test_a_teacher_of_other_strides_is_fine() -> None:
     images, labels = batch()
-    coarse = TappedOutput((torch.randn(2, 7, 1, 1),), torch.randn(2, NUM_CLASSES, 2, 2))
-    teacher = Teacher(network(CNN))
-    module = distiller("kd", teacher)
-    assert torch.isfinite(module(images, labels, coarse).loss)
+    coarse = nn.Sequential(nn.Conv2d(3, NUM_CLASSES, 32, 32))
+    student = network(TRANSFORMER)
+    module = build_distiller(student, coarse, "kd", LossConfig(), NUM_CLASSES, SIZE, Taps("encoder", "0"))
+    assert torch.isfinite(module(images, labels).loss)
+
+
+def test_options_and_objects_name_the_same_methods() -> None:
+    assert get_args(Method) == tuple(METHODS)
