@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import fields
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,13 @@ def test_files_for_small_runs_are_valid_alone(path: Path) -> None:
     assert shape[:2] == (1, 19)
 
 
-@pytest.mark.parametrize(("data", "network"), list(product(DATA, [*TEACHERS, *PAIRS])), ids=lambda path: path.stem)
+NETWORKS = [*TEACHERS, *PAIRS]
+COVERED = [(data, network) for data in DATA for network in (NETWORKS if data.stem == "cityscapes" else NETWORKS[::3])]
+"""Every network on Cityscapes, where it is built, and a teacher and a pair on the other sets: what the file of one says,
+the other's does not."""
+
+
+@pytest.mark.parametrize(("data", "network"), COVERED, ids=lambda path: path.stem)
 @pytest.mark.usefixtures("uninitialized")
 def test_every_pair_on_every_data_set_is_the_recipe_and_can_be_built(data: Path, network: Path) -> None:
     command = "teacher" if network in TEACHERS else "distill"

@@ -66,7 +66,7 @@ def saved_loss(checkpoint: Checkpoint) -> LossConfig:
 
 def saved_evaluation(checkpoint: Checkpoint) -> EvaluationConfig:
     """The evaluation options of the run that wrote the checkpoint."""
-    return from_dict(EvaluationConfig, checkpoint.config.get("evaluation", {}), "checkpoint")
+    return from_dict(EvaluationConfig, checkpoint.config["evaluation"], "checkpoint")
 
 
 def choose_evaluation(given: dict[str, Any] | None, checkpoint: Checkpoint) -> EvaluationConfig:
