@@ -73,8 +73,8 @@ def test_files_for_small_runs_are_valid_alone(path: Path) -> None:
 
 NETWORKS = [*TEACHERS, *PAIRS]
 COVERED = [(data, network) for data in DATA for network in (NETWORKS if data.stem == "cityscapes" else NETWORKS[::3])]
-"""Every network on Cityscapes, where it is built, and a teacher and a pair on the other sets: what the file of one says,
-the other's does not."""
+"""Every network on Cityscapes, where it is built, and a teacher and a pair on the other sets: what one file says, the
+other does not."""
 
 
 @pytest.mark.parametrize(("data", "network"), COVERED, ids=lambda path: path.stem)
