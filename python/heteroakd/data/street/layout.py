@@ -83,7 +83,7 @@ class Street:
         """All that is flat, from the verge to the markings."""
         random, far, (left, right), (near, end) = self.random, 2 * self.end, (self.left, self.right), self.crossing
         verge, label = random.pick((("paving", Label.SIDEWALK), ("grass", Label.VEGETATION)))
-        tone, slab = random.uniform(0.86, 1.1), random.uniform(0.6, 1.2)
+        tone, slab = random.uniform(0.86, 1.1), random.uniform(1.0, 1.8)
         slabs = (slab, slab, 0.9, 0.93)
         parts = [Part(verge, t.flat(-400, 400, NEAR, far), 0.92, label=label)]
         for side, curb, walk in self.sides:
