@@ -16,6 +16,7 @@ from heteroakd.commands.compare import RunFailedError
 from heteroakd.commands.report import report_sections
 from heteroakd.config.commands import DemoRun, DistillRun, TeacherRun
 from heteroakd.config.groups import DataConfig, Method, ModelConfig, OptimizerConfig, TeacherConfig, to_dict
+from heteroakd.methods import method_named
 from heteroakd.report.page import Table, write_report
 from heteroakd.report.read_runs import Group, read
 from heteroakd.system.files import LAST, REPORT, write_text
@@ -50,9 +51,10 @@ def run_demo(config: DemoRun) -> Path:
     groups = [Group(name, [read(folder / name)]) for name in ("teacher", *config.methods)]
     summaries = {group.name: group.runs[0].summary or {} for group in groups}
     tables = [comparison(summaries)]
-    if "heteroakd" in config.methods:
-        _run("distill", eager_run(config))
-        tables.append(cost_table(summaries["heteroakd"], read(folder / "heteroakd-eager").summary or {}))
+    for method in [method for method in config.methods if method_named(method).projects][:1]:
+        eager = eager_run(config, method)
+        _run("distill", eager)
+        tables.append(cost_table(method, summaries[method], read(Path(eager.output)).summary or {}))
     minutes = (time.monotonic() - started) / 60
     notes = caveats(config, summaries["teacher"], minutes)
     title = "HeteroAKD demo: one student, distilled by different methods"
@@ -82,9 +84,9 @@ def student_run(config: DemoRun, method: Method) -> DistillRun:
     return _scheduled(run, config, config.steps)
 
 
-def eager_run(config: DemoRun) -> DistillRun:
-    """The first steps of the method heteroakd again, its loss in eager PyTorch."""
-    run = student_run(config, "heteroakd")
+def eager_run(config: DemoRun, method: Method) -> DistillRun:
+    """The first steps of a method again, its loss in eager PyTorch."""
+    run = student_run(config, method)
     run.loss.backend, run.output = "reference", f"{run.output}-eager"
     run.data.val_images, run.runtime.pictures = 1, 0
     return _scheduled(run, config, min(EAGER_STEPS, config.steps))
@@ -143,8 +145,8 @@ def comparison(summaries: dict[str, dict[str, Any]]) -> Table:
     return Table("Comparison", columns, rows, note)
 
 
-def cost_table(fused: dict[str, Any], eager: dict[str, Any]) -> Table:
-    """What the same HeteroAKD step costs by the backend of the demo's run and in eager PyTorch."""
+def cost_table(method: str, fused: dict[str, Any], eager: dict[str, Any]) -> Table:
+    """What the same step costs by the backend of the demo's run and in eager PyTorch."""
     rows = [
         [
             summary["loss_backend"],
@@ -161,7 +163,7 @@ def cost_table(fused: dict[str, Any], eager: dict[str, Any]) -> Table:
         f"({fused['memory_before_training_bytes'] / 2**20:.0f} MiB before the first step)."
     )
     return Table(
-        "A step of heteroakd by the loss's backend",
+        f"A step of {method} by the loss's backend",
         ("loss backend", "steps", "s/step", "peak memory", "times as fast as eager"),
         rows,
         note,
@@ -183,7 +185,7 @@ def caveats(config: DemoRun, some: dict[str, Any], minutes: float) -> str:
         f"evidence for or against any of them. The demo shows that everything works and what it costs, not which "
         f"method is better."
     )
-    return text + (f"\n\n{MAPS_EXPLAINED}" if "heteroakd" in config.methods else "")
+    return text + (f"\n\n{MAPS_EXPLAINED}" if any(method_named(method).projects for method in config.methods) else "")
 
 
 def _as_text(table: Table) -> str:

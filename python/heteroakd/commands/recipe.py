@@ -27,10 +27,6 @@ def recipe(run: Run) -> str:
     return "\n".join(["recipe", *(f"  {name:<13} {line}" for name, line in lines.items() if line)])
 
 
-def _number(value: float) -> str:
-    return f"{value:g}"
-
-
 def _data(run: Run) -> str:
     data = run.config["data"]
     root = f" in {data['root']}" if data["root"] else ""
@@ -45,11 +41,11 @@ def _augmentation(data: dict[str, Any]) -> str:
     if not data["augment"]:
         return f"none: the middle {height}x{width} of every image"
     smallest, largest = data["scale_range"]
-    scale = f"scale {_number(smallest)}"
+    scale = f"scale {smallest:g}"
     if smallest < largest:
-        scale += f" to {_number(largest)}"
-        scale += f" in steps of {_number(data['scale_step'])}" if data["scale_step"] else ""
-    return f"{scale}, random crop {height}x{width}, mirrored with probability {_number(data['flip_probability'])}"
+        scale += f" to {largest:g}"
+        scale += f" in steps of {data['scale_step']:g}" if data["scale_step"] else ""
+    return f"{scale}, random crop {height}x{width}, mirrored with probability {data['flip_probability']:g}"
 
 
 def _network(model: dict[str, Any]) -> str:
@@ -75,26 +71,26 @@ def _loss(run: Run) -> str:
     config = from_dict(LossConfig, run.config["loss"], "loss")
     method, objective = method_named(run.config.get("method", LABELS_ALONE)), objective_of(run.distiller)
     details = ["class weights"] if config.class_weight is not None else []
-    details += [f"label smoothing {_number(config.label_smoothing)}"] if config.label_smoothing else []
-    terms = [f"{_number(config.task_weight)} x cross-entropy{_in_brackets(details)}"]
+    details += [f"label smoothing {config.label_smoothing:g}"] if config.label_smoothing else []
+    terms = [f"{config.task_weight:g} x cross-entropy{_in_brackets(details)}"]
     if objective.auxiliary is not None:
         tap = run.model["auxiliary_tap"]
-        terms.append(f"{_number(objective.auxiliary.weight)} x cross-entropy of an FCN head on {tap}")
+        terms.append(f"{objective.auxiliary.weight:g} x cross-entropy of an FCN head on {tap}")
     if method.kd:
-        terms.append(f"{_number(config.kd_weight)} x KD{_in_brackets([f'T {_number(config.kd_temperature)}'])}")
+        terms.append(f"{config.kd_weight:g} x KD{_in_brackets([f'T {config.kd_temperature:g}'])}")
     if method.cwd:
-        terms.append(f"{_number(config.cwd_weight)} x channel-wise KD (T {_number(config.cwd_temperature)})")
+        terms.append(f"{config.cwd_weight:g} x channel-wise KD (T {config.cwd_temperature:g})")
     if objective.pairs:
         pair = objective.pairs[0]
         details = [
-            f"T {_number(config.temperature)}",
+            f"T {config.temperature:g}",
             "KMM" if pair.kmm else "no KMM",
             f"KEM by {pair.kem}" if pair.kem != "none" else "no KEM",
             config.divergence,
             f"at {config.resolution} resolution",
         ]
-        terms.append(f"{_number(config.hakd_weight)} x HeteroAKD{_in_brackets(details)}")
-        terms.append(f"{_number(config.proj_weight)} x projectors ({config.projector})")
+        terms.append(f"{config.hakd_weight:g} x HeteroAKD{_in_brackets(details)}")
+        terms.append(f"{config.proj_weight:g} x projectors ({config.projector})")
     corners = "with" if config.logits_align_corners else "without"
     return f"\n{INDENT}+ ".join(terms) + f"\n{INDENT}logits interpolated {corners} aligned corners"
 
@@ -105,13 +101,13 @@ def _in_brackets(details: list[str]) -> str:
 
 def _optimizer(run: Run) -> str:
     config = run.optimizer
-    rates = f"lr {_number(config.lr)}"
-    factors = [f"head x {_number(config.head_lr_multiplier)}"] if config.head_lr_multiplier != 1 else []
-    factors += [f"projectors x {_number(config.projector_lr_multiplier)}"] if objective_of(run.distiller).pairs else []
-    momentum = f", momentum {_number(config.momentum)}" if config.name == "sgd" else ""
+    rates = f"lr {config.lr:g}"
+    factors = [f"head x {config.head_lr_multiplier:g}"] if config.head_lr_multiplier != 1 else []
+    factors += [f"projectors x {config.projector_lr_multiplier:g}"] if objective_of(run.distiller).pairs else []
+    momentum = f", momentum {config.momentum:g}" if config.name == "sgd" else ""
     norms = "" if config.decay_norms else ", not of norms and biases"
-    decay = f", weight decay {_number(config.weight_decay)}{norms}" if config.weight_decay else ""
-    average = f", moving average {_number(config.ema_decay)}" if config.ema_decay else ""
+    decay = f", weight decay {config.weight_decay:g}{norms}" if config.weight_decay else ""
+    average = f", moving average {config.ema_decay:g}" if config.ema_decay else ""
     return f"{config.name}, {rates}{_in_brackets(factors)}{momentum}{decay}, {config.precision}{average}"
 
 
@@ -121,7 +117,7 @@ def _schedule(run: Run) -> str:
     parts = [f"{schedule.steps} steps of {schedule.batch_size} images ({epochs:.1f} epochs)"]
     if world_size() > 1 or schedule.micro_batches > 1:
         parts.append(f"{world_size()} processes x {schedule.micro_batches} micro-batches")
-    parts.append(f"poly {_number(schedule.power)}")
+    parts.append(f"poly {schedule.power:g}")
     if schedule.warmup_steps:
         parts.append(f"warm-up {schedule.warmup_steps} steps")
     if schedule.distillation_warmup_steps and run.distiller.teacher is not None:
