@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import get_args
 
+import heteroakd
 import pytest
 import torch
 from heteroakd.config.groups import LossConfig, Method, ModelConfig
@@ -180,3 +183,23 @@ def test_a_teacher_of_other_strides_is_fine() -> None:
 
 def test_options_and_objects_name_the_same_methods() -> None:
     assert get_args(Method) == tuple(METHODS)
+
+
+def compared_methods(source: str) -> list[str]:
+    """Names of methods that a program compares something with, or asks the beginning of a name for."""
+    names = set(METHODS) - {"none"}  # which other options have, too
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        asked = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "startswith":
+            asked = node.args
+        found += [each.value for each in asked if isinstance(each, ast.Constant) and each.value in names]
+    return found
+
+
+def test_nobody_else_asks_for_a_methods_name() -> None:
+    trainer = Path(heteroakd.__file__).parent
+    for path in trainer.rglob("*.py"):
+        if path.parent != trainer / "methods":
+            assert not compared_methods(path.read_text(encoding="utf-8")), path
+    assert compared_methods("if method == 'kd' or name.startswith('heteroakd'): pass") == ["kd", "heteroakd"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ def _heteroakd(*, kmm: bool = True, kem: bool = True) -> Callable[[LossConfig, i
     return build
 
 
-LABELS_ALONE = "none"
+LABELS_ALONE: Final = "none"
 """The method without a teacher, by which teachers are trained."""
 METHODS: dict[str, Method] = {
     LABELS_ALONE: Method(_logits(kd=False), needs_teacher=False),
