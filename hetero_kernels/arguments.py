@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
@@ -77,6 +78,28 @@ def check_compute_dtype(backend: str, **tensors: Tensor | None) -> None:
                 f"{name} is float64, expected float32, bfloat16 or float16: backend {backend!r} computes in float32 "
                 "(backend='reference' computes in float64 on any device)"
             )
+
+
+_looked_for_probabilities = False
+
+
+def look_for_probabilities(name: str, x: Tensor) -> None:
+    """Warns where the first maps on a CPU that come here, eagerly, add up to 1 everywhere: a softmax's output taken
+    for logits. Others are not looked at: it costs a pass, and a synchronisation on a GPU."""
+    global _looked_for_probabilities
+    plain = type(x) is Tensor and x.device.type == "cpu" and x.numel() > 0 and x.shape[1] > 1
+    if _looked_for_probabilities or torch.compiler.is_compiling() or not plain:
+        return
+    if torch._C._are_functorch_transforms_active():
+        return
+    _looked_for_probabilities = True
+    values = x.detach().float()
+    if bool(((values.sum(1) - 1).abs() < 0.02).all()) and bool((values >= 0).all()):
+        warnings.warn(
+            f"{name} add up to 1 over the classes at every pixel: probabilities, it seems, where logits are expected",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def check_labels(labels: object, batch: int, num_classes: int, like: Tensor) -> None:

@@ -298,6 +298,7 @@ def segmentation_loss(
     if teacher_logits is not None:
         check.check_maps("teacher_logits", teacher_logits, "K")
         check.check_pair("logits", logits, "teacher_logits", teacher_logits, channels=True)
+        check.look_for_probabilities("teacher_logits", teacher_logits)
     check.check_labels(labels, batch, num_classes, logits)
     check.check_label_values(labels, num_classes, ignore_index)
     if class_weight is not None:

@@ -2,13 +2,14 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
 from cases import make_labels, relative_l2
 from torch import nn
 
-from hetero_kernels import HeteroAKDLoss, HeteroAKDOutput, PixelProjector, functional, reference
+from hetero_kernels import HeteroAKDLoss, HeteroAKDOutput, PixelProjector, arguments, functional, reference
 
 
 @pytest.fixture
@@ -183,3 +184,15 @@ def test_what_is_passed_wrong_says_what_to_pass(name, wrong, message):
     logits = {"student_logits": torch.randn(1, 3, 2, 2), "teacher_logits": torch.randn(1, 3, 2, 2)}
     with pytest.raises((TypeError, ValueError), match=message):
         criterion(**{**maps, **logits, "labels": torch.zeros(1, 4, 4, dtype=torch.long), name: wrong})
+
+
+def test_probabilities_in_place_of_logits_are_noticed_once(monkeypatch):
+    logits, labels = torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
+    for teacher, warns in ((logits, False), (logits.softmax(1), True), (logits.softmax(1).half(), True)):
+        monkeypatch.setattr(arguments, "_looked_for_probabilities", False)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                functional.segmentation_loss(logits, labels, teacher)
+        said = [str(each.message) for each in caught if "teacher_logits add up to 1" in str(each.message)]
+        assert len(said) == warns
