@@ -109,9 +109,10 @@ class Street:
             if stop > start:
                 for x, solid in lines:
                     marking(t.flat(x - 0.09, x + 0.09, start, stop), *(() if solid else dash))
-        for z in (near - 3.4, end + 0.6) if near < 1e3 else ():
-            (x0, x1), ahead = (left + 0.3, right - 0.3), z + 2.8
-            marking(((x0, 0, z), (x1, 0, z), (x1, 0, ahead), (x0, 0, ahead)), 1.05, 0.48, 0.7)
+        if near < 1e3:
+            for z in (near - 3.4, end + 0.6):  # zebras
+                (x0, x1), ahead = (left + 0.3, right - 0.3), z + 2.8
+                marking(((x0, 0, z), (x1, 0, z), (x1, 0, ahead), (x0, 0, ahead)), 1.05, 0.48, 0.7)
             marking(t.flat(self.middle, right - self.parking, near - 4.2, near - 3.8))
         return Thing(Label.ROAD, t.METRES, GROUND, tuple(parts), 0.06, 0)
 
