@@ -79,42 +79,20 @@ def _mebibytes(value: float) -> str:
 
 
 def _runs(groups: Sequence[Group]) -> Table:
-    columns = (
-        "run",
-        "mIoU, %",
-        "pixel accuracy, %",
-        "steps",
-        "s/step",
-        "images/s",
-        "peak memory",
-        "loss backend",
-        "device",
-    )
-    rows = []
+    columns = ("mIoU, %", "pixel accuracy, %", "steps", "s/step", "images/s", "peak memory", "loss backend", "device")
+    rows: list[list[object]] = []
     for run in (run for group in groups for run in group.runs):
-        summary = run.summary
-        if summary is None:
+        if (summary := run.summary) is None:
             last = run.evaluation or {}
             steps = f"{max((line['step'] for line in run.metrics), default=0)} of {run.config['schedule']['steps']}"
-            rows.append(
-                [run.path.name, _percent(last.get("miou")), _percent(last.get("pixel_accuracy")), steps, *[None] * 5]
-            )
-            continue
-        rows.append(
-            [
-                run.path.name,
-                _percent(summary["miou"]),
-                _percent(summary["pixel_accuracy"]),
-                summary["steps"],
-                summary["seconds_per_step"],
-                summary["images_per_second"],
-                _mebibytes(summary["peak_memory_bytes"]),
-                summary["loss_backend"],
-                summary["device"],
-            ]
-        )
+            values = [_percent(last.get("miou")), _percent(last.get("pixel_accuracy")), steps, *[None] * 5]
+        else:
+            values = [_percent(summary["miou"]), _percent(summary["pixel_accuracy"])]
+            values += [summary[name] for name in ("steps", "seconds_per_step", "images_per_second")]
+            values += [_mebibytes(summary["peak_memory_bytes"]), summary["loss_backend"], summary["device"]]
+        rows.append([run.path.name, *values])
     note = "After the last step. s/step: median, without loading the data; images/s: mean, with it."
-    return Table("Runs", columns, rows, note)
+    return Table("Runs", ("run", *columns), rows, note)
 
 
 def _comparison(results: dict[str, Any]) -> list[Table]:
