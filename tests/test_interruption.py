@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-from heteroakd import evaluate as evaluation
 from heteroakd.cli import main
+from heteroakd.evaluation import metrics as evaluation
 from heteroakd.system.signals import StopRequest
 from heteroakd.training import validation
 from heteroakd.training.checkpoint import load_checkpoint, load_latest
