@@ -20,7 +20,8 @@ lint: $(VENV)/installed
 
 KERNEL_TESTS := $(addprefix tests/test_,reference.py projectors.py pixel_losses.py projected_losses.py projection.py projection_in_loss.py \
 	projection_sync.py edges.py masked_classes.py ops.py compiled_cache.py derivatives.py defaults.py loss.py wrapped_projectors.py \
-	arguments.py readings.py house.py native.py devices.py benchmarks.py)
+	arguments.py readings.py house.py native.py devices.py benchmarks.py \
+	distiller_training.py distiller_networks.py distiller_processes.py distiller_readme.py)
 test-kernels: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 $(KERNEL_TESTS)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from heteroakd.config import LossConfig, ModelConfig, OptimizerConfig
-from heteroakd.distiller import Teacher, build_distiller
-from heteroakd.models import build_tapped
-from heteroakd.optimization import build_optimizer
+from heteroakd.config.groups import LossConfig, ModelConfig, OptimizerConfig
+from heteroakd.methods import Taps, build_distiller, objective_of
+from heteroakd.networks.zoo import build_network
+from heteroakd.training.step import build_optimizer
 from torch import Tensor
 
 from .cases import DistillationCase
@@ -30,14 +30,14 @@ class Distillation:
 
     def __init__(self, case: DistillationCase, device: str = "cpu", seed: int = 0) -> None:
         torch.manual_seed(seed)
-        student, _ = build_tapped(STUDENT, case.num_classes)
-        teacher, _ = build_tapped(TEACHER, case.num_classes)
-        self.teacher = Teacher(teacher.to(device))
+        student, _ = build_network(STUDENT, case.num_classes)
+        teacher, _ = build_network(TEACHER, case.num_classes)
         config = LossConfig(temperature=TEMPERATURE)
-        student = student.to(device)
         self.distiller = build_distiller(
-            student, self.teacher, "heteroakd", config, case.num_classes, case.crop
+            student.to(device), teacher.to(device), "heteroakd", config, case.num_classes, case.crop,
+            Taps("encoder", "encoder"),
         ).to(device)  # fmt: skip
+        self.criterion = objective_of(self.distiller).criterion
         self.optimizer = build_optimizer(self.distiller, OptimizerConfig(lr=6e-4))
         self.distiller.train()
         self.images = torch.randn(case.batch, 3, *case.crop).to(device)
@@ -48,8 +48,8 @@ class Distillation:
         """Teacher forward, student forward, loss; backward, optimiser step."""
 
         def loss() -> Tensor:
-            self.distiller.loss.backend = backend
-            return self.distiller(self.images, self.labels, self.teacher(self.images)).loss
+            self.criterion.backend = backend
+            return self.distiller(self.images, self.labels).loss
 
         return Step(loss, list(self.distiller.parameters()), self.optimizer.step)
 
@@ -57,15 +57,13 @@ class Distillation:
         """The loss alone, projectors included, on features and logits of this pair: gradients of the student's maps and
         of the projectors."""
         with torch.no_grad():
-            output = self.distiller.student(self.images)
-            features, logits = output.features.clone(), output.logits.clone()
-        taught = self.teacher(self.images)
-        features.requires_grad_()
-        logits.requires_grad_()
-        module = self.distiller.loss
+            outputs = self.distiller.outputs(self.images)
+        features, logits = (outputs[name] for name in ("student_features", "student_logits"))
+        features, logits = features[0].clone().requires_grad_(), logits.clone().requires_grad_()
+        module, taught = self.criterion, outputs["teacher_features"][0]
 
         def loss() -> Tensor:
             module.backend = backend
-            return module(features, taught.features, self.labels, logits, taught.logits).loss
+            return module(features, taught, self.labels, logits, outputs["teacher_logits"]).loss
 
         return Step(loss, [features, logits, *module.parameters()])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
@@ -19,7 +20,9 @@ LABELS = (torch.int64, torch.int32, torch.uint8)
 
 
 def _describe(x: object) -> str:
-    return f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else f"{type(x).__name__} {x!r:.80}"
+    if isinstance(x, Tensor):
+        return f"{x.dtype} {list(x.shape)}"
+    return f"{type(x).__name__} of {list(x)!r:.80}" if isinstance(x, Mapping) else f"{type(x).__name__} {x!r:.80}"
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
@@ -29,10 +32,20 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
 def check_maps(name: str, x: object, kind: str) -> None:
     """A floating [B, channels, h, w] tensor with at least one channel and one position."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} is {_describe(x)}, expected a Tensor [B, {kind}, h, w]")
+        raise TypeError(f"{name} is {_describe(x)}, expected a Tensor [B, {kind}, h, w]{_what_to_pass(name, x)}")
     if x.dim() != 4 or min(x.shape[1:]) < 1:
-        raise ValueError(f"{name} is {_describe(x)}, expected [B, {kind}, h, w] with {kind}, h, w >= 1")
+        hint = ""
+        if x.dim() == 3:
+            hint = f"; tokens [B, N, {kind}] become a map by {name}.transpose(1, 2).unflatten(2, (h, w))"
+        raise ValueError(f"{name} is {_describe(x)}, expected [B, {kind}, h, w] with {kind}, h, w >= 1{hint}")
     check_floating(name, x)
+
+
+def _what_to_pass(name: str, x: object) -> str:
+    """Where in a network's whole output the tensor is."""
+    if isinstance(x, Mapping):  # torchvision's, Hugging Face's
+        return "".join(f"; pass {name}[{key!r}]" for key in ("out", "logits") if key in x)
+    return f"; pass one of them, such as {name}[0]" if isinstance(x, (list, tuple)) and x else ""
 
 
 def check_floating(name: str, x: Tensor) -> None:
@@ -65,6 +78,28 @@ def check_compute_dtype(backend: str, **tensors: Tensor | None) -> None:
                 f"{name} is float64, expected float32, bfloat16 or float16: backend {backend!r} computes in float32 "
                 "(backend='reference' computes in float64 on any device)"
             )
+
+
+_looked_for_probabilities = False
+
+
+def look_for_probabilities(name: str, x: Tensor) -> None:
+    """Warns where the first maps on a CPU that come here, eagerly, add up to 1 everywhere: a softmax's output taken
+    for logits. Others are not looked at: it costs a pass, and a synchronisation on a GPU."""
+    global _looked_for_probabilities
+    plain = type(x) is Tensor and x.device.type == "cpu" and x.numel() > 0 and x.shape[1] > 1
+    if _looked_for_probabilities or torch.compiler.is_compiling() or not plain:
+        return
+    if torch._C._are_functorch_transforms_active():
+        return
+    _looked_for_probabilities = True
+    values = x.detach().float()
+    if bool(((values.sum(1) - 1).abs() < 0.02).all()) and bool((values >= 0).all()):
+        warnings.warn(
+            f"{name} add up to 1 over the classes at every pixel: probabilities, it seems, where logits are expected",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def check_labels(labels: object, batch: int, num_classes: int, like: Tensor) -> None:

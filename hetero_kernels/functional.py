@@ -107,7 +107,9 @@ def hakd_loss(
             :class:`hetero_kernels.options.HakdOptions`.
         hakd_weight, proj_weight: numbers >= 0; like ``temperature`` they may change at every call.
         normalizer: 0-dim tensor that replaces the divisors of ``reduction="mean"``, or a mapping with the keys
-            "hakd" and "proj"; e.g. the global number of valid pixels in distributed training. Never synchronises.
+            "hakd" and "proj"; under DistributedDataParallel, which averages gradients, the global number of valid
+            pixels divided by the number of processes (:func:`hetero_kernels.mean_over_processes`), in gradient
+            accumulation the number of the whole step. Never synchronises.
         return_terms: return :class:`HakdTerms` with the unweighted, detached terms beside the loss.
         backend: None (automatic), "reference", "cpu", "cuda" or "triton".
 
@@ -317,6 +319,7 @@ def segmentation_loss(
     if teacher_logits is not None:
         check.check_maps("teacher_logits", teacher_logits, "K")
         check.check_pair("logits", logits, "teacher_logits", teacher_logits, channels=True)
+        check.look_for_probabilities("teacher_logits", teacher_logits)
     check.check_labels(labels, batch, num_classes, logits)
     check.check_label_values(labels, num_classes, ignore_index)
     _say_that_a_class_is_ignored(num_classes, ignore_index)

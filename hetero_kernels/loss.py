@@ -1,17 +1,17 @@
-"""The drop-in modules: a projector per network and the whole HeteroAKD objective."""
+"""The drop-in modules: a projector per network, the whole HeteroAKD objective, and its part on output logits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from . import arguments as check
 from . import functional, projection, reference
-from .options import HakdOptions, check_option
-from .reference import Normalizer
+from .options import HakdOptions, SegmentationOptions, check_option
+from .reference import Normalizer, SegmentationTerms
 
 
 class HeteroAKDOutput(NamedTuple):
@@ -110,9 +110,11 @@ def _check_projector(name: str, features: Tensor, owner: str, projector: nn.Sequ
     conv: Any
     conv, *others = projector
     if features.shape[1] != conv.in_channels:
-        raise ValueError(f"{name} is {list(features.shape)}, expected {conv.in_channels} channels as constructed")
+        hint = f"; is it [B, h, w, C]? use {name}.permute(0, 3, 1, 2)" if features.shape[3] == conv.in_channels else ""
+        raise ValueError(f"{name} is {list(features.shape)}, expected {conv.in_channels} channels as constructed{hint}")
     for parameter_name, parameter in projector.named_parameters():
         check.check_floating(owner + parameter_name, parameter)
+        check.check_device(owner + parameter_name, parameter, features)
     norm: Any = others[0] if others else None
     if not _is_batch_norm(norm) or norm.weight is None or not projection.uses_the_batch(norm):
         return
@@ -180,6 +182,95 @@ def _for_terms(normalizer: Normalizer, terms: tuple[str, ...]) -> Normalizer:
     return normalizer
 
 
+def _register_class_weight(module: nn.Module, class_weight: Any, size: int | None) -> None:
+    if class_weight is not None:
+        class_weight = torch.as_tensor(class_weight, dtype=torch.get_default_dtype()).detach().clone()
+        check.check_vector("class_weight", class_weight, class_weight.numel() if size is None else size, class_weight)
+    module.register_buffer("class_weight", class_weight, persistent=False)
+
+
+def _count(labels: Tensor, ignore_index: int) -> Tensor:
+    return (labels.long() != ignore_index).sum().double()
+
+
+def _logit_divisors(labels: Tensor, ignore_index: int, class_weight: Tensor | None) -> dict[str, Tensor]:
+    """Divisors of the terms on output logits (section 7)."""
+    task = count = _count(labels, ignore_index)
+    if class_weight is not None:
+        labels = labels.long()
+        known = labels.clamp(0, len(class_weight) - 1)  # wrong ones are the loss's to report
+        task = class_weight.double()[known].mul(labels != ignore_index).sum()
+    return {"task": task, "kd": count}
+
+
+class SegmentationLoss(nn.Module):
+    """Cross-entropy and logit distillation (section 7) as a module: HeteroAKD without its own terms, and with
+    ``kd_weight=0`` a plain ``nn.CrossEntropyLoss`` on coarse logits.
+
+    Args:
+        task_weight, kd_weight: numbers >= 0, also settable as attributes at every step.
+        temperature: T > 0 of the distillation.
+        class_weight: [K] or None, kept as a buffer that is in no state_dict. label_smoothing: in [0, 1).
+        align_corners, ignore_index: see :class:`hetero_kernels.options.SegmentationOptions`.
+        backend: None (automatic), "reference", "cpu", "cuda" or "triton".
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or value.
+    """
+
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        task_weight: float = 1.0,
+        kd_weight: float = 0.1,
+        temperature: float = 1.0,
+        class_weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        align_corners: bool = False,
+        ignore_index: int = 255,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        SegmentationOptions(align_corners, ignore_index)
+        check.check_temperature("temperature", temperature)
+        check.check_number("label_smoothing", label_smoothing, below=1.0)
+        check.check_number("task_weight", task_weight)
+        check.check_number("kd_weight", kd_weight)
+        _register_class_weight(self, class_weight, None)
+        self.task_weight, self.kd_weight, self.temperature = task_weight, kd_weight, temperature
+        self.label_smoothing, self.align_corners = label_smoothing, align_corners
+        self.ignore_index, self.backend = ignore_index, backend
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={self.temperature}, weights: task={self.task_weight}, kd={self.kd_weight}; "
+            f"ignore_index={self.ignore_index}"
+        )
+
+    def forward(
+        self,
+        student_logits: Tensor,
+        labels: Tensor,
+        teacher_logits: Tensor | None = None,
+        *,
+        normalizer: Normalizer = None,
+    ) -> SegmentationTerms:
+        """:func:`hetero_kernels.functional.segmentation_loss` of student_logits [B, K, h, w], labels [B, H, W] and, for
+        the distillation, teacher_logits [B, K, h', w']: the loss, and ``task`` and ``kd``, unweighted and detached."""
+        return cast(SegmentationTerms, functional.segmentation_loss(
+            student_logits, labels, teacher_logits, task_weight=self.task_weight, kd_weight=self.kd_weight,
+            temperature=self.temperature, class_weight=self.class_weight, label_smoothing=self.label_smoothing,
+            align_corners=self.align_corners, ignore_index=self.ignore_index, normalizer=normalizer,
+            return_terms=True, backend=self.backend,
+        ))  # fmt: skip
+
+    def divisors(self, labels: Tensor) -> dict[str, Tensor]:
+        """As :meth:`HeteroAKDLoss.divisors`, for the terms "task" and "kd"."""
+        return _logit_divisors(labels, self.ignore_index, self.class_weight)
+
+
 class HeteroAKDLoss(nn.Module):
     """HeteroAKD's training objective (section 8) behind one call.
 
@@ -195,7 +286,8 @@ class HeteroAKDLoss(nn.Module):
         kmm, kem, divergence, resolution, align_corners, ignore_index: see
             :class:`hetero_kernels.options.HakdOptions`.
         logits_align_corners: ``align_corners`` of the output logits' interpolation.
-        class_weight: [K] or None, kept as a buffer. label_smoothing: in [0, 1); both as ``F.cross_entropy``.
+        class_weight: [K] or None, kept as a buffer that is in no state_dict: an option like the others.
+        label_smoothing: in [0, 1); both as ``F.cross_entropy``.
         backend: None (automatic), "reference", "cpu", "cuda" or "triton".
 
     Raises:
@@ -239,10 +331,7 @@ class HeteroAKDLoss(nn.Module):
         self.num_classes = num_classes
         self.student_projector = PixelProjector(student_channels, num_classes, projector, backend=backend)
         self.teacher_projector = PixelProjector(teacher_channels, num_classes, projector, backend=backend)
-        if class_weight is not None:
-            class_weight = torch.as_tensor(class_weight, dtype=torch.get_default_dtype()).detach().clone()
-            check.check_vector("class_weight", class_weight, num_classes, class_weight)
-        self.register_buffer("class_weight", class_weight)
+        _register_class_weight(self, class_weight, num_classes)
         self.task_weight, self.kd_weight = task_weight, kd_weight
         self.hakd_weight, self.proj_weight = hakd_weight, proj_weight
         self.temperature, self.kd_temperature = temperature, kd_temperature
@@ -301,13 +390,44 @@ class HeteroAKDLoss(nn.Module):
         if student_logits is None:
             zero = torch.zeros_like(hakd)
             return HeteroAKDOutput(loss, zero, zero, hakd, proj)
-        segmented = functional.segmentation_loss(
+        segmented = self.on_logits(
+            student_logits, labels, teacher_logits, normalizer=_for_terms(normalizer, ("task", "kd"))
+        )
+        return HeteroAKDOutput(loss + segmented.loss, segmented.task, segmented.kd, hakd, proj)
+
+    def on_logits(
+        self, student_logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, *, normalizer: Normalizer = None
+    ) -> SegmentationTerms:
+        """The terms on the output logits alone, as :class:`SegmentationLoss` with the same options."""
+        return cast(SegmentationTerms, functional.segmentation_loss(
             student_logits, labels, teacher_logits, task_weight=self.task_weight, kd_weight=self.kd_weight,
             temperature=self.kd_temperature, class_weight=self.class_weight, label_smoothing=self.label_smoothing,
-            align_corners=self.logits_align_corners, ignore_index=self.ignore_index,
-            normalizer=_for_terms(normalizer, ("task", "kd")), return_terms=True, backend=self.backend,
-        )  # fmt: skip
-        return HeteroAKDOutput(loss + segmented[0], segmented[1], segmented[2], hakd, proj)
+            align_corners=self.logits_align_corners, ignore_index=self.ignore_index, normalizer=normalizer,
+            return_terms=True, backend=self.backend,
+        ))  # fmt: skip
+
+    @property
+    def needs_feature_size(self) -> bool:
+        """Whether :meth:`divisors` depends on the student's feature grid."""
+        return self.resolution == "feature"
+
+    def divisors(self, labels: Tensor, feature_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        """What :meth:`forward` divides each term's sum by: 0-dim float64 tensors "task", "kd", "hakd" and "proj", for
+        joint batches as :meth:`Distiller.divisors` says. Nothing waits for the device.
+
+        Args:
+            labels: [B, H, W] as in :meth:`forward`. feature_size: (hs, ws) of the student's features, which
+                ``resolution="feature"`` needs.
+        """
+        divisors = _logit_divisors(labels, self.ignore_index, self.class_weight)
+        hakd = proj = divisors["kd"]
+        if self.resolution == "feature":
+            if feature_size is None:
+                raise ValueError("feature_size is None, expected (hs, ws): resolution='feature' counts pixels there")
+            hakd = proj = _count(reference.sample_labels(labels, (feature_size[0], feature_size[1])), self.ignore_index)
+        if self.kem == "spatial":  # every image and class counts the same, however many pixels it has
+            hakd = torch.full_like(hakd, max(labels.shape[0], 1) * self.num_classes)
+        return {**divisors, "hakd": hakd, "proj": proj}
 
     def _distil(
         self, student_features: Tensor, teacher_features: Tensor, labels: Tensor, normalizer: Normalizer

@@ -10,21 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from heteroakd.checkpoint import (
+from heteroakd.system.files import atomic_file, older, remove_leftovers, write_text
+from heteroakd.training.checkpoint import (
     Checkpoint,
     CheckpointError,
-    atomic_file,
     check_same_run,
     load_checkpoint,
     load_latest,
     load_state,
-    older,
-    remove_leftovers,
     save_checkpoint,
     state_digest,
-    write_text,
 )
-from heteroakd.random_state import random_states, restore_random_states, seed_generators
+from heteroakd.training.random_state import random_states, restore_random_states, seed_generators
 from torch import nn
 
 
@@ -163,9 +160,9 @@ def test_other_torch_files_and_versions_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a checkpoint that heteroakd wrote"):
         load_checkpoint(path)
     torch.save({"format": "heteroakd checkpoint", "version": 99}, path)
-    with pytest.raises(CheckpointError, match="version 99, expected 1"):
+    with pytest.raises(CheckpointError, match="version 99, expected 2"):
         load_checkpoint(path)
-    torch.save({"format": "heteroakd checkpoint", "version": 1, "step": 3}, path)
+    torch.save({"format": "heteroakd checkpoint", "version": 2, "step": 3}, path)
     with pytest.raises(CheckpointError, match="lacks kind, config"):
         load_checkpoint(path)
 

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from heteroakd.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from heteroakd.cli import COMMANDS, build_parser, main
-from heteroakd.command_config import DistillRun, TeacherRun
-from heteroakd.config import from_dict, to_dict
-from heteroakd.demo import run_demo
-from heteroakd.logs import read_metrics
+from heteroakd.commands.demo import run_demo
+from heteroakd.config.commands import DistillRun, TeacherRun
+from heteroakd.config.groups import from_dict, to_dict
+from heteroakd.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from heteroakd.training.log import read_metrics
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -182,7 +183,11 @@ def test_demo_compares_the_methods_and_writes_a_report(tmp_path: Path, capfd: py
         shown = f"{100 * result['miou']:.1f} %"
         assert shown in printed and shown in report, name
     assert "noise" in printed and "one seed (0)" in report and "3 steps" in report
-    assert report.count("<img") == 6 + 2 and report.count("<svg") == 3 + 2  # the last: maps, and their means
+    assert report.count("<img") == 8 + 2  # panels of four runs, two images each, and the maps of one
+    assert report.count("<svg") == 4 + 2 + 1 + 4  # curves, means of the maps, IoU per class, confusion matrices
+    for backend in (results["heteroakd"]["loss_backend"], "reference"):
+        assert re.search(rf"^{backend} +3 +[\d.]+ +\d+ MiB +[\d.]+$", printed, re.M), backend
+    assert "A step of heteroakd by the loss" in report
     assert 'src="http' not in report and "href=" not in report.replace('xlink:href="#', "")
 
 
@@ -192,7 +197,7 @@ def test_demo_says_which_run_failed(tmp_path: Path, capfd: pytest.CaptureFixture
     assert "(33, 32) (data.crop_size) must be a multiple of 32" in errors
     assert "teacher" in errors and "ended with status 1" in errors
     with pytest.raises(ValueError, match="methods must name each method once"):
-        from heteroakd.command_config import DemoRun
+        from heteroakd.config.commands import DemoRun
 
         run_demo(DemoRun(output=str(tmp_path), methods=["kd", "kd"]))
 
@@ -218,13 +223,13 @@ def test_print_config_is_a_config(capsys: pytest.CaptureFixture[str], tmp_path: 
 
 
 def test_every_option_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
-    for name, (config_class, _) in COMMANDS.items():
+    for name, (config_class, *_) in COMMANDS.items():
         with pytest.raises(SystemExit):
             main([name, "--help"])
         printed = " ".join(capsys.readouterr().out.split())
         for field in dataclasses.fields(config_class):
             assert f"--{field.name}" in printed, f"{name}: --{field.name}"
-    for module in ("config", "command_config"):
+    for module in ("config/groups", "config/commands"):
         _check_fields_are_described(ast.parse((ROOT / "python" / "heteroakd" / f"{module}.py").read_text()))
 
 

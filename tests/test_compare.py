@@ -10,16 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from heteroakd import compare
-from heteroakd.checkpoint import CheckpointError
 from heteroakd.cli import main
-from heteroakd.command_config import CompareRun, DistillRun
-from heteroakd.commands import run_distill
-from heteroakd.compare import markdown, run_compare
-from heteroakd.config import ModelConfig, RuntimeConfig, ScheduleConfig, TeacherConfig
+from heteroakd.commands import compare
+from heteroakd.commands.compare import markdown, run_compare
+from heteroakd.commands.train import run_distill
+from heteroakd.config.commands import CompareRun, DistillRun
+from heteroakd.config.groups import ModelConfig, RuntimeConfig, ScheduleConfig, TeacherConfig
 from heteroakd.data import DataConfig
-from heteroakd.interruption import StoppedError
-from heteroakd.statistics import Difference, mean_and_spread, paired_difference
+from heteroakd.report.statistics import Difference, mean_and_spread, paired_difference
+from heteroakd.system.signals import StoppedError
+from heteroakd.training.checkpoint import CheckpointError
 
 
 def test_statistics_by_hand() -> None:

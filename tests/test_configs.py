@@ -5,23 +5,22 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import fields
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from heteroakd.checkpoint import load_checkpoint
 from heteroakd.cli import COMMANDS, build_parser, main
-from heteroakd.command_config import CompareRun, DistillRun, fill_names
-from heteroakd.config import LossConfig, ModelConfig, ScheduleConfig, to_dict
+from heteroakd.commands.recipe import recipe
+from heteroakd.config.commands import CompareRun, DistillRun, fill_names
+from heteroakd.config.groups import LossConfig, ModelConfig, ScheduleConfig, to_dict
 from heteroakd.data import DataConfig, SegmentationData
-from heteroakd.distiller import METHODS, Teacher, build_distiller
-from heteroakd.models import build_tapped
-from heteroakd.recipe import recipe
-from heteroakd.run import Run
-from heteroakd.taps import TappedNetwork
+from heteroakd.methods import METHODS, Taps, build_distiller
+from heteroakd.networks.shapes import probe, tap_paths
+from heteroakd.networks.zoo import build_network
+from heteroakd.training.checkpoint import load_checkpoint
+from heteroakd.training.run import Run
 from PIL import Image
 from torch import nn
 
@@ -41,10 +40,10 @@ def parsed(command: str, *paths: Path) -> Any:
 
 
 def logits_and_taps(model: ModelConfig, crop: tuple[int, int], classes: int = 19) -> tuple[torch.Size, int]:
-    network, _ = build_tapped(model, classes, load_weights=False, auxiliary=True)
-    output = network.to("meta").eval()(torch.zeros(1, 3, *crop, device="meta"))
-    assert (output.auxiliary is not None) == (model.auxiliary_weight > 0)
-    return output.logits.shape, output.features.shape[1]
+    network, _ = build_network(model, classes, load_weights=False)
+    auxiliary = [model.auxiliary_tap] if model.auxiliary_weight else []
+    output = probe(network.to("meta"), [*auxiliary, *tap_paths(model.tap)], crop)
+    return output.logits.shape, output.maps[-1].shape[1]
 
 
 def test_the_papers_pairs_are_there_in_both_directions() -> None:
@@ -72,7 +71,13 @@ def test_files_for_small_runs_are_valid_alone(path: Path) -> None:
     assert shape[:2] == (1, 19)
 
 
-@pytest.mark.parametrize(("data", "network"), list(product(DATA, [*TEACHERS, *PAIRS])), ids=lambda path: path.stem)
+NETWORKS = [*TEACHERS, *PAIRS]
+COVERED = [(data, network) for data in DATA for network in (NETWORKS if data.stem == "cityscapes" else NETWORKS[::3])]
+"""Every network on Cityscapes, where it is built, and a teacher and a pair on the other sets: what one file says, the
+other does not."""
+
+
+@pytest.mark.parametrize(("data", "network"), COVERED, ids=lambda path: path.stem)
 @pytest.mark.usefixtures("uninitialized")
 def test_every_pair_on_every_data_set_is_the_recipe_and_can_be_built(data: Path, network: Path) -> None:
     command = "teacher" if network in TEACHERS else "distill"
@@ -155,8 +160,7 @@ def test_configuration_of_a_public_set_trains_on_its_download(
     assert main(["teacher", *arguments]) == 0
     finished = load_checkpoint(tmp_path / "r" / "last.pt")
     assert len(finished.classes) == 19 and finished.step == 2 and finished.metrics["miou"] >= 0
-    printed = (tmp_path / "r" / "recipe.txt").read_text()
-    assert printed.strip() in capsys.readouterr().out
+    printed = capsys.readouterr().out
     for line in (
         f"data          cityscapes in {tmp_path}: 1 train and 1 val images, 19 classes",
         "augmentation  scale 0.5 to 2 in steps of 0.1, random crop 64x64, mirrored with probability 0.5",
@@ -185,13 +189,13 @@ def test_recipe_says_what_each_method_adds(method: Any) -> None:
     config = DistillRun(method=method, loss=LossConfig(hakd_weight=12.0, class_weight=[1.0] * 5, label_smoothing=0.1))
     config.optimizer.ema_decay, config.optimizer.head_lr_multiplier = 0.99, 2.0
     config.schedule = ScheduleConfig(steps=3, micro_batches=2, warmup_steps=7, distillation_warmup_steps=9)
-    tapped = [TappedNetwork(nn.Sequential(nn.Conv2d(3, 5, 1)), "0") for _ in range(2)]
-    teacher = None if method == "none" else Teacher(tapped[0])
+    config.student.tap = "0"
+    student, teacher = (nn.Sequential(nn.Conv2d(3, 5, 1)) for _ in range(2))
+    networks = (student, None if method == "none" else teacher)
     data = SegmentationData([0] * 12, [0], tuple("abcde"), torch.zeros(5, 3))  # type: ignore[arg-type]
     run = Run(
         kind="student",
-        distiller=build_distiller(tapped[1], teacher, method, config.loss, 5, (32, 32)),
-        teacher=teacher,
+        distiller=build_distiller(*networks, method, config.loss, 5, (32, 32), Taps("0", "0")),
         data=data,
         schedule=config.schedule,
         optimizer=config.optimizer,
@@ -207,5 +211,5 @@ def test_recipe_says_what_each_method_adds(method: Any) -> None:
     assert ("teacher       runs/street-teacher/last.pt" in text) == (method != "none")
     assert ("taps          0 <- 0" in text) == ("projectors x 10" in text) == method.startswith("heteroakd")
     assert "head x 2" in text and "weight decay 0.01, not of norms and biases, fp32, moving average 0.99" in text
-    assert "1 processes x 2 micro-batches, global means, poly 0.9, warm-up 7 steps" in text
+    assert "1 processes x 2 micro-batches, poly 0.9, warm-up 7 steps" in text
     assert ("rise over 9 steps" in text) == (method != "none") and "student       segformer mit_b0, weights" in text

@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from heteroakd.batches import BatchSampler, SeededSamples, training_batches
-from heteroakd.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from heteroakd.command_config import DistillRun, TeacherRun
-from heteroakd.commands import run_distill, run_teacher
-from heteroakd.config import (
+from heteroakd.commands.train import run_distill, run_teacher
+from heteroakd.config.commands import DistillRun, TeacherRun
+from heteroakd.config.groups import (
     EvaluationConfig,
     LossConfig,
     ModelConfig,
@@ -24,17 +22,20 @@ from heteroakd.config import (
     TeacherConfig,
 )
 from heteroakd.data import DataConfig, build_data
-from heteroakd.distiller import Distiller
-from heteroakd.distributed import choose_device
-from heteroakd.evaluate import Evaluation
-from heteroakd.keeper import DivergedError
-from heteroakd.logs import read_metrics
-from heteroakd.losses import LogitLoss
-from heteroakd.models import build_tapped
-from heteroakd.optimization import build_optimizer, learning_rate_factor
-from heteroakd.visualize import load_maps
+from heteroakd.data.batches import BatchSampler, SeededSamples, training_batches
+from heteroakd.evaluation.metrics import Evaluation
+from heteroakd.evaluation.visualize import load_maps
+from heteroakd.methods import Taps, build_distiller
+from heteroakd.networks.zoo import build_network
+from heteroakd.system.distributed import choose_device
+from heteroakd.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from heteroakd.training.keeper import DivergedError
+from heteroakd.training.log import read_metrics
+from heteroakd.training.step import build_optimizer, learning_rate_factor
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from hetero_kernels import Distiller
 
 DATA = DataConfig(crop_size=(32, 64), image_size=(32, 64), train_images=5, val_images=2)
 CNN = ModelConfig(architecture="fpn", encoder="tu-mobilenetv3_small_050")
@@ -75,12 +76,12 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     forward: Callable[..., Any] = Distiller.forward
     calls = 0
 
-    def counting(self: Distiller, *arguments: Any) -> Any:
+    def counting(self: Distiller, *arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls > steps:
             raise Stop
-        return forward(self, *arguments)
+        return forward(self, *arguments, **options)
 
     monkeypatch.setattr(Distiller, "forward", counting)
 
@@ -161,9 +162,9 @@ def test_all_methods_see_the_same_batches_and_dropout(
     for method in ("none", "kd", "heteroakd"):
         batches = seen.setdefault(method, [])
 
-        def recording(self: Distiller, images: Tensor, labels: Tensor, *others: Any, into: Any = batches) -> Any:
+        def recording(self: Distiller, images: Tensor, labels: Tensor, into: Any = batches, **others: Any) -> Any:
             into.append((images.clone(), labels.clone(), torch.get_rng_state()))
-            return forward(self, images, labels, *others)
+            return forward(self, images, labels, **others)
 
         monkeypatch.setattr(Distiller, "forward", recording)
         run_distill(distill_run(tmp_path / method, teacher_checkpoint, method=method))
@@ -224,13 +225,13 @@ def test_schedule_decays_polynomially_after_the_warm_up() -> None:
 
 
 def test_parameter_groups_cover_everything_once_with_their_rates() -> None:
-    student, _ = build_tapped(TRANSFORMER, 4)
-    module = Distiller(student, LogitLoss(LossConfig(), kd_weight=0.0))
+    student, _ = build_network(TRANSFORMER, 4)
+    module = build_distiller(student, None, "none", LossConfig(), 4, (32, 32), Taps("encoder"))
     config = OptimizerConfig(lr=0.1, head_lr_multiplier=10.0, weight_decay=0.5)
     optimizer = build_optimizer(module, config)
     grouped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert len(grouped) == len({id(p) for p in grouped}) == len(list(module.parameters()))
-    encoder = {id(p) for p in student.network.encoder.parameters()}
+    encoder = {id(p) for p in student.encoder.parameters()}
     for group in optimizer.param_groups:
         ids = {id(parameter) for parameter in group["params"]}
         assert ids <= encoder or not ids & encoder
@@ -252,18 +253,20 @@ def test_network_that_is_not_finite_is_never_saved(
     forward: Callable[..., Any] = Distiller.forward
     calls = 0
 
-    def breaking(self: Distiller, *arguments: Any) -> Any:
+    def breaking(self: Distiller, *arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
-        terms = forward(self, *arguments)
-        return terms._replace(loss=terms.loss * float("nan")) if calls == 3 else terms
+        output = forward(self, *arguments, **options)
+        if calls != 3:
+            return output
+        return output._replace(terms=output.terms._replace(loss=output.loss * float("nan")))
 
     monkeypatch.setattr(Distiller, "forward", breaking)
     seldom = replace(QUIET, log_every=6, save_every=1)  # the next look at the loss would come after three checkpoints
     with pytest.raises(DivergedError) as caught:
         run_distill(distill_run(tmp_path, teacher_checkpoint, method="none", runtime=seldom))
     message = str(caught.value)
-    assert "not finite after step 3" in message and "tensors hold NaN or inf, the first is student.network." in message
+    assert "not finite after step 3" in message and "tensors hold NaN or inf, the first is student." in message
     assert f"last good checkpoint: {tmp_path}/last.pt, step 2" in message
     saved = load_checkpoint(tmp_path / "last.pt")
     assert saved.step == 2 and all(value.isfinite().all() for value in saved.network.values())
@@ -317,13 +320,10 @@ def test_summary_metrics_and_best_checkpoint(tmp_path: Path, teacher_checkpoint:
         maps.weight.shape == (32, 64)
         and 0 <= maps.reliability.nan_to_num(0.5).min() <= maps.reliability.nan_to_num().max() <= 1
     )
-    rows = [line.split(",") for line in (tmp_path / "confusion.csv").read_text().splitlines()]
-    confusion = torch.tensor([[int(cell) for cell in row[1:]] for row in rows[1:]])
-    assert rows[0][1:] == [row[0] for row in rows[1:]] == list(summary["iou"])
+    confusion = torch.tensor(summary["confusion"])
     assert Evaluation(confusion, tuple(summary["iou"]), 2).to_dict() == {
         key: summary[key] for key in evaluations[-1] if key in summary
     }
-    assert summary["loss_inputs"]["student"]["logits"][0] == len(confusion) and summary["loss_inputs"]["images"] == 2
     best = load_checkpoint(tmp_path / "best.pt")
     assert best.metrics["miou"] == max(line["miou"] for line in evaluations)
     assert list(tmp_path.glob("events.out.tfevents.*"))

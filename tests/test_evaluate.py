@@ -6,10 +6,9 @@ import math
 
 import pytest
 import torch
-from heteroakd.config import EvaluationConfig
-from heteroakd.evaluate import Evaluation, evaluate
-from heteroakd.inference import class_scores, infer_padded, predict, whole_logits, window_starts
-from heteroakd.taps import TappedNetwork
+from heteroakd.config.groups import EvaluationConfig
+from heteroakd.evaluation.inference import class_scores, pad, predict, whole_logits, window_starts
+from heteroakd.evaluation.metrics import Evaluation, evaluate
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchmetrics.classification import MulticlassJaccardIndex
@@ -52,8 +51,8 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         return self.samples[index]
 
 
-def network() -> TappedNetwork:
-    return TappedNetwork(ByColour(), "encoder")
+def network() -> nn.Module:
+    return ByColour()
 
 
 def random_samples(*sizes: tuple[int, int]) -> Samples:
@@ -73,12 +72,11 @@ def test_prediction_has_the_image_size_whatever_the_stride(size: tuple[int, int]
 
 def test_padding_is_at_the_right_and_bottom_and_cropped_after_interpolation() -> None:
     image = torch.randn(3, 20, 28)
-    output, padded = infer_padded(network(), image)
-    assert padded == (24, 32) and output.logits.shape == (1, 4, 3, 4)
-    full = nn.functional.interpolate(output.logits, size=padded, mode="bilinear")
+    padded = pad(image, 8)
+    assert padded.shape == (1, 3, 24, 32) and torch.equal(padded[0], nn.functional.pad(image, (0, 4, 0, 4)))
+    full = nn.functional.interpolate(network()(padded), size=(24, 32), mode="bilinear")
     assert torch.equal(predict(network(), image), full[0, :, :20, :28].argmax(0))
-    same, _ = infer_padded(network(), nn.functional.pad(image, (0, 4, 0, 4)))
-    assert torch.equal(output.logits, same.logits)
+    assert torch.equal(whole_logits(network(), image), whole_logits(network(), padded[0])[:, :20, :28])
 
 
 def test_agrees_with_torchmetrics_on_images_of_different_sizes() -> None:
@@ -141,7 +139,7 @@ def test_windows_cover_a_side_and_end_with_it() -> None:
 @pytest.mark.parametrize("size", [(48, 64), (37, 50), (10, 70)])
 def test_overlapping_windows_are_averaged_as_by_hand(size: tuple[int, int]) -> None:
     """As MMSegmentation's loop: count windows per side, clamp them to the border, add logits and 1s, divide."""
-    tapped = TappedNetwork(Blurred(), "encoder").eval()
+    tapped = Blurred().eval()
     image = torch.randn(3, *size)
     (height, width), (step_y, step_x) = (24, 28), (11, 20)
     total, count = torch.zeros(4, *size, dtype=torch.float64), torch.zeros(size)
@@ -151,7 +149,7 @@ def test_overlapping_windows_are_averaged_as_by_hand(size: tuple[int, int]) -> N
             top, left = max(bottom - height, 0), max(right - width, 0)
             part = image[:, top:bottom, left:right]
             padded = nn.functional.pad(part, (0, -part.shape[2] % 4, 0, -part.shape[1] % 4))[None]
-            logits = nn.functional.interpolate(tapped.network(padded), size=padded.shape[-2:], mode="bilinear")
+            logits = nn.functional.interpolate(tapped(padded), size=padded.shape[-2:], mode="bilinear")
             total[:, top:bottom, left:right] += logits[0, :, : bottom - top, : right - left].detach()
             count[top:bottom, left:right] += 1
     options = EvaluationConfig(window=(height, width), window_stride=(step_y, step_x))
@@ -160,7 +158,7 @@ def test_overlapping_windows_are_averaged_as_by_hand(size: tuple[int, int]) -> N
 
 
 def test_one_window_and_the_scale_1_are_the_whole_image() -> None:
-    tapped, image = TappedNetwork(Blurred(), "encoder").eval(), torch.randn(3, 37, 50)
+    tapped, image = Blurred().eval(), torch.randn(3, 37, 50)
     whole = class_scores(tapped, image)
     assert torch.equal(whole, whole_logits(tapped, image))
     for options in (
@@ -175,7 +173,7 @@ def test_one_window_and_the_scale_1_are_the_whole_image() -> None:
 
 def test_mirroring_changes_nothing_of_a_symmetric_network_and_something_of_another() -> None:
     image, mirrored = torch.randn(3, 16, 24), EvaluationConfig(flip=True)
-    symmetric, other = (TappedNetwork(Blurred(symmetric), "encoder").eval() for symmetric in (True, False))
+    symmetric, other = (Blurred(symmetric).eval() for symmetric in (True, False))
     scores = class_scores(symmetric, image, mirrored)
     torch.testing.assert_close(scores, class_scores(symmetric, image).softmax(0))
     ours, theirs = class_scores(other, image, mirrored), class_scores(other, image).softmax(0)
@@ -185,7 +183,7 @@ def test_mirroring_changes_nothing_of_a_symmetric_network_and_something_of_anoth
 
 
 def test_scales_windows_and_mirroring_together_are_the_mean_of_their_softmax() -> None:
-    tapped, image = TappedNetwork(Blurred(), "encoder").eval(), torch.randn(3, 30, 44)
+    tapped, image = Blurred().eval(), torch.randn(3, 30, 44)
     expected = torch.zeros(4, 30, 44)
     for scale in (0.5, 1.0, 1.75):
         size = (round(30 * scale), round(44 * scale))

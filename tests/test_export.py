@@ -11,17 +11,16 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from heteroakd import export
-from heteroakd.checkpoint import Checkpoint, save_checkpoint
 from heteroakd.cli import main
-from heteroakd.command_config import ExportRun, TeacherRun
-from heteroakd.commands import restore_network
-from heteroakd.config import LossConfig, ModelConfig, to_dict
+from heteroakd.commands import export
+from heteroakd.commands.predict import read_image
+from heteroakd.config.commands import ExportRun, TeacherRun
+from heteroakd.config.groups import LossConfig, ModelConfig, to_dict
 from heteroakd.data import DataConfig, build_data
-from heteroakd.inference import predict, whole_logits
-from heteroakd.models import build_network
-from heteroakd.prediction import read_image
-from heteroakd.taps import TappedNetwork
+from heteroakd.evaluation.inference import predict, whole_logits
+from heteroakd.networks.zoo import build_network
+from heteroakd.training.checkpoint import Checkpoint, save_checkpoint
+from heteroakd.training.trained import restore_network
 from PIL import Image
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ TRANSFORMER = ModelConfig(options={"decoder_segmentation_channels": 16})
 PYRAMID = ModelConfig(architecture="pspnet", encoder="resnet18")
 
 
-def checkpoint(path: Path, model: ModelConfig, **loss: Any) -> TappedNetwork:
+def checkpoint(path: Path, model: ModelConfig, **loss: Any) -> nn.Module:
     """A network with random weights and statistics, as a run saves it."""
     torch.manual_seed(0)
     data = DataConfig(image_size=(50, 90), train_images=1, val_images=1, crop_size=(64, 64))
@@ -76,7 +75,7 @@ def test_onnx_model_says_what_the_checkpoint_says(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 96, 64)
     (logits,) = session.run(["logits"], {"images": images.numpy()})
     with torch.no_grad():
-        expected = network(images).logits
+        expected = network(images)
     assert logits.shape == expected.shape != (2, expected.shape[1], 96, 64)
     np.testing.assert_allclose(logits, expected.numpy(), rtol=1e-3, atol=1e-4)
     image = build_data(DataConfig(image_size=(64, 96), train_images=1, val_images=1)).val[0][0]
@@ -91,9 +90,11 @@ def test_what_a_network_does_not_allow_is_said_and_left_fixed(
     network = checkpoint(tmp_path / "last.pt", PYRAMID)
     Image.new("RGB", (90, 50), (200, 30, 40)).save(tmp_path / "a.png")
     options = ["--image", str(tmp_path / "a.png"), "--image_size", "[64, 96]"]
-    assert exported(tmp_path / "last.pt", tmp_path / "student.onnx", *options) == 0
-    printed = capsys.readouterr().out
-    assert "dynamic sizes: this network does not allow it" in printed and "dynamic: batch" in printed
+    assert exported(tmp_path / "last.pt", tmp_path / "student.onnx", *options) == 1
+    said = capsys.readouterr().err
+    assert "nothing was written, dynamic 'sizes': " in said and "; dynamic may be batch or none instead" in said
+    assert exported(tmp_path / "last.pt", tmp_path / "student.onnx", *options, "--dynamic", "batch") == 0
+    assert "dynamic: batch" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(tmp_path / "student.onnx", providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape[1:] == [3, 64, 96]
     images = export.example(read_image(tmp_path / "a.png"), network.stride, (64, 96))
@@ -167,5 +168,7 @@ def test_networks_that_branch_on_the_size_are_left_at_one(tmp_path: Path, when: 
     checkpoint(tmp_path / "last.pt", ModelConfig(f"{__name__}:Branching", tap="backbone", options={"when": when}))
     assert exported(tmp_path / "last.pt", tmp_path / name, "--dynamic", "sizes") == 1
     assert not (tmp_path / name).exists()
-    metadata = export.run_export(ExportRun(str(tmp_path / "last.pt"), str(tmp_path / name), threads=1))
+    metadata = export.run_export(
+        ExportRun(str(tmp_path / "last.pt"), output=str(tmp_path / name), dynamic="batch", threads=1)
+    )
     assert metadata["dynamic"] == ["batch"]

@@ -1,8 +1,10 @@
 """Who may look at what, how long a file may be, and what the tree must not hold."""
 
 import ast
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,11 @@ MAY_IMPORT = {
     "functional": {"arguments", "reference", "ops", "options"},
     "projection": {"ops", "reference"},
     "loss": {"arguments", "functional", "options", "projection", "reference"},
+    "taps": set(),
+    "distributed": set(),
+    "distiller": {"loss", "reference", "taps"},
     "config": {"native", "ops"},
-    "__init__": {"functional", "reference", "config", "loss", "ops"},
+    "__init__": {"functional", "reference", "config", "distiller", "distributed", "loss", "ops"},
 }
 
 
@@ -146,3 +151,82 @@ def test_no_large_or_built_files_are_tracked():
     for path in tracked_files():
         assert path.stat().st_size <= 2**20, path
         assert path.suffix not in (".so", ".pth", ".pt", ".pyc", ".o"), path
+
+
+TRAINER = ROOT / "python" / "heteroakd"
+FLOORS = ("config", "system", "data", "networks", "methods", "evaluation", "training", "report", "commands", "cli")
+"""Each imports only from itself and what stands before it."""
+TRAINER_LINES = 7900
+
+
+def trainer_imports(path: Path, source: str | None = None) -> set[str]:
+    """Folders of the trainer, or "cli", that a file (or ``source`` in its place) imports."""
+    found = set()
+    for node in ast.walk(ast.parse(source or path.read_text())):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            names = (
+                [f"{node.module}.{a.name}" for a in node.names] if node.module == "heteroakd" else [node.module or ""]
+            )
+        found |= {name.split(".")[1] for name in names if name.startswith("heteroakd.")}
+    return found
+
+
+def test_the_trainers_folders_import_what_stands_above():
+    for path in TRAINER.rglob("*.py"):
+        part = path.relative_to(TRAINER).parts[0].removesuffix(".py")
+        if part not in ("__init__", "__main__"):
+            assert part in FLOORS, f"{part} has no place in the trainer yet: say in FLOORS where it stands"
+            wrong = trainer_imports(path) - set(FLOORS[: FLOORS.index(part) + 1])
+            assert not wrong, f"{path.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
+
+
+def test_the_trainers_import_test_sees_imports():
+    lines = (
+        "from heteroakd.training.log import RunLog",
+        "import heteroakd.training.log",
+        "from heteroakd import training",
+    )
+    for line in lines:
+        assert trainer_imports(TRAINER / "planted.py", line) == {"training"}, line
+
+
+def test_the_trainer_is_thin():
+    """No folder above 12 modules, no file above 300 lines, and a third of what is there is there to be read."""
+    lines, told = 0, 0
+    for folder in {path.parent for path in TRAINER.rglob("*.py")}:
+        modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(modules) <= 12, folder
+        for path in folder.glob("*.py"):
+            text = path.read_text()
+            assert text.count("\n") <= 300, path
+            lines += text.count("\n")
+            told += sum(not line.strip() or line.strip().startswith("#") for line in text.splitlines())
+            told += sum(
+                (node.end_lineno or 0) - node.lineno + 1
+                for node in ast.walk(ast.parse(text))
+                if isinstance(node, ast.Expr)
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+            )
+    assert lines <= TRAINER_LINES, lines
+    assert told >= 0.3 * lines, told / lines
+
+
+def test_help_and_wrong_options_of_the_trainer_import_no_torch():
+    program = (
+        "import sys\n"
+        "from heteroakd.cli import main\n"
+        "for arguments in (['--help'], ['distill', '--help'], ['distill', '--no', '1'], ['demo', '--steps', 'x']):\n"
+        "    try:\n"
+        "        main(arguments)\n"
+        "    except SystemExit:\n"
+        "        pass\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    path = os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
+    finished = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr

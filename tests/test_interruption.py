@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 import torch
-from heteroakd import evaluate as evaluation
-from heteroakd import validation
-from heteroakd.checkpoint import load_checkpoint, load_latest
 from heteroakd.cli import main
-from heteroakd.distiller import Distiller
-from heteroakd.interruption import StopRequest
-from heteroakd.logs import read_metrics
+from heteroakd.evaluation import metrics as evaluation
+from heteroakd.system.signals import StopRequest
+from heteroakd.training import validation
+from heteroakd.training.checkpoint import load_checkpoint, load_latest
+from heteroakd.training.log import read_metrics
+
+from hetero_kernels import Distiller
 
 CONFIG = """
 data: {crop_size: [32, 32], image_size: [32, 32], train_images: 5, val_images: 1}
@@ -76,12 +77,12 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object
     forward: Callable[..., Any] = Distiller.forward
     calls = 0
 
-    def acting(self: Distiller, *inputs: Any) -> Any:
+    def acting(self: Distiller, *inputs: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == step:
             act()
-        return forward(self, *inputs)
+        return forward(self, *inputs, **options)
 
     monkeypatch.setattr(Distiller, "forward", acting)
 
@@ -166,7 +167,7 @@ def test_evaluation_whose_result_was_not_saved_is_done_again(tmp_path: Path, mon
         raise OSError("killed")
 
     with monkeypatch.context() as context:
-        context.setattr(validation, "write_pictures", killed)
+        context.setattr(validation.Validation, "_write_pictures", killed)
         assert main(arguments(tmp_path / "cut", *options)) == 1
     assert read_metrics(tmp_path / "cut" / "metrics.jsonl")[-1]["event"] == "evaluation"
     resume_and_compare_evaluations(tmp_path, options)
@@ -301,7 +302,7 @@ KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from heteroakd import checkpoint
+from heteroakd.training import checkpoint
 die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 path, moment = Path(sys.argv[1]), sys.argv[2]
 state = checkpoint.load_checkpoint(path)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from heteroakd.distributed import say
-from heteroakd.evaluate import Evaluation
-from heteroakd.logs import RunLog, read_metrics
+from heteroakd.evaluation.metrics import Evaluation
+from heteroakd.system.distributed import say
+from heteroakd.training.log import RunLog, read_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 TRAIN = {"loss": 1.5, "task": 1.25, "kd": 0.0, "seconds_per_step": 0.5, "images_per_second": 7.5, "lr": 0.01}

@@ -2,13 +2,14 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
 from cases import make_labels, relative_l2
 from torch import nn
 
-from hetero_kernels import HeteroAKDLoss, HeteroAKDOutput, PixelProjector, functional, reference
+from hetero_kernels import HeteroAKDLoss, HeteroAKDOutput, PixelProjector, arguments, functional, reference
 
 
 @pytest.fixture
@@ -78,14 +79,15 @@ def test_terms_without_inputs_are_zero(batch):
 
 def test_state_dict_deepcopy_pickle(batch):
     loss = HeteroAKDLoss(8, 12, 5, class_weight=torch.ones(5) * 2, temperature=3.0)
-    assert "class_weight" in loss.state_dict()
     loss.hakd_weight = 0.25
     expected = loss.eval()(**batch)
     for clone in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert torch.equal(clone(**batch).loss, expected.loss)
-    fresh = HeteroAKDLoss(8, 12, 5, class_weight=torch.ones(5), temperature=3.0, hakd_weight=0.25)
+    fresh = HeteroAKDLoss(8, 12, 5, class_weight=torch.ones(5) * 2, temperature=3.0, hakd_weight=0.25)
     fresh.load_state_dict(loss.state_dict())
     assert torch.equal(fresh.eval()(**batch).loss, expected.loss)
+    HeteroAKDLoss(8, 12, 5).load_state_dict(loss.state_dict())  # class weights are an option, not a state
+    loss.load_state_dict(HeteroAKDLoss(8, 12, 5).state_dict())
 
 
 def test_class_weight_moves_with_the_module():
@@ -170,3 +172,37 @@ def test_logits_of_other_classes_are_named(name):
     logits[name] = torch.randn(1, 2, 2, 2)
     with pytest.raises(ValueError, match=rf"{name} is \[1, 2, 2, 2\], expected 3 classes as constructed"):
         criterion(**maps, **logits, labels=torch.zeros(1, 4, 4, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("student_logits", {"out": torch.randn(1, 3, 2, 2)}, r"is dict of \['out'\], .*; pass student_logits\['out'\]"),
+        (
+            "teacher_logits",
+            (torch.randn(1, 3, 2, 2),),
+            r"(?s)is tuple .*; pass one of them, such as teacher_l",
+        ),
+        ("student_features", torch.randn(1, 2, 3, 4), r"expected 4 channels .*use student_features.permute\(0, 3, 1"),
+        ("teacher_features", torch.randn(1, 4, 6), r"teacher_features.transpose\(1, 2\).unflatten\(2, \(h, w\)\)"),
+        ("teacher_features", torch.randn(1, 6, 2, 2, device="meta"), r"teacher_projector.0.weight is on cpu, .* meta"),
+    ],
+)
+def test_what_is_passed_wrong_says_what_to_pass(name, wrong, message):
+    criterion = HeteroAKDLoss(4, 6, 3)
+    maps = {"student_features": torch.randn(1, 4, 2, 2), "teacher_features": torch.randn(1, 6, 2, 2)}
+    logits = {"student_logits": torch.randn(1, 3, 2, 2), "teacher_logits": torch.randn(1, 3, 2, 2)}
+    with pytest.raises((TypeError, ValueError), match=message):
+        criterion(**{**maps, **logits, "labels": torch.zeros(1, 4, 4, dtype=torch.long), name: wrong})
+
+
+def test_probabilities_in_place_of_logits_are_noticed_once(monkeypatch):
+    logits, labels = torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
+    for teacher, warns in ((logits, False), (logits.softmax(1), True), (logits.softmax(1).half(), True)):
+        monkeypatch.setattr(arguments, "_looked_for_probabilities", False)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                functional.segmentation_loss(logits, labels, teacher)
+        said = [str(each.message) for each in caught if "teacher_logits add up to 1" in str(each.message)]
+        assert len(said) == warns

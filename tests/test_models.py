@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from heteroakd.config import ModelConfig
-from heteroakd.models import ARCHITECTURES, build_network, build_tapped
-from heteroakd.pretrained import MissingPackageError, TensorFlowInput
-from heteroakd.taps import TappedNetwork, probe
+from heteroakd.config.groups import ModelConfig
+from heteroakd.networks.pretrained import MissingPackageError, TensorFlowInput
+from heteroakd.networks.shapes import probe, stride_of
+from heteroakd.networks.zoo import ARCHITECTURES, build_network
 from torch import Tensor, nn
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
@@ -38,8 +38,8 @@ def own_network(num_classes: int, width: int = 8) -> nn.Module:
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_architectures_give_logits_at_their_native_stride_and_a_tap(architecture: str) -> None:
-    network, loaded = build_tapped(ModelConfig(architecture=architecture, encoder="resnet18"), num_classes=5)
-    (features,), logits, _ = probe(network, (64, 96))
+    network, loaded = build_network(ModelConfig(architecture=architecture, encoder="resnet18"), num_classes=5)
+    logits, (features,) = probe(network, ["encoder"], (64, 96))
     assert "random initialisation" in loaded
     assert features.ndim == 4 and logits.shape[:2] == (1, 5)
     height, width = logits.shape[-2:]
@@ -47,17 +47,9 @@ def test_architectures_give_logits_at_their_native_stride_and_a_tap(architecture
 
 
 def test_tap_of_a_transformer_encoder_is_its_last_stage() -> None:
-    network, _ = build_tapped(ModelConfig(), num_classes=5)
-    assert network.stride == 32
-    assert probe(network, (64, 96)).features.shape == (1, 256, 2, 3)
-
-
-def test_tap_is_the_output_of_the_named_module() -> None:
-    network = OwnNetwork(3, 8)
-    images = torch.randn(2, 3, 32, 32)
-    output = TappedNetwork(network, "backbone")(images)
-    torch.testing.assert_close(output.features, network.backbone(images))
-    torch.testing.assert_close(output.logits, network(images))
+    network, _ = build_network(ModelConfig(), num_classes=5)
+    assert stride_of(network) == 32
+    assert probe(network, ["encoder"], (64, 96)).maps[0].shape == (1, 256, 2, 3)
 
 
 def test_tap_on_a_dictionary_of_feature_maps_is_its_last_one() -> None:
@@ -73,7 +65,7 @@ def test_tap_on_a_dictionary_of_feature_maps_is_its_last_one() -> None:
             return self.classifier(self.backbone(images))
 
     network = Network(4)
-    (features,), logits, _ = probe(TappedNetwork(network, "backbone"), (64, 96))
+    logits, (features,) = probe(network, ["backbone"], (64, 96))
     assert features.shape == (1, 960, 4, 6) and logits.shape == (1, 4, 8, 12)
 
 
@@ -81,18 +73,17 @@ def test_unknown_tap_lists_candidates_and_close_paths() -> None:
     with pytest.raises(
         ValueError, match=r"tap 'encoder\.layer9'.*encoder \(512 channels\).*encoder\.layer4 \(512"
     ) as error:
-        build_tapped(ModelConfig(architecture="fpn", encoder="resnet18", tap="encoder.layer9"), 4)
+        probe(build_network(ModelConfig(architecture="fpn", encoder="resnet18"), 4)[0], ["encoder.layer9"], (64, 64))
     assert "decoder" in str(error.value)
 
 
 def test_tap_without_a_feature_map_lists_candidates() -> None:
-    network = TappedNetwork(OwnNetwork(3, 8), "tokens")
+    network = OwnNetwork(3, 8)
     with pytest.raises(
         ValueError, match=r"tap 'tokens' must return a feature map.*\(1, 8, 64\).*backbone \(8 channels\)"
     ):
-        probe(network, (32, 32))
-    with pytest.raises(ValueError, match="tap 'tokens'"):  # listing the candidates left the hook where it was
-        probe(network, (32, 32))
+        probe(network, ["tokens"], (32, 32))
+    assert not any(module._forward_hooks for module in network.modules())
 
 
 def broken_network(num_classes: int) -> nn.Module:
@@ -102,13 +93,13 @@ def broken_network(num_classes: int) -> nn.Module:
 def test_what_an_own_function_raises_is_named() -> None:
     message = "architecture '.*:broken_network': RuntimeError: no checkpoint for 4 classes"
     with pytest.raises(ValueError, match=message):
-        build_tapped(ModelConfig(architecture=f"{__name__}:broken_network"), num_classes=4)
+        build_network(ModelConfig(architecture=f"{__name__}:broken_network"), num_classes=4)
 
 
 def test_own_network_by_import_path() -> None:
     config = ModelConfig(architecture=f"{__name__}:own_network", tap="backbone", options={"width": 6})
-    network, loaded = build_tapped(config, num_classes=4)
-    (features,), logits, _ = probe(network, (32, 64))
+    network, loaded = build_network(config, num_classes=4)
+    logits, (features,) = probe(network, [config.tap], (32, 64))
     assert features.shape == (1, 6, 8, 16) and logits.shape == (1, 4, 8, 16)
     assert "own_network" in loaded
 
@@ -138,15 +129,15 @@ def test_wrong_configurations_are_named(config: ModelConfig, message: str) -> No
 
 
 def test_image_size_must_fit_the_stride() -> None:
-    network, _ = build_tapped(ModelConfig(architecture="fpn", encoder=SMALL_CNN), 4)
+    network, _ = build_network(ModelConfig(architecture="fpn", encoder=SMALL_CNN), 4)
     with pytest.raises(ValueError, match=r"\(100, 64\) \(data.crop_size\) must be a multiple of 32"):
-        probe(network, (100, 64))
+        probe(network, [], (100, 64))
 
 
 def test_probe_leaves_mode_and_statistics_alone() -> None:
-    network, _ = build_tapped(ModelConfig(architecture="fpn", encoder=SMALL_CNN), 4)
+    network, _ = build_network(ModelConfig(architecture="fpn", encoder=SMALL_CNN), 4)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    probe(network.train(), (64, 64))
+    probe(network.train(), [], (64, 64))
     assert network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
@@ -213,6 +204,6 @@ def test_packaged_weights_work_as_they_did_where_they_were_trained() -> None:
 
 
 def test_logits_interpolate_to_labels_whatever_the_stride() -> None:
-    network, _ = build_tapped(ModelConfig(architecture="pspnet", encoder="resnet18"), 4)
-    logits = probe(network, (64, 64)).logits
+    network, _ = build_network(ModelConfig(architecture="pspnet", encoder="resnet18"), 4)
+    logits = probe(network, [], (64, 64)).logits
     assert F.interpolate(logits, size=(64, 64), mode="bilinear").shape == (1, 4, 64, 64)

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from heteroakd.config import LossConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig
-from heteroakd.distiller import Distiller, Teacher, build_distiller
-from heteroakd.optimization import TrainingStep, build_optimizer, distillation_factor
-from heteroakd.taps import TappedNetwork
+from heteroakd.config.groups import LossConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig
+from heteroakd.methods import Taps, build_distiller
+from heteroakd.training.step import TrainingStep, build_optimizer, distillation_factor
 from test_distributed import SIZE, Plain, batch
 from torch import Tensor
+
+from hetero_kernels import Distiller
 
 
 def training(config: OptimizerConfig | None = None, **options: Any) -> TrainingStep:
     """A student and a teacher without batch norm under the method heteroakd."""
     torch.manual_seed(0)
-    teacher, student = Teacher(TappedNetwork(Plain(3, 12), "encoder")), TappedNetwork(Plain(3), "encoder")
-    for network in (teacher.network, student):
-        network.network.encoder.output_stride = 4
+    teacher, student = Plain(3, 12), Plain(3)
     loss = LossConfig(projector="conv", kd_weight=2.0, hakd_weight=3.0)
-    distiller = build_distiller(student, teacher, "heteroakd", loss, 3, SIZE)
+    distiller = build_distiller(student, teacher, "heteroakd", loss, 3, SIZE, Taps("encoder", "encoder"))
     config = config or OptimizerConfig(name="sgd", lr=0.1)
     schedule = ScheduleConfig(steps=10, batch_size=4, **options.pop("schedule", {}))
     runtime = RuntimeConfig(**options)
-    return TrainingStep(distiller, teacher, build_optimizer(distiller, config), config, schedule, runtime)
+    return TrainingStep(distiller, build_optimizer(distiller, config), config, schedule, runtime)
 
 
 def gradient(step: TrainingStep) -> Tensor:
@@ -37,7 +37,7 @@ def gradient(step: TrainingStep) -> Tensor:
 def test_mixed_precision_is_near_and_keeps_weights_and_losses_in_float32(precision: Any, tolerance: float) -> None:
     full, mixed = training(), training(OptimizerConfig(name="sgd", lr=0.1, precision=precision))
     seen: list[torch.dtype] = []
-    mixed.distiller.student.register_forward_hook(lambda module, inputs, output: seen.append(output.features.dtype))
+    mixed.distiller.student.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     expected, terms = full(0, *batch()), mixed(0, *batch())
     assert seen == [torch.bfloat16 if precision == "bf16" else torch.float16]
     assert terms.loss.dtype == torch.float32
@@ -57,7 +57,7 @@ def test_float16_step_that_overflows_is_left_out_and_the_scale_halved() -> None:
     scale = step.scaler.get_scale()
     after = [parameter.detach().clone() for parameter in step.distiller.parameters()]
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    weight = step.distiller.student.network.head.weight
+    weight = step.distiller.student.head.weight
     weight.register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
     step(1, images, labels)
     assert step.scaler.get_scale() == scale / 2
@@ -70,13 +70,13 @@ def test_moving_average_is_what_is_evaluated() -> None:
     name, expected = "head.weight", None
     for number in range(4):
         step(number, *batch())
-        value = step.distiller.student.network.state_dict()[name]
+        value = step.distiller.student.state_dict()[name]
         decay = min(0.15, (1 + number) / (10 + number))
         expected = value.clone() if expected is None else decay * expected + (1 - decay) * value
-    average = step.evaluated.student.network.state_dict()[name]
+    average = step.evaluated.student.state_dict()[name]
     torch.testing.assert_close(average, expected)
     assert not torch.equal(average, value)
-    assert not step.evaluated.student(batch()[0]).logits.equal(step.distiller.student(batch()[0]).logits)
+    assert not step.evaluated.student(batch()[0]).equal(step.distiller.student(batch()[0]))
     without = training()
     assert without.average is None and without.evaluated is without.distiller
 
@@ -103,24 +103,25 @@ def test_channels_last_changes_the_order_in_memory_and_nothing_else() -> None:
 
 
 def test_compiled_networks_do_what_the_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[object] = []
-    compile_ = torch.compile
+    graphs: list[object] = []
 
-    def compiling(function: Any) -> Any:
-        compiled = compile_(function, backend="aot_eager", fullgraph=True)  # the compiler's back end is torch's matter
-        return lambda images: (calls.append(function.__self__), compiled(images))[1]
+    def recording(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward  # the compiler's back end is torch's matter
 
     plain = training()
-    monkeypatch.setattr(torch, "compile", compiling)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=recording, fullgraph=True))
     step = training(compile=True)
     for number in range(2):
         torch.testing.assert_close(step(number, *batch()).loss, plain(number, *batch()).loss)
         torch.testing.assert_close(gradient(step), gradient(plain))
-    assert step.teacher is not None
-    assert calls == [step.teacher.network, step.distiller.student] * 2
+    assert len(graphs) == 2  # student and teacher
     assert set(step.distiller.state_dict()) == set(plain.distiller.state_dict())
+    with step.eagerly():
+        step.evaluated.student(torch.zeros(1, 3, 8, 8))
+    assert len(graphs) == 2  # images of other sizes are left to the network itself
     step.evaluated.student(torch.zeros(1, 3, 8, 8))
-    assert len(calls) == 4  # images of other sizes are left to the network itself
+    assert len(graphs) == 3
 
 
 def test_options_that_make_no_sense_are_named() -> None:

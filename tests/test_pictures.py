@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from heteroakd.pictures import NEUTRAL, colorize, heatmap, labelled_class_map, overlay, panel
+from heteroakd.evaluation.pictures import NEUTRAL, colorize, heatmap, labelled_class_map, overlay, panel
 from PIL import Image
 
 PALETTE = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=torch.uint8)

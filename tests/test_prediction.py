@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from heteroakd.checkpoint import load_checkpoint, save_checkpoint
 from heteroakd.cli import main
-from heteroakd.commands import choose_evaluation, load_trained, saved_data
-from heteroakd.config import EvaluationConfig
+from heteroakd.commands.predict import read_image, write_labels
+from heteroakd.config.groups import EvaluationConfig
 from heteroakd.data import DataConfig, class_palette
 from heteroakd.data.published import PUBLISHED
-from heteroakd.inference import predict
-from heteroakd.prediction import read_image, write_labels
+from heteroakd.evaluation.inference import predict
+from heteroakd.training.checkpoint import load_checkpoint, save_checkpoint
+from heteroakd.training.trained import choose_evaluation, load_trained, saved_data
 from PIL import Image
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

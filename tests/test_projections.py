@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from heteroakd.checkpoint import load_checkpoint
 from heteroakd.cli import main
-from heteroakd.commands import load_trained
-from heteroakd.distiller import Teacher, build_distiller
-from heteroakd.projections import run_with_projectors
+from heteroakd.commands.projections import run_with_projectors
+from heteroakd.methods import Taps, build_distiller, objective_of
+from heteroakd.training.checkpoint import load_checkpoint
+from heteroakd.training.trained import load_trained
 
 DATA = "{crop_size: [32, 64], image_size: [32, 64], train_images: 2, val_images: 2}"
 NETWORK = "{architecture: fpn, encoder: tu-mobilenetv3_small_050, weights: null, tap: %s}"
@@ -51,16 +51,18 @@ def test_projections_are_measured_as_predictions(runs: Path, capsys: pytest.Capt
     _, teacher, _ = load_trained(str(runs / "teacher" / "last.pt"), None, None, "cpu", 1)
     run = run_with_projectors(checkpoint, saved)
     classes = len(data.classes)
-    distiller = build_distiller(student, Teacher(teacher), run.method, run.loss, classes, run.data.crop_size).eval()
-    distiller.loss.load_state_dict(saved.loss)
+    taps = Taps(["encoder", "decoder"], ["encoder", "decoder"])
+    distiller = build_distiller(student, teacher, run.method, run.loss, classes, run.data.crop_size, taps).eval()
+    objective_of(distiller).criterion.load_state_dict(saved.loss)
     confusion = torch.zeros(4, classes, classes, dtype=torch.int64)
     for image, label in data.val:
-        for tap, pair in enumerate(distiller.loss.pairs):
-            for who, (network, projector) in enumerate(
-                ((student, pair.student_projector), (teacher, pair.teacher_projector))
+        outputs = distiller.outputs(image[None])
+        for tap, pair in enumerate(objective_of(distiller).pairs):
+            for who, (name, projector) in enumerate(
+                (("student", pair.student_projector), ("teacher", pair.teacher_projector))
             ):
                 with torch.no_grad():
-                    logits = projector(network(image[None]).maps[tap])
+                    logits = projector(outputs[f"{name}_features"][tap])
                 prediction = F.interpolate(logits, size=label.shape, mode="bilinear").argmax(1)[0]
                 for row, column in zip(label.flatten().tolist(), prediction.flatten().tolist(), strict=True):
                     if row != 255:

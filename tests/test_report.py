@@ -5,12 +5,11 @@ import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 import torch
-from heteroakd.diagrams import svg
-from heteroakd.report import Bars, Curve, Matrix, Picture, Section, Table, write_figures, write_report
+from heteroakd.report.figures import Bars, Curve, Matrix, svg
+from heteroakd.report.page import Picture, Section, Table, write_report
 from PIL import Image
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -56,6 +55,7 @@ def png(colour: tuple[int, int, int] = (1, 2, 3)) -> bytes:
 def write_sample(path: Path) -> str:
     picture = path.parent / "picture.png"
     picture.write_bytes(png((9, 9, 9)))
+    series = {"none": [(0, 2.0), (1, float("nan")), (2, 1.0)], "kd": [(0, 1.5), (2, 0.5)]}
     write_report(
         path,
         title="A <run> & more",
@@ -68,19 +68,16 @@ def write_sample(path: Path) -> str:
                 "note!",
             )
         ],
-        curves=[
-            Curve(
-                "Loss",
-                "step",
-                "loss",
-                {"none": [(0, 2.0), (1, float("nan")), (2, 1.0)], "kd": [(0, 1.5), (2, 0.5)]},
+        sections=[
+            Section("Curves", diagrams=[Curve("Loss", "step", "loss", series), Curve("Empty", "step", "mIoU", {})]),
+            Section(
+                "Pictures",
+                pictures=[
+                    Picture("from bytes", png()),
+                    Picture('from a "file"', picture),
+                    Picture("from a name", str(picture)),
+                ],
             ),
-            Curve("Empty", "step", "mIoU", {}),
-        ],
-        pictures=[
-            Picture("from bytes", png()),
-            Picture('from a "file"', picture),
-            Picture("from a name", str(picture)),
         ],
     )
     return path.read_text(encoding="utf-8")
@@ -185,30 +182,14 @@ def test_report_errors_keep_the_old_one(tmp_path: Path):
     with pytest.raises(ValueError, match="table 'T': row 1 has 1 cells, expected 2, one per column"):
         write_report(path, title="t", introduction="", tables=[Table("T", ("a", "b"), [(1, 2), (1,)])])
     with pytest.raises(ValueError, match="picture 'P': its bytes: expected a PNG"):
-        write_report(path, title="t", introduction="", pictures=[Picture("P", b"GIF89a")])
+        write_report(path, title="t", introduction="", sections=[Section("S", pictures=[Picture("P", b"GIF89a")])])
     with pytest.raises(ValueError, match=r"picture 'P': .*report\.html: expected a PNG"):
-        write_report(path, title="t", introduction="", pictures=[Picture("P", path)])
+        write_report(path, title="t", introduction="", sections=[Section("S", pictures=[Picture("P", path)])])
     with pytest.raises(FileNotFoundError, match="nothing.png"):
-        write_report(path, title="t", introduction="", pictures=[Picture("P", tmp_path / "nothing.png")])
+        missing = Section("S", pictures=[Picture("P", tmp_path / "nothing.png")])
+        write_report(path, title="t", introduction="", sections=[missing])
     assert path.read_text() == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["picture.png", "report.html"]
-
-
-def test_figures_are_files_of_their_own(tmp_path: Path):
-    curve = Curve("mIoU, % on *val*", "step", "mIoU", {"none": [(0, 0.1), (1, 0.2)]})
-    sections = [
-        Section("A", diagrams=[curve, curve], pictures=[Picture("A map", png())]),
-        Section("B", diagrams=[Curve("µ", "x", "y", {})]),
-    ]
-    paths = write_figures(tmp_path / "figures", sections)
-    assert [path.name for path in paths] == ["miou-on-val.svg", "miou-on-val-2.svg", "a-map.png", "figure.svg"]
-    assert paths[2].read_bytes() == png()
-    root = ElementTree.parse(paths[0]).getroot()
-    assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.get("color") == "#808080"
-    assert "currentColor" in paths[0].read_text()
-    with pytest.raises(ValueError, match="picture 'P': its bytes: expected a PNG"):
-        write_figures(tmp_path / "none", [Section("C", diagrams=[curve], pictures=[Picture("P", b"GIF89a")])])
-    assert not (tmp_path / "none").exists()
 
 
 def test_names_are_shown_as_they_are():

@@ -1,4 +1,4 @@
-"""`heteroakd report`: what stands in it of finished runs, cut-off ones and comparisons, and what the loss costs."""
+"""`heteroakd report`: what stands in it of finished runs, cut-off ones and comparisons."""
 
 from __future__ import annotations
 
@@ -10,26 +10,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from heteroakd import run_report
 from heteroakd.cli import main
-from heteroakd.command_config import DistillRun, ReportRun
-from heteroakd.config import Method, ScheduleConfig, to_dict
+from heteroakd.commands import report
+from heteroakd.config.commands import DistillRun, ReportRun
+from heteroakd.config.groups import Method, ScheduleConfig, to_dict
 from heteroakd.data import DataConfig
-from heteroakd.loss_cost import LossCost, loss_step, measure, measure_apart
-from heteroakd.run_folder import read, read_groups
-from heteroakd.visualize import KnowledgeMaps, save_maps
+from heteroakd.evaluation.visualize import KnowledgeMaps, save_maps
+from heteroakd.report.read_runs import read, read_groups
 from PIL import Image
 from test_report import Page
 
-import hetero_kernels
-
 CLASSES = ("road", "sky", "car")
-INPUTS = {
-    "student": {"maps": [[8, 4, 4]], "logits": [3, 16, 16], "auxiliary": [4, 8, 8]},
-    "teacher": {"maps": [[16, 2, 2]], "logits": [3, 8, 8], "auxiliary": None},
-    "images": 2,
-    "crop_size": [64, 64],
-}
 
 
 def run_folder(
@@ -65,19 +56,18 @@ def run_folder(
         numbers = {
             "memory_before_training_bytes": 2**30 - 2**23, "steps": 4,
             "seconds_per_step": 0.5, "images_per_second": 3.5, "peak_memory_bytes": 2**30, "device": "cpu",
-            "machine": "M", "threads": 1, "precision": "fp32", "loss_backend": "cpu", "loss_inputs": INPUTS,
+            "machine": "M", "threads": 1, "precision": "fp32", "loss_backend": "cpu",
+            "confusion": [[7 + seed, 0, 3], [0, 0, 0], [1, 0, 1]],
             **evaluation,
         }  # fmt: skip
         (folder / "summary.json").write_text(json.dumps(numbers | summary))
-        table = f"labelled,road,sky,car\nroad,{7 + seed},0,3\nsky,0,0,0\ncar,1,0,1\n"
-        (folder / "confusion.csv").write_text(table)
     return folder
 
 
 def test_report_of_a_finished_and_a_cut_off_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = run_folder(tmp_path / "a" / "heteroakd")
     second = run_folder(tmp_path / "b" / "none", "none", finished=False)
-    assert main(["report", "--runs", f"[{first}, {second}]", "--measure", "false"]) == 0
+    assert main(["report", "--runs", f"[{first}, {second}]"]) == 0
     assert f"written: {first}/report.html" in capsys.readouterr().out
     text = (first / "report.html").read_text()
     page = Page(text)
@@ -85,7 +75,6 @@ def test_report_of_a_finished_and_a_cut_off_run(tmp_path: Path, capsys: pytest.C
     assert {"Curves", "How trust moves from the teacher to the student", "IoU per class", "Confusion matrices"} <= set(
         words
     )
-    assert "What the loss costs" not in words
     assert {"34.00", "2 of 4", "90.00", "12.50", "–"} <= set(words)
     # cross-entropy, mIoU, terms of both, S, W, bars, one confusion matrix; a row of maps and each run's last panel
     assert page.tags.count("svg") == 8 and page.tags.count("img") == 3
@@ -118,64 +107,9 @@ def test_report_of_a_comparison_averages_over_seeds(tmp_path: Path) -> None:
     assert groups[0].series("train", "task") == [(2, 2.0), (4, 1.5)]  # seeds 0 and 1 differ by 1
     assert groups[0].iou() == {"road": pytest.approx(0.905), "sky": None, "car": 0.125}
     assert groups[1].confusion() == [[15, 0, 6], [0, 0, 0], [2, 0, 2]]
-    options = {"measure": False, "figures": str(tmp_path / "figures")}
-    path = run_report.run_report(ReportRun(runs=[str(folder)], output=str(tmp_path / "r.html"), **options))
-    figures = {figure.name for figure in (tmp_path / "figures").iterdir()}
-    assert {"miou-on-the-val-set.svg", "iou-per-class.svg", "none.svg", "heteroakd-val-image-1.png"} <= figures
+    path = report.run_report(ReportRun(runs=[str(folder)], output=str(tmp_path / "r.html")))
     words = [word for word in Page(path.read_text()).text if word]
     assert {"heteroakd minus none", "+1.23", "0.20", "better", "none-seed0", "heteroakd-seed1"} <= set(words)
-
-
-def test_costs_are_measured_and_shared_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def measured(folder: Path, backend: str) -> LossCost | str:
-        if folder.name == "other":
-            return "MemoryError" if backend == "reference" else LossCost("cpu", 0.1, 2**20, "M")
-        seconds, peak = {"cpu": (0.1, 2**20), "triton": (0.2, 2**21), "reference": (0.6, 2**23)}[backend]
-        return LossCost(backend, seconds, peak, "M")
-
-    monkeypatch.setattr(run_report, "measure_apart", measured)
-    monkeypatch.setattr(hetero_kernels, "available_backends", lambda device: {"cpu": ("triton", "reference")}[device])
-    here, other = run_folder(tmp_path / "here"), run_folder(tmp_path / "other", machine="another")
-    run_report.run_report(ReportRun(runs=[str(here), str(other)]))
-    words = [word for word in Page((here / "report.html").read_text()).text if word]
-    start = words.index("share of the memory") + 1
-    assert words[start : start + 6] == ["here", "cpu", "100.00", "20.0 %", "1.0 MiB", "12.5 %"]
-    assert words[start + 6 : start + 12] == ["here", "triton", "200.00", "33.3 %", "2.0 MiB", "22.2 %"]
-    assert words[start + 12 : start + 18] == ["here", "reference", "600.00", "60.0 %", "8.0 MiB", "53.3 %"]
-    assert words[start + 18 : start + 24] == ["other", "cpu", "100.00", "–", "1.0 MiB", "–"]
-    assert "other, reference: MemoryError" in words
-    assert json.loads((here / "loss_cost.json").read_text())["reference"]["seconds"] == 0.6
-
-
-@pytest.mark.parametrize("method", ["none", "kd", "cwd", "heteroakd"])
-def test_the_measured_step_is_the_runs_loss(tmp_path: Path, method: Method) -> None:
-    inputs = {**INPUTS, "teacher": None if method == "none" else INPUTS["teacher"]}
-    prepare, count = loss_step(
-        run_folder(tmp_path / "run", method, loss_inputs=inputs), "reference", torch.device("cpu")
-    )
-    assert count == 2
-    called: list[torch.Tensor] = []
-    step = prepare(count)
-    with pytest.MonkeyPatch.context() as context:
-        backward = torch.Tensor.backward
-        context.setattr(torch.Tensor, "backward", lambda loss: (called.append(loss), backward(loss)))
-        step()
-    (loss,) = called
-    assert loss.ndim == 0 and loss.isfinite() and loss.grad_fn is not None
-
-
-def test_measuring_in_a_process_of_its_own(tmp_path: Path) -> None:
-    run = run_folder(tmp_path / "run")
-    cost = measure_apart(run, "reference")
-    assert isinstance(cost, LossCost)
-    assert cost.seconds > 0 and cost.peak_bytes > 2 * 3 * 64 * 64 * 4  # a map at label size at least
-    assert "float64" not in cost.machine and cost.machine
-    broken = run_folder(tmp_path / "broken", device="warp")
-    with pytest.raises(ValueError, match="device 'warp' cannot be used here"):
-        measure(broken, "reference")
-    assert measure_apart(tmp_path / "nowhere", "cpu").startswith("FileNotFoundError")  # type: ignore[union-attr]
 
 
 def test_folders_without_a_run_and_broken_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,12 +119,9 @@ def test_folders_without_a_run_and_broken_files_are_named(tmp_path: Path, capsys
     assert main(["report", "--runs", "[]"]) == 1
     assert "runs must name at least one folder, got none" in capsys.readouterr().err
     (run / "maps" / "step_000004_val_01.npz").write_text("no maps")
-    assert main(["report", "--runs", f"[{run}]", "--measure", "false"]) == 1
+    assert main(["report", "--runs", f"[{run}]"]) == 1
     assert "step_000004_val_01.npz: not a file of maps" in capsys.readouterr().err
     for name, contents, message in (  # each is read before those above it
-        ("confusion.csv", "a,b\nc,d\n", "no table of counts"),
-        ("confusion.csv", "a,b,c\nb,1,2\nc,3\n", "no square table of counts: 2 rows of [2, 1]"),
-        ("confusion.csv", "a,b,c\nb,1,2\nc,3,4\n", "of 2 classes, metrics.jsonl has IoU of 3"),
         ("summary.json", "{}", "lacks steps, miou, pixel_accuracy"),
         ("summary.json", "[", "no JSON object"),
         ("config.yaml", "a: [", "no YAML"),
@@ -227,7 +158,7 @@ def test_a_users_own_pictures_beside_the_runs_are_left_out(tmp_path: Path) -> No
         (run / "pictures" / name).write_bytes(b"")
     (run / "maps" / "step_4_val_x.npz").write_bytes(b"")
     assert (read(run).panels(), read(run).maps()) == (panels, maps)
-    assert [path.name for path in panels] == ["step_000004_val_01.png"]
+    assert [path.name for path in panels.values()] == ["step_000004_val_01.png"]
 
 
 def test_the_current_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

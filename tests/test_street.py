@@ -10,8 +10,7 @@ import pytest
 import torch
 from heteroakd.data import IGNORE_INDEX, DataConfig, build_data
 from heteroakd.data.street import CLASSES, PALETTE, StreetScenes
-from heteroakd.data.street.canvas import Camera, Canvas
-from heteroakd.data.street.classes import Label
+from heteroakd.data.street.canvas import Camera, Canvas, Label, Surface
 
 SIZE = (64, 96)
 
@@ -83,22 +82,28 @@ def test_street_colour_alone_does_not_give_the_class_away():
     assert float(recall.mean()) < 0.45
 
 
+def empty_canvas() -> Canvas:
+    camera = Camera(20, 20, focal=20, horizon=10, centre=10, eye=1.5, roll=0.0)
+    return Canvas(camera, np.zeros((20, 20, 3), np.uint8))
+
+
 def test_street_antialiases_colours_and_never_labels():
-    canvas = Canvas(Camera(20, 20, focal=20, horizon=10, centre=10, eye=1.5, roll=0.0), Label.SKY)
-    canvas.paint_background(np.zeros((20, 20, 3), np.uint8))
-    canvas.polygon([(3, 3), (17, 5), (9, 17)], (240, 240, 240), canvas.surface(Label.VEHICLE, 5.0))
-    assert set(np.unique(canvas.surfaces())) == {0, 1}
-    assert len(np.unique(canvas.colours())) > 4
+    canvas = empty_canvas()
+    canvas.polygon([(3, 3), (17, 5), (9, 17)], (240, 240, 240), canvas.surface(Surface(Label.VEHICLE, 5.0)))
+    colours, surfaces, _ = canvas.developed()
+    assert set(np.unique(surfaces)) == {0, 1}
+    assert len(np.unique(colours)) > 4
 
 
 def test_street_shares_surfaces_on_a_crowded_canvas():
-    canvas = Canvas(Camera(20, 20, focal=20, horizon=10, centre=10, eye=1.5, roll=0.0), Label.SKY)
+    canvas = empty_canvas()
     for number in range(400):
-        surface = canvas.surface(Label.PERSON, 40.0 - 0.05 * number)
-        assert canvas.labels[surface] == Label.PERSON
-    bonnet = canvas.surface(Label.IGNORED, 1.0)
-    assert canvas.labels[bonnet] == Label.IGNORED
-    assert len(canvas.labels) <= Canvas.MAX_SURFACES
+        surface = canvas.surface(Surface(Label.PERSON, 40.0 - 0.05 * number))
+        assert canvas.surfaces[surface].label == Label.PERSON
+    assert surface < 399
+    bonnet = canvas.surface(Surface(IGNORE_INDEX, 1.0))
+    assert canvas.surfaces[bonnet].label == IGNORE_INDEX
+    assert len(canvas.surfaces) <= Canvas.MAX_SURFACES
 
 
 def test_street_projects_like_a_pinhole():

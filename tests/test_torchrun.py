@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from heteroakd.checkpoint import load_checkpoint
 from heteroakd.cli import main
+from heteroakd.training.checkpoint import load_checkpoint
 from test_distributed import start_torchrun, torchrun
 from test_interruption import wait_for_step
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -13,12 +12,12 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 import torchvision
-from heteroakd.command_config import DistillRun
-from heteroakd.commands import run_distill
-from heteroakd.config import ModelConfig, RuntimeConfig, ScheduleConfig, TeacherConfig
+from heteroakd.commands.train import run_distill
+from heteroakd.config.commands import DistillRun
+from heteroakd.config.groups import ModelConfig, RuntimeConfig, ScheduleConfig, TeacherConfig
 from heteroakd.data import DataConfig
-from heteroakd.models import build_network
-from heteroakd.weights import WeightsError, load_weights
+from heteroakd.networks.weights import WeightsError, load_weights
+from heteroakd.networks.zoo import build_network
 from torch import Tensor, nn
 
 RESNET = ModelConfig(architecture="fpn", encoder="resnet18")
@@ -47,52 +46,6 @@ def mix_transformer() -> State:
     return state_of(smp.encoders.get_encoder("mit_b0", weights=None))
 
 
-def openmmlab(state: State) -> State:
-    """As mmsegmentation's mit2mmseg.py writes it."""
-    renamed: State = {}
-    for name, value in state.items():
-        stage = int(re.match(r"[a-z_]+(\d)", name)[1]) - 1
-        rest = name.partition(".")[2]
-        if name.startswith("patch_embed"):
-            renamed[f"backbone.layers.{stage}.0.{rest.replace('proj.', 'projection.')}"] = value
-        elif name.startswith("norm"):
-            renamed[f"backbone.layers.{stage}.2.{rest}"] = value
-        elif ".attn.kv." not in name:
-            if ".attn.q." in name:
-                value = torch.cat([value, state[name.replace(".q.", ".kv.")]])
-                rest = rest.replace("attn.q.", "attn.attn.in_proj_")
-            rest = rest.replace("attn.proj.", "attn.attn.out_proj.").replace("mlp.dwconv.dwconv.", "ffn.layers.1.")
-            if "mlp.fc" in rest and rest.endswith("weight"):
-                value = value[:, :, None, None]
-            rest = rest.replace("mlp.fc1.", "ffn.layers.0.").replace("mlp.fc2.", "ffn.layers.4.")
-            renamed[f"backbone.layers.{stage}.1.{rest}"] = value
-    return renamed
-
-
-def hugging_face(state: State) -> State:
-    """As transformers names a SegFormer's encoder."""
-    renamed: State = {}
-    for name, value in state.items():
-        stage = int(re.match(r"[a-z_]+(\d)", name)[1]) - 1
-        rest = name.partition(".")[2]
-        if name.startswith("patch_embed"):
-            new = f"patch_embeddings.{stage}.{rest.replace('norm.', 'layer_norm.')}"
-        elif name.startswith("norm"):
-            new = f"layer_norm.{stage}.{rest}"
-        else:
-            for old, other in (("attn.q.", "attention.self.query."), ("attn.kv.", "attention.self.key."),
-                               ("attn.sr.", "attention.self.sr."), ("attn.norm.", "attention.self.layer_norm."),
-                               ("attn.proj.", "attention.output.dense."), ("mlp.fc", "mlp.dense")):  # fmt: skip
-                rest = rest.replace(old, other)
-            rest = re.sub(r"\.norm([12])\.", r".layer_norm_\1.", rest)
-            new = f"block.{stage}.{rest}"
-        if ".key." in new:
-            value, other_half = value.chunk(2)
-            renamed[f"segformer.encoder.{new.replace('.key.', '.value.')}"] = other_half
-        renamed[f"segformer.encoder.{new}"] = value
-    return renamed
-
-
 def saved(folder: Path, contents: Any, name: str = "weights.pth") -> str:
     path = folder / name
     if path.suffix == ".safetensors":
@@ -119,9 +72,6 @@ def loaded(config: ModelConfig, path: str, **options: Any) -> tuple[nn.Module, s
         (RESNET, resnet, lambda state: prefixed(state, "encoder."), "unused in the file: encoder.fc.weight"),
         (MIT, mix_transformer, lambda state: prefixed(state, "backbone."), "names without 'backbone.'"),
         (MIT, mix_transformer, lambda state: {**state, "head.weight": torch.ones(9, 4)}, "unused in the file: head.w"),
-        (MIT, mix_transformer, lambda state: {"state_dict": openmmlab(state), "meta": {}},
-         "names without 'backbone.', OpenMMLab's names"),
-        (MIT, mix_transformer, hugging_face, "names without 'segformer.encoder.', Hugging Face's names"),
     ],
 )  # fmt: skip
 def test_encoders_of_other_codebases(tmp_path: Path, config: ModelConfig, state: Any, wrap: Any, shown: str) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from heteroakd.config import ModelConfig
-from heteroakd.models import build_network, build_tapped
-from heteroakd.taps import TappedOutput
+from heteroakd.config.groups import ModelConfig
+from heteroakd.networks.shapes import probe, stride_of
+from heteroakd.networks.zoo import build_network
 from torch import nn
 
 SIZE = (64, 128)
@@ -17,10 +17,9 @@ SIZE = (64, 128)
 
 def shapes(config: ModelConfig) -> tuple[int, int, int]:
     """Channels and stride of the tap, and stride of the logits; nothing is computed."""
-    network, _ = build_tapped(config, 19)
-    output: TappedOutput = network.to("meta").eval()(torch.zeros(1, 3, *SIZE, device="meta"))
+    output = probe(build_network(config, 19)[0].to("meta"), ["encoder"], SIZE)
     assert output.logits.shape[:2] == (1, 19)
-    return output.features.shape[1], SIZE[1] // output.features.shape[3], SIZE[1] // output.logits.shape[3]
+    return output.maps[0].shape[1], SIZE[1] // output.maps[0].shape[3], SIZE[1] // output.logits.shape[3]
 
 
 @pytest.mark.usefixtures("uninitialized")
@@ -60,13 +59,15 @@ def test_deeplabv3_on_a_mix_transformer_reads_the_features_that_its_weights_were
     for parameter in plain.parameters():
         if parameter.ndim > 1:
             parameter.normal_(std=0.2)
-    network, _ = build_tapped(ModelConfig(architecture="deeplabv3", encoder="mit_b0"), 5)
-    network.network.encoder.load_state_dict(dict(plain.state_dict()))
+    network, _ = build_network(ModelConfig(architecture="deeplabv3", encoder="mit_b0"), 5)
+    network.encoder.load_state_dict(dict(plain.state_dict()))
     images = torch.randn(1, 3, 64, 96)
     expected = plain(images)[-1]
-    output = network.eval()(images)
-    torch.testing.assert_close(output.features, expected)
-    assert expected.std() > 0.01 and output.logits.shape == (1, 5, 2, 3) and network.stride == 32
+    found = []
+    network.encoder.register_forward_hook(lambda module, inputs, output: found.append(output[-1]))
+    logits = network.eval()(images)
+    torch.testing.assert_close(found[0], expected)
+    assert expected.std() > 0.01 and logits.shape == (1, 5, 2, 3) and stride_of(network) == 32
     dilated = smp.DeepLabV3("mit_b0", encoder_weights=None).eval()  # what would be wrong
     dilated.encoder.load_state_dict(dict(plain.state_dict()))
     assert dilated.encoder(images)[-1].shape != expected.shape

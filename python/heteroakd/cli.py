@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser, Namespace
 
-from heteroakd.command_config import (
+from heteroakd.config.commands import (
     CheckDataRun,
     CompareRun,
     DemoRun,
@@ -27,18 +28,40 @@ from heteroakd.command_config import (
     ReportRun,
     TeacherRun,
 )
-from heteroakd.interruption import StoppedError, reader_may_leave
+from heteroakd.system.signals import StoppedError, reader_may_leave
 
-COMMANDS: dict[str, tuple[type[Any], str]] = {
-    "teacher": (TeacherRun, "train a teacher on labels alone"),
-    "distill": (DistillRun, "distil a student from a trained teacher: method none, kd, cwd, heteroakd"),
-    "compare": (CompareRun, "methods x seeds on one schedule, and a table of means and paired differences"),
-    "evaluate": (EvaluateRun, "IoU per class and mIoU of a checkpoint"),
-    "predict": (PredictRun, "overlay PNGs of a checkpoint's predictions"),
-    "export": (ExportRun, "the network of a checkpoint alone, as a torch.export program or an ONNX model"),
-    "report": (ReportRun, "runs and comparisons as one HTML file"),
-    "check-data": (CheckDataRun, "count and show a data set, and name what is broken in it"),
-    "demo": (DemoRun, "teacher, three students and a report on built-in data, in minutes on two CPU cores"),
+
+class Command(NamedTuple):
+    """A subcommand; what runs it is imported when it does, so that help and wrong options wait for no torch."""
+
+    config: type[Any]
+    summary: str
+    place: str
+    """Module of `heteroakd.commands` and its function, which takes the configuration and the flags."""
+
+
+COMMANDS = {
+    "teacher": Command(TeacherRun, "train a teacher on labels alone", "train:run_teacher"),
+    "distill": Command(
+        DistillRun, "distil a student from a trained teacher: method none, kd, cwd, heteroakd", "train:run_distill"
+    ),
+    "compare": Command(
+        CompareRun,
+        "methods x seeds on one schedule, and a table of means and paired differences",
+        "compare:run_compare",
+    ),
+    "evaluate": Command(EvaluateRun, "IoU per class and mIoU of a checkpoint", "evaluate:run_evaluate"),
+    "predict": Command(PredictRun, "overlay PNGs of a checkpoint's predictions", "predict:run_predict"),
+    "export": Command(
+        ExportRun, "the network of a checkpoint alone, as a torch.export program or an ONNX model", "export:run_export"
+    ),
+    "report": Command(ReportRun, "runs and comparisons as one HTML file", "report:run_report"),
+    "check-data": Command(
+        CheckDataRun, "count and show a data set, and name what is broken in it", "check_data:run_check_data"
+    ),
+    "demo": Command(
+        DemoRun, "teacher, three students and a report on built-in data, in minutes on two CPU cores", "demo:run_demo"
+    ),
 }
 TRAINING = ("teacher", "distill")
 UNKNOWN = re.compile(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'")
@@ -66,7 +89,7 @@ def build_parser() -> ArgumentParser:
         version=_version(),
     )
     subcommands = parser.add_subcommands(dest="command", required=True)
-    for name, (config_class, summary) in COMMANDS.items():
+    for name, (config_class, summary, _) in COMMANDS.items():
         command = _Parser(
             usage=f"heteroakd {name} [--config FILE] [options]; heteroakd {name} --help lists them",
             description=f"{summary[0].upper()}{summary[1:]}.",
@@ -106,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--config {file}: {problem}")
     parsed = parser.parse_args(ordered)
     name = parsed.command
-    config_class = COMMANDS[name][0]
+    config_class = COMMANDS[name].config
     for field in dataclasses.fields(config_class):
         if dataclasses.is_dataclass(field.default_factory) and not isinstance(parsed[name][field.name], Namespace):
             parser.error(f"{field.name} must be a group of options, got {parsed[name][field.name]!r}")
@@ -172,33 +195,5 @@ def _message(error: Exception) -> str:
 
 
 def _run(name: str, config: Any, flags: dict[str, bool]) -> None:
-    # Imported here, so that help and usage errors do not wait for torch's model libraries.
-    if name == "demo":
-        from heteroakd.demo import run_demo
-
-        run_demo(config)
-    elif name == "compare":
-        from heteroakd.compare import run_compare
-
-        run_compare(config)
-    elif name == "check-data":
-        from heteroakd.check_data import run_check_data
-
-        run_check_data(config)
-    elif name == "export":
-        from heteroakd.export import run_export
-
-        run_export(config)
-    elif name == "report":
-        from heteroakd.run_report import run_report
-
-        run_report(config)
-    elif name == "predict":
-        from heteroakd.prediction import run_predict
-
-        run_predict(config)
-    else:
-        from heteroakd import commands
-
-        run: Callable[..., object] = getattr(commands, f"run_{name}")
-        run(config, **flags)
+    module, _, function = COMMANDS[name].place.partition(":")
+    getattr(importlib.import_module(f"heteroakd.commands.{module}"), function)(config, **flags)

@@ -26,7 +26,8 @@ def test_wheel_without_build_isolation(source, tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     street, classes = "heteroakd/data/street/__init__.py", "heteroakd/data/classes/cityscapes.txt"
-    for wanted in ("hetero_kernels/py.typed", "heteroakd/py.typed", street, classes):
+    page = "heteroakd/report/page.html.j2"
+    for wanted in ("hetero_kernels/py.typed", "heteroakd/py.typed", street, classes, page):
         assert wanted in names
     assert any(n.startswith("hetero_kernels/libhetero_kernels_cpu.") for n in names)
     assert any(n.startswith("hetero_kernels/_host.") for n in names)

@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 
+from heteroakd.config.groups import DataConfig
 from heteroakd.data import folder, street
 from heteroakd.data.augmentation import EvalTransform, FixedTransform, TrainTransform
-from heteroakd.data.config import DataConfig
 from heteroakd.data.files import DataError
 from heteroakd.data.published import PUBLISHED
 from heteroakd.data.samples import (

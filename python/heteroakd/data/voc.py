@@ -19,7 +19,7 @@ al., "Semantic Contours from Inverse Detectors", ICCV 2011.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,14 +41,14 @@ _ARCHIVE = "the contents of VOCtrainval_11-May-2012.tar"
 _AUGMENTED_LISTS = ("train_aug.txt", "trainaug.txt")
 
 
-def voc_source(root: Path, split: Literal["train", "val"]) -> FileSource:
+def voc_source(root: Path, split: str) -> FileSource:
     """One part of VOC 2012 under `root`, by its own lists. Raises DataError for missing folders, lists and files."""
     base = _base(root)
     names_file = _lists(base) / f"{split}.txt"
     return FileSource(_listed(read_list(names_file), names_file, base, base / "SegmentationClass"), LABELS)
 
 
-def voc_aug_source(root: Path, split: Literal["train", "val"]) -> FileSource:
+def voc_aug_source(root: Path, split: str) -> FileSource:
     """VOC's val part, or the training images of VOC and SBD together. Raises DataError as `voc_source`, and where the
     list of training images holds one of VOC's val part."""
     if split == "val":

@@ -1,20 +1,53 @@
-"""A pinhole camera and the canvas on which a scene is painted from far to near."""
+"""A pinhole camera, the canvas on which a scene is painted from far to near, and where its random numbers come from."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from enum import IntEnum
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 SUPERSAMPLING = 3  # odd, so that every pixel has a central sample: colours are averaged, labels are that sample
-NEAR = 1.2  # nearest distance at which anything is painted, in metres
-FAR = 250.0  # distance of the sky, in metres
-
+NEAR, FAR = 1.2, 250.0  # nearest distance at which anything is painted, and distance of the sky, in metres
 Colour = tuple[int, int, int]
-Point = tuple[float, float]
+Array = NDArray[np.float32]
+T = TypeVar("T")
+
+Label = IntEnum(
+    "Label",
+    "ROAD LANE_MARKING SIDEWALK BUILDING FENCE POLE TRAFFIC_LIGHT TRAFFIC_SIGN VEGETATION SKY PERSON VEHICLE",
+    start=0,
+)
+"""Class indices as they stand in a label picture, besides IGNORE_INDEX."""
+CLASSES: tuple[str, ...] = tuple(label.name.lower().replace("_", " ") for label in Label)
+PALETTE: tuple[Colour, ...] = (
+    (128, 64, 128), (255, 255, 255), (244, 35, 232), (90, 90, 90), (190, 153, 153), (153, 153, 153),
+    (250, 170, 30), (220, 220, 0), (107, 142, 35), (70, 130, 180), (220, 20, 60), (0, 0, 142),
+)  # fmt: skip
+
+
+class Randomness:
+    """Scalars and arrays from one numpy generator, identified by the integers of its key."""
+
+    def __init__(self, *key: int) -> None:
+        self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+
+    def uniform(self, low: float, high: float) -> float:
+        """A number in [low, high)."""
+        return low + (high - low) * self._generator.random()
+
+    def chance(self, probability: float) -> bool:
+        """True with the given probability."""
+        return self._generator.random() < probability
+
+    def pick(self, options: Sequence[T]) -> T:
+        """One of the options."""
+        return options[int(len(options) * self._generator.random())]
+
+    def normal(self, *shape: int) -> Array:
+        """Standard normal numbers."""
+        return self._generator.standard_normal(shape, dtype=np.float32)
 
 
 def shade(colour: Colour, factor: float) -> Colour:
@@ -23,147 +56,93 @@ def shade(colour: Colour, factor: float) -> Colour:
     return min(255, int(factor * red)), min(255, int(factor * green)), min(255, int(factor * blue))
 
 
-def mix(first: Sequence[float], second: Sequence[float], share: float) -> Colour:
-    """`first` with a share in [0, 1] of `second`."""
-    red, green, blue = (int((1 - share) * a + share * b) for a, b in zip(first, second, strict=True))
-    return red, green, blue
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A pinhole camera that looks along +z; x points right and y up, in metres, the ground is y = 0."""
+class Camera(NamedTuple):
+    """A pinhole camera that looks along +z; x points right and y up, in metres, the ground is y = 0. Sizes, focal
+    length and the vanishing point (centre, horizon) are in pixels, the eye's height in metres, a small roll in
+    radians."""
 
     height: int
     width: int
-    """Size of the picture in pixels."""
     focal: float
-    """Focal length in pixels."""
     horizon: float
-    """Row of the horizon at the vanishing point, in pixels."""
     centre: float
-    """Column of the vanishing point, in pixels."""
     eye: float
-    """Height of the camera above the ground, in metres."""
     roll: float
-    """Rotation of the picture around the vanishing point, in radians."""
 
-    @cached_property
-    def _rotation(self) -> tuple[float, float]:
-        return math.cos(self.roll), math.sin(self.roll)
+    def project(self, x: float, y: float, z: float) -> tuple[float, float]:
+        """Column and row, in pixels, of a point of the world; what is nearer than NEAR is moved there."""
+        scale = self.focal / (z if z > NEAR else NEAR)
+        right, down = scale * x, scale * (self.eye - y)
+        return self.centre + right - self.roll * down, self.horizon + self.roll * right + down
 
-    def project(self, x: float, y: float, z: float) -> Point:
-        """Column and row, in pixels, of a point of the world with z > 0."""
-        right = self.focal * x / z
-        down = self.focal * (self.eye - y) / z
-        cosine, sine = self._rotation
-        return self.centre + cosine * right - sine * down, self.horizon + sine * right + cosine * down
-
-    def ground(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def ground(self) -> tuple[Array, Array]:
         """x and z, float32 [H, W] in metres, of the ground at every pixel; z is FAR above the horizon."""
         columns = np.arange(self.width, dtype=np.float32)[None] + 0.5 - self.centre
         rows = np.arange(self.height, dtype=np.float32)[:, None] + 0.5 - self.horizon
-        cosine, sine = self._rotation
-        right, down = cosine * columns + sine * rows, cosine * rows - sine * columns
+        right, down = columns + self.roll * rows, rows - self.roll * columns
         z = np.minimum(self.focal * self.eye / np.maximum(down, 1e-3), FAR).astype(np.float32)
-        return right * z / self.focal, z
+        return (right * z / self.focal).astype(np.float32), z
+
+
+class Surface(NamedTuple):
+    """One object, or one material of it: what label and light need to know."""
+
+    label: int
+    depth: float
+    grain: float = 0.04
+    """Strength of the texture."""
+    emission: float = 0.0
+    """Strength of its own light, in [0, 1]."""
+    ground: bool = False
 
 
 class Canvas:
-    """Colours and surfaces of a scene, painted at SUPERSAMPLING times the resolution of the picture.
-
-    A surface stands for one object (or one material of it) and carries what the label and the shading need to
-    know; surface 0 is the sky. Shadows on the ground are painted apart, so that the shading can apply them to
-    the ground only.
-    """
+    """Colours and surfaces of a scene at SUPERSAMPLING times the picture's resolution, over a sky, uint8 [H, W, 3],
+    which is surface 0. Shadows are painted apart, so that they darken the ground only."""
 
     MAX_SURFACES = 256
     CROWDED = 224  # from here on objects share surfaces, so that no scene is too full to be painted
 
-    def __init__(self, camera: Camera, sky_label: int) -> None:
+    def __init__(self, camera: Camera, sky: NDArray[np.uint8]) -> None:
         self.camera = camera
-        # CMYK is Pillow's plain four-channel mode: three channels of colour and the surface, painted by one
-        # call.
         size = (camera.width * SUPERSAMPLING, camera.height * SUPERSAMPLING)
-        self._picture = Image.new("CMYK", size)
-        self._draw = ImageDraw.Draw(self._picture)
+        # CMYK is Pillow's plain four-channel mode: three channels of colour and the surface, painted by one call.
+        picture = Image.fromarray(np.dstack([sky, np.zeros(sky.shape[:2], np.uint8)]), "CMYK")
+        self._picture = picture.resize(size, Image.Resampling.NEAREST)
         self._shadow = Image.new("L", size)
-        self._shadow_draw = ImageDraw.Draw(self._shadow)
-        self.labels: list[int] = []
-        self.depths: list[float] = []
-        self.grains: list[float] = []
-        self.emissions: list[float] = []
-        self.grounds: list[bool] = []
-        self.surface(sky_label, FAR)
+        self._draw, self._shadow_draw = ImageDraw.Draw(self._picture), ImageDraw.Draw(self._shadow)
+        self.surfaces = [Surface(Label.SKY, FAR)]
 
-    def surface(
-        self, label: int, depth: float, *, grain: float = 0.04, emission: float = 0.0, ground: bool = False
-    ) -> int:
-        """A surface with this label, distance in metres, strength of texture and strength of its own light in
-        [0, 1].
-
-        It is a new one, or, on a crowded canvas, the nearest in depth that has the same label, light and
-        flag. Raises RuntimeError beyond MAX_SURFACES.
-        """
-        if len(self.labels) >= self.CROWDED:
-            kind = (label, emission, ground)
-            kinds = zip(self.labels, self.emissions, self.grounds, strict=True)
-            alike = [index for index, other in enumerate(kinds) if other == kind]
+    def surface(self, wanted: Surface) -> int:
+        """The number of a new surface or, on a crowded canvas, of the nearest in depth that is alike."""
+        if len(self.surfaces) >= self.CROWDED:
+            alike = [i for i, other in enumerate(self.surfaces) if other[::3] + other[4:] == wanted[::3] + wanted[4:]]
             if alike:
-                return min(alike, key=lambda index: abs(self.depths[index] - depth))
-        if len(self.labels) == self.MAX_SURFACES:
+                return min(alike, key=lambda i: abs(self.surfaces[i].depth - wanted.depth))
+        if len(self.surfaces) == self.MAX_SURFACES:
             raise RuntimeError(f"a scene has at most {self.MAX_SURFACES} surfaces")
-        self.labels.append(label)
-        self.depths.append(depth)
-        self.grains.append(grain)
-        self.emissions.append(emission)
-        self.grounds.append(ground)
-        return len(self.labels) - 1
+        self.surfaces.append(wanted)
+        return len(self.surfaces) - 1
 
-    def paint_background(self, colours: NDArray[np.uint8]) -> None:
-        """Fill the canvas with a picture, uint8 [H, W, 3], as surface 0."""
-        picture = np.zeros((*colours.shape[:2], 4), np.uint8)
-        picture[..., :3] = colours
-        self._picture.paste(Image.fromarray(picture, "CMYK").resize(self._picture.size, Image.Resampling.NEAREST))
-
-    def polygon(self, points: Sequence[Point], colour: Colour, surface: int) -> None:
+    def polygon(self, points: Sequence[tuple[float, float]], colour: Colour, surface: int) -> None:
         """Fill a polygon of (column, row) points, in pixels of the picture."""
-        scaled = [(SUPERSAMPLING * u, SUPERSAMPLING * v) for u, v in points]
-        self._draw.polygon(scaled, fill=(*colour, surface))
+        self._draw.polygon([(SUPERSAMPLING * u, SUPERSAMPLING * v) for u, v in points], fill=(*colour, surface))
 
-    def ellipse(self, centre: Point, radii: Point, colour: Colour, surface: int) -> None:
-        """Fill an axis-parallel ellipse; centre and radii are (column, row), in pixels of the picture."""
-        (u, v), (across, down) = centre, radii
-        box = (u - across, v - down, u + across, v + down)
+    def disc(self, centre: tuple[float, float], across: float, down: float, colour: Colour, surface: int) -> None:
+        """Fill an ellipse, in pixels of the picture."""
+        box = (centre[0] - across, centre[1] - down, centre[0] + across, centre[1] + down)
         self._draw.ellipse([SUPERSAMPLING * edge for edge in box], fill=(*colour, surface))
 
-    def solid(self, points: Sequence[tuple[float, float, float]], colour: Colour, surface: int) -> None:
-        """Fill a polygon of world points (x, y, z), in metres."""
-        project = self.camera.project
-        self.polygon([project(x, y, z if z > NEAR else NEAR) for x, y, z in points], colour, surface)
-
-    def disc(self, x: float, y: float, z: float, radii: Point, colour: Colour, surface: int) -> None:
-        """Fill an ellipse that faces the camera; radii are (across, up), in metres."""
-        scale = self.camera.focal / z
-        self.ellipse(self.camera.project(x, y, z), (radii[0] * scale, radii[1] * scale), colour, surface)
-
-    def shadow(self, points: Sequence[tuple[float, float]], strength: float = 1.0) -> None:
+    def shadow(self, points: Sequence[tuple[float, float]], strength: float) -> None:
         """Darken a polygon of ground points (x, z), in metres."""
-        if strength <= 0:
-            return
-        projected = [self.camera.project(x, 0.0, max(z, NEAR)) for x, z in points]
-        self._shadow_draw.polygon(
-            [(SUPERSAMPLING * u, SUPERSAMPLING * v) for u, v in projected], fill=int(255 * strength)
-        )
+        projected = (self.camera.project(x, 0.0, z) for x, z in points)
+        scaled = [(SUPERSAMPLING * u, SUPERSAMPLING * v) for u, v in projected]
+        self._shadow_draw.polygon(scaled, fill=int(255 * strength))
 
-    def colours(self) -> NDArray[np.float32]:
-        """The picture so far, antialiased, float32 [H, W, 3] in 0..1."""
-        return np.asarray(self._picture.reduce(SUPERSAMPLING), np.float32)[..., :3] / np.float32(255)
-
-    def surfaces(self) -> NDArray[np.uint8]:
-        """The surface at the centre of every pixel, uint8 [H, W]."""
-        middle = SUPERSAMPLING // 2
-        return np.asarray(self._picture)[middle::SUPERSAMPLING, middle::SUPERSAMPLING, 3]
-
-    def shadows(self) -> NDArray[np.float32]:
-        """Share of the sun's light that is taken away, float32 [H, W] in 0..1."""
-        return np.asarray(self._shadow.reduce(SUPERSAMPLING), np.float32) / np.float32(255)
+    def developed(self) -> tuple[Array, NDArray[np.uint8], Array]:
+        """Antialiased colours, float32 [H, W, 3] in 0..1; the surface at every pixel's centre, uint8 [H, W]; the share
+        of the sun's light that shadows take, float32 [H, W] in 0..1."""
+        middle, unit = SUPERSAMPLING // 2, np.float32(1 / 255)
+        colours = np.asarray(self._picture.reduce(SUPERSAMPLING), np.float32)[..., :3] * unit
+        surfaces = np.asarray(self._picture)[middle::SUPERSAMPLING, middle::SUPERSAMPLING, 3]
+        return colours, surfaces, np.asarray(self._shadow.reduce(SUPERSAMPLING), np.float32) * unit

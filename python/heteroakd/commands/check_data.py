@@ -1,0 +1,227 @@
+"""`heteroakd check-data`: reads every pair of a data set once, counts what is in it and names what is broken."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+from tqdm import tqdm
+
+from heteroakd.config.commands import CheckDataRun
+from heteroakd.data import IGNORE_INDEX, DataConfig, DataError, SegmentationData, build_data, denormalize
+from heteroakd.data.files import FileSource
+from heteroakd.data.published import PUBLISHED
+from heteroakd.data.samples import SegmentationDataset, Source
+from heteroakd.evaluation.pictures import NEUTRAL, colorize, panel
+from heteroakd.system.files import write_text
+
+REPORT, SHEET = "check.json", "contact_sheet.png"
+SHEET_COLUMNS = 4  # two samples a row, each beside its label
+THUMBNAIL_WIDTH = 288
+SIZES_SHOWN = 3
+BROKEN_KEPT = 20
+
+
+class Reading(NamedTuple):
+    """What one pair of files holds, or why it cannot be read."""
+
+    size: str = ""
+    """WIDTHxHEIGHT."""
+    counts: tuple[int, ...] = ()
+    """Pixels of each of the K classes, and last those that are ignored."""
+    error: str | None = None
+    """What is broken, naming the file."""
+
+
+class Readings(Dataset[Reading]):
+    """The pictures of a source as what is counted of them; broken ones too, where the source raises DataError."""
+
+    def __init__(self, source: Source, num_classes: int, limit: int | None) -> None:
+        self.source = source
+        self.num_classes = num_classes
+        self.count = len(source) if limit is None else min(limit, len(source))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Reading:
+        try:
+            _, label = self.source[index]
+        except DataError as error:
+            return Reading(error=str(error))
+        counts = torch.bincount(label.flatten(), minlength=IGNORE_INDEX + 1).tolist()
+        return Reading(f"{label.shape[1]}x{label.shape[0]}", (*counts[: self.num_classes], counts[IGNORE_INDEX]))
+
+
+class PartReport:
+    """What was counted over one part of a data set: `pairs` of files, `published` as many where it is a public set, and
+    of the `read` ones `broken`, the first `errors`, images by `sizes`, and by class, and last for what is ignored,
+    `pixels` and `images` that hold it."""
+
+    def __init__(
+        self, pairs: int, published: int | None, classes: tuple[str, ...], readings: Iterable[Reading]
+    ) -> None:
+        self.pairs, self.published, self.classes = pairs, published, classes
+        self.read, self.broken, self.errors = 0, 0, list[str]()
+        self.sizes = Counter[str]()
+        self.pixels, self.images = ([0] * (len(classes) + 1) for _ in range(2))
+        for reading in readings:
+            self.read += 1
+            if reading.error is not None:
+                self.broken += 1
+                self.errors += [reading.error] if len(self.errors) < BROKEN_KEPT else []
+                continue
+            self.sizes[reading.size] += 1
+            for index, count in enumerate(reading.counts):
+                self.pixels[index] += count
+                self.images[index] += count > 0
+        self.ignored_share = self.pixels[-1] / max(1, sum(self.pixels))
+
+    def share(self, index: int) -> float:
+        """Share of the labelled pixels that are of the class."""
+        return self.pixels[index] / max(1, sum(self.pixels[:-1]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-compatible."""
+        by_class = {name: dict(zip(self.classes, getattr(self, name), strict=False)) for name in ("pixels", "images")}
+        return {**vars(self), "sizes": dict(self.sizes.most_common()), **by_class}
+
+
+def run_check_data(config: CheckDataRun) -> dict[str, PartReport]:
+    """Read the data set once; write check.json and contact_sheet.png into `config.output`, print both's essence.
+
+    Returns what was counted by part. Raises DataError, naming the first of them, where files are missing or broken:
+    missing ones at once, broken ones after everything else has been counted and written.
+    """
+    for name, least in (("samples", 0), ("workers", 0), ("limit", 1)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    # Without the cache: every picture is needed once.
+    data = build_data(replace(config.data, cache=False))
+    output = Path(config.output.replace("{name}", _name_of_set(config.data)))
+    published = PUBLISHED[config.data.name].images if config.data.name in PUBLISHED else {}
+    reports = {}
+    for name, part in parts(config, data).items():
+        readings = Readings(part.source, len(data.classes), config.limit)
+        # torch's own collation would make lists of the tuples.
+        loader = DataLoader(readings, batch_size=None, num_workers=config.workers, collate_fn=_as_it_is)
+        shown = tqdm(loader, name, len(readings), unit="pair", disable=None)
+        reports[name] = PartReport(len(part), published.get(name), data.classes, shown)
+    summary = {
+        "data": config.data.name,
+        "root": config.data.root,
+        "parts": {name: report.to_dict() for name, report in reports.items()},
+    }
+    write_text(output / REPORT, json.dumps(summary, indent=2) + "\n")
+    print("\n".join(_text(config, data, reports)))
+    if config.samples and write_contact_sheet(output / SHEET, parts(config, data), data, config.samples):
+        print(f"samples: {output / SHEET}")
+    print(f"all numbers: {output / REPORT}", flush=True)
+    broken = sum(report.broken for report in reports.values())
+    if broken:
+        first = next(report.errors[0] for report in reports.values() if report.errors)
+        read = sum(report.read for report in reports.values())
+        raise DataError(f"{broken} of {read} pairs are broken; the first: {first}")
+    return reports
+
+
+def _name_of_set(data: DataConfig) -> str:
+    """The data set's name; of the user's own sets, which share one, with their folder's."""
+    return f"{data.name}-{Path(data.root).resolve().name}" if data.name == "folder" and data.root else data.name
+
+
+def parts(config: CheckDataRun, data: SegmentationData) -> dict[str, SegmentationDataset]:
+    """Both parts by name."""
+    return {"train": data.train, config.data.evaluation_part: data.val}
+
+
+def _as_it_is(reading: Any) -> Any:
+    return reading
+
+
+def _text(config: CheckDataRun, data: SegmentationData, reports: dict[str, PartReport]) -> Iterator[str]:
+    where = f", {config.data.root}" if config.data.root else ""
+    yield f"{config.data.name}{where}: {len(data.classes)} classes"
+    for name, report in reports.items():
+        published = ""
+        if report.published is not None:
+            published = ", as published" if report.pairs == report.published else f" (published: {report.published})"
+        read = "" if report.read == report.pairs else f", the first {report.read} of them read"
+        shown = [f"{size} ({count})" for size, count in report.sizes.most_common(SIZES_SHOWN)]
+        if len(report.sizes) > SIZES_SHOWN:
+            shown.append(f"{len(report.sizes) - SIZES_SHOWN} other sizes")
+        yield (
+            f"{name}: {report.pairs} pairs{published}{read}; {', '.join(shown) or 'no size known'}; "
+            f"{100 * report.ignored_share:.1f} % of the pixels ignored; {report.broken} broken"
+        )
+    width = max(len(name) for name in data.classes)
+    yield f"{'labelled':<{width}}" + "".join(f"  {name + ' pixels':>13}  {'images':>7}" for name in reports)
+    for index, class_name in enumerate(data.classes):
+        cells = (f"  {100 * report.share(index):11.3f} %  {report.images[index]:7d}" for report in reports.values())
+        yield f"{class_name:<{width}}" + "".join(cells)
+    nowhere = [name for index, name in enumerate(data.classes) if not any(r.images[index] for r in reports.values())]
+    if nowhere:
+        yield f"labelled nowhere: {', '.join(nowhere)}"
+
+
+def write_contact_sheet(
+    path: Path, datasets: dict[str, SegmentationDataset], data: SegmentationData, samples: int
+) -> bool:
+    """Pictures beside their labels in the colours of the classes, as one PNG: `samples` spread over each part, and
+    half as many training crops. Broken pairs are passed over; False, and no file, where nothing is left."""
+    captioned: list[tuple[str, Tensor]] = []
+    present: set[int] = set()
+
+    def show(caption: str, image: Tensor, label: Tensor) -> None:
+        present.update(label.unique().tolist())
+        image, label = _thumbnail(image, label)
+        captioned.extend([(caption, image), ("label", colorize(label, data.palette))])
+
+    for name, dataset in datasets.items():
+        count = min(samples, len(dataset))
+        for number in range(count):
+            index = number * len(dataset) // count
+            try:
+                show(f"{name}: {_name(dataset.source, index)}", *dataset.source[index])
+            except DataError:
+                continue
+    torch.manual_seed(0)
+    crops = min(max(1, samples // 2), len(data.train))
+    for number in range(crops):
+        try:
+            image, label = data.train[number * len(data.train) // crops]
+        except DataError:
+            continue
+        show("training crop", denormalize(image), label)
+    if not captioned:
+        return False
+    shown = sorted(present - {IGNORE_INDEX})
+    legend, colours = [data.classes[index] for index in shown], data.palette[shown]
+    if IGNORE_INDEX in present:
+        legend, colours = [*legend, "ignored"], torch.cat([colours, torch.tensor([NEUTRAL], dtype=torch.uint8)])
+    panel(captioned, path, columns=SHEET_COLUMNS, classes=legend, palette=colours)
+    return True
+
+
+def _thumbnail(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Both no wider than THUMBNAIL_WIDTH."""
+    height, width = label.shape
+    if width <= THUMBNAIL_WIDTH:
+        return image, label
+    size = [max(1, round(height * THUMBNAIL_WIDTH / width)), THUMBNAIL_WIDTH]
+    label = transforms.resize(label[None], size, interpolation=InterpolationMode.NEAREST_EXACT)[0]
+    return transforms.resize(image, size, antialias=True), label
+
+
+def _name(source: Source, index: int) -> str:
+    return source.pairs[index].image.stem if isinstance(source, FileSource) else str(index)

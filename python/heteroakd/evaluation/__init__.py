@@ -1,0 +1,1 @@
+"""Inference, IoU and pictures of a network."""

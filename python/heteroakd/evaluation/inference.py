@@ -1,0 +1,145 @@
+"""What a network says of one whole image: at once or in windows, at several scales, mirrored."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hetero_kernels.taps import output_logits
+from heteroakd.config.groups import EvaluationConfig
+from heteroakd.networks.shapes import stride_of
+
+WHOLE = EvaluationConfig()
+"""Whole image, single scale, not mirrored."""
+LARGEST_SCALE = 16  # beyond it a misplaced digit, which would end in the allocator's words
+
+
+def check_options(options: EvaluationConfig) -> None:
+    """Raises ValueError, naming the option, for values with which some pixel would get no prediction."""
+    if not options.scales or any(not 0 < scale <= LARGEST_SCALE for scale in options.scales):
+        raise ValueError(
+            f"evaluation.scales must hold at least one factor above 0, up to {LARGEST_SCALE}, got {options.scales}"
+        )
+    if options.window is None:
+        if options.window_stride is not None:
+            raise ValueError(
+                f"evaluation.window_stride is that of evaluation.window, which is null, got {options.window_stride}"
+            )
+        return
+    if len(options.window) != 2 or min(options.window) < 1:
+        raise ValueError(f"evaluation.window must be a height and a width of at least 1, got {options.window}")
+    stride = window_stride(options)
+    if len(stride) != 2 or any(not 1 <= step <= size for step, size in zip(stride, options.window, strict=False)):
+        raise ValueError(
+            f"evaluation.window_stride must be two numbers from 1 to evaluation.window {options.window}, else pixels "
+            f"lie between the windows, got {options.window_stride}"
+        )
+
+
+def window_stride(options: EvaluationConfig) -> tuple[int, int]:
+    """The windows' stride (vertical, horizontal): two thirds of the window unless it is given."""
+    assert options.window is not None
+    if options.window_stride is not None:
+        return options.window_stride
+    height, width = (max(1, 2 * size // 3) for size in options.window)
+    return height, width
+
+
+def pad(image: Tensor, stride: int) -> Tensor:
+    """An image float [3, H, W] as a batch [1, 3, H', W'], padded at its right and bottom to multiples of a stride by 0,
+    the mean colour."""
+    height, width = image.shape[-2:]
+    return F.pad(image, (0, -width % stride, 0, -height % stride))[None]
+
+
+@torch.no_grad()
+def whole_logits(network: nn.Module, image: Tensor, *, align_corners: bool = False) -> Tensor:
+    """Logits float32 [K, H, W] of an image float [3, H, W] that the network sees at once, on the network's device."""
+    padded = pad(image, stride_of(network))
+    logits = output_logits(network(padded.to(next(network.parameters()).device)))
+    return at_label_size(logits, (padded.shape[2], padded.shape[3]), image, align_corners)[0]
+
+
+def at_label_size(logits: Tensor, padded_size: tuple[int, int], image: Tensor, align_corners: bool) -> Tensor:
+    """Coarse logits [1, K, h, w] of a padded image, float32 and as large as the image [3, H, W]."""
+    full = F.interpolate(logits.float(), size=padded_size, mode="bilinear", align_corners=align_corners)
+    return full[:, :, : image.shape[-2], : image.shape[-1]]
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows start along a side of `length` pixels: every `stride`, the last one moved back to end with the
+    side. One window, at 0, where the side is not longer than it."""
+    last = max(0, length - window)
+    return [*range(0, last, stride), last]
+
+
+def window_logits(
+    network: nn.Module,
+    image: Tensor,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    *,
+    align_corners: bool = False,
+) -> Tensor:
+    """Logits float32 [K, H, W] of an image float [3, H, W] in windows (H, W): where windows overlap, the mean of their
+    logits at label size, as MMSegmentation has it. A side shorter than the window's is seen at once."""
+    height, width = image.shape[-2:]
+    total: Tensor | None = None
+    count = torch.zeros(height, width)
+    for top in window_starts(height, window[0], stride[0]):
+        for left in window_starts(width, window[1], stride[1]):
+            place = (slice(top, min(top + window[0], height)), slice(left, min(left + window[1], width)))
+            logits = whole_logits(network, image[:, place[0], place[1]], align_corners=align_corners)
+            if total is None:
+                total = logits.new_zeros(len(logits), height, width)
+            total[:, place[0], place[1]] += logits
+            count[place] += 1
+    assert total is not None
+    return total / count.to(total.device)
+
+
+@torch.no_grad()
+def class_scores(
+    network: nn.Module, image: Tensor, options: EvaluationConfig = WHOLE, *, align_corners: bool = False
+) -> Tensor:
+    """Scores float32 [K, H, W] of an image float [3, H, W], on the network's device; the largest is the prediction.
+
+    Of one view of the image they are logits; of several (scales, mirrored) the mean of the views' softmax, each
+    brought to the image's size as logits before. The network should be in eval mode. Raises ValueError as
+    `check_options`.
+    """
+    check_options(options)
+    size = (image.shape[-2], image.shape[-1])
+    views = [(scale, mirrored) for scale in options.scales for mirrored in (False, True)[: 1 + options.flip]]
+    total: Tensor | None = None
+    for scale, mirrored in views:
+        view = _resize(image, scale)
+        view = view.flip(-1) if mirrored else view
+        if options.window is None:
+            logits = whole_logits(network, view, align_corners=align_corners)
+        else:
+            logits = window_logits(network, view, options.window, window_stride(options), align_corners=align_corners)
+        logits = logits.flip(-1) if mirrored else logits
+        if logits.shape[1:] != size:
+            logits = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=align_corners)[0]
+        if len(views) == 1:
+            return logits
+        total = logits.softmax(0) if total is None else total.add_(logits.softmax(0))
+    assert total is not None
+    return total / len(views)
+
+
+def _resize(image: Tensor, scale: float) -> Tensor:
+    """As training's augmentation resizes: bilinear, with antialiasing."""
+    height, width = (max(1, round(length * scale)) for length in image.shape[-2:])
+    if (height, width) == image.shape[-2:]:
+        return image
+    return F.interpolate(image[None], size=(height, width), mode="bilinear", antialias=True)[0]
+
+
+def predict(
+    network: nn.Module, image: Tensor, options: EvaluationConfig = WHOLE, *, align_corners: bool = False
+) -> Tensor:
+    """Predicted classes int64 [H, W] of an image float [3, H, W], see `class_scores`."""
+    return class_scores(network, image, options, align_corners=align_corners).argmax(0)

@@ -1,0 +1,141 @@
+"""Evaluation: argmax of fp32 scores at label size, IoU from one int64 confusion matrix over all images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchmetrics.classification import MulticlassConfusionMatrix
+from tqdm import tqdm
+
+from heteroakd.config.groups import EvaluationConfig
+from heteroakd.data import IGNORE_INDEX
+from heteroakd.evaluation.inference import WHOLE, check_options, predict
+from heteroakd.system.distributed import is_main, rank, sum_over_processes, world_size
+from heteroakd.system.signals import StopRequest, leave_signals_to_the_parent
+
+
+@dataclass
+class Evaluation:
+    """What was counted over a data set."""
+
+    confusion: Tensor
+    """int64 [K, K]: pixels by labelled class (row) and predicted class (column), ignored pixels left out."""
+    classes: tuple[str, ...]
+    """K class names."""
+    images: int
+    """Number of images."""
+
+    @property
+    def iou(self) -> Tensor:
+        """float64 [K]: intersection over union; NaN for a class that is neither labelled nor predicted anywhere."""
+        confusion = self.confusion.double()
+        intersection = confusion.diagonal()
+        return intersection / (confusion.sum(0) + confusion.sum(1) - intersection)
+
+    @property
+    def absent(self) -> list[str]:
+        """Classes that are neither labelled nor predicted: they have no IoU, and the mean leaves them out."""
+        return [name for name, missing in zip(self.classes, self.iou.isnan().tolist(), strict=True) if missing]
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU over the classes that are not absent, as torchmetrics' JaccardIndex has it; NaN where all are.
+
+        A class that is predicted somewhere but labelled nowhere counts with its IoU of 0.
+        """
+        return float(self.iou.nanmean())
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of labelled pixels that are predicted right; NaN where none is labelled."""
+        return float(self.confusion.diagonal().sum() / self.confusion.sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-compatible: miou, pixel_accuracy, iou by class (null where absent), absent, images."""
+        iou = {name: none_if_nan(value) for name, value in zip(self.classes, self.iou.tolist(), strict=True)}
+        return {
+            "miou": none_if_nan(self.miou),
+            "pixel_accuracy": none_if_nan(self.pixel_accuracy),
+            "iou": iou,
+            "absent": self.absent,
+            "images": self.images,
+        }
+
+    def table(self) -> str:
+        """Text for a terminal: one line per class, then the mean and what it leaves out."""
+        width = max(len(name) for name in (*self.classes, "mean"))
+        lines = [
+            f"{name:<{width}}  " + ("absent" if math.isnan(value) else f"{100 * value:6.2f} %")
+            for name, value in zip(self.classes, self.iou.tolist(), strict=True)
+        ]
+        lines.append(f"{'mean':<{width}}  {100 * self.miou:6.2f} %  (mIoU over {self.images} images)")
+        if self.absent:
+            lines.append(f"the mean leaves out classes neither labelled nor predicted: {', '.join(self.absent)}")
+        return "\n".join(lines)
+
+
+def none_if_nan(value: float) -> float | None:
+    """The value as JSON has it, which knows no NaN."""
+    return None if math.isnan(value) else value
+
+
+def check_limit(limit: int | None) -> None:
+    """Raises ValueError for a number of images below 1: a negative one would count from the end."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, or null for all images, got {limit}")
+
+
+def evaluate(
+    network: nn.Module,
+    dataset: Dataset[tuple[Tensor, Tensor]],
+    classes: tuple[str, ...],
+    options: EvaluationConfig = WHOLE,
+    *,
+    align_corners: bool = False,
+    limit: int | None = None,
+    workers: int = 0,
+    progress: bool = False,
+    stop: StopRequest | None = None,
+) -> Evaluation:
+    """Count predictions against labels over the first `limit` samples of a data set (all by default), which `workers`
+    processes read (0: this one). Over several processes each counts its share of them, every sample once, and all
+    get the sum. `progress` shows a bar where there is a terminal. Once `stop` has its signal the other images of this
+    process are left out.
+
+    The network is put into eval mode and back. Raises ValueError for labels outside [0, K) that are not 255, and as
+    `check_options` and `check_limit`.
+    """
+    check_options(options)
+    check_limit(limit)
+    count = len(dataset) if limit is None else min(limit, len(dataset))  # type: ignore[arg-type]
+    metric = MulticlassConfusionMatrix(num_classes=len(classes), ignore_index=IGNORE_INDEX, validate_args=False)
+    training = network.training
+    network.eval()
+    own = range(rank(), count, world_size())
+    loader = DataLoader(
+        Subset(dataset, own),
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=leave_signals_to_the_parent,
+        generator=torch.Generator(),  # else the loader draws from torch's own, and shifts the training's dropout
+    )
+    disable = None if progress and is_main() else True
+    for index, (image, label) in zip(
+        own, tqdm(loader, "evaluating", unit="image", leave=False, disable=disable), strict=True
+    ):
+        if stop is not None and stop.signal_number is not None:
+            break
+        wrong = (label != IGNORE_INDEX) & ((label < 0) | (label >= len(classes)))
+        if wrong.any():  # torchmetrics would count some of them as other classes
+            raise ValueError(
+                f"label {index} holds {int(label[wrong][0])}, expected 0 to {len(classes) - 1} or {IGNORE_INDEX}"
+            )
+        prediction = predict(network, image, options, align_corners=align_corners)
+        metric.update(prediction.cpu()[None], label[None])
+    network.train(training)
+    return Evaluation(sum_over_processes(metric.confmat), classes, count)

@@ -1,0 +1,197 @@
+"""Weights from local files: which of a file's tensors fit a network, under which names, and a report of the rest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
+CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "teacher", "student")
+"""Entries under which checkpoints keep a network's state_dict, the first of several."""
+ENCODERS = ("encoder", "backbone")
+"""What a network calls the part that is pretrained."""
+SHOWN = 4
+State = dict[str, Tensor]
+
+
+class WeightsError(ValueError):
+    """A file that is missing, cannot be read, or does not cover the network."""
+
+
+def is_weights_file(weights: str | None) -> bool:
+    """Whether `weights` of a configuration names a file: by its suffix."""
+    return weights is not None and weights.endswith(SUFFIXES)
+
+
+def load_weights(network: nn.Module, path: str | Path, *, strict: bool = True, whole: bool = False) -> str:
+    """Load what fits of a file into a network, and report in lines what matched and what did not.
+
+    The tensors may lie directly in the file or in one of CONTAINERS, and their names may begin with anything
+    (`module.`, `backbone.`): of all prefixes and ways to write names the one is taken by which most tensors fit by name
+    and shape, into the whole network or into its encoder. Nothing in the file is executed.
+
+    Args:
+        network: the network; its encoder is its module `encoder` or `backbone`, the network itself without such a one.
+        path: .pth, .pt or .safetensors.
+        strict: refuse a file that leaves tensors of the encoder as they are.
+        whole: refuse a file that leaves any tensor as it is.
+
+    Raises WeightsError, with the report, for a file that cannot be read or fits nowhere, and where `strict` or `whole`
+    is not satisfied; the network is left alone then.
+    """
+    path = Path(path).expanduser()
+    container, contents = _read(path)
+    match = max(_matches(network, contents), key=lambda match: len(match.found))
+    own = nn.Module.state_dict(network)
+    missing = [name for name in own if name not in match.found and not name.endswith("num_batches_tracked")]
+    encoder = next((f"{name}." for name in ENCODERS if isinstance(getattr(network, name, None), nn.Module)), "")
+    report = _report(path, container, match, own, missing, encoder)
+    if not match.found:
+        raise WeightsError(f"{path}: no tensor of the file fits the network\n{report}")
+    needed = [name for name in missing if whole or name.startswith(encoder)]
+    if needed and (whole or strict):
+        part = "network" if whole or not encoder else "encoder"
+        advice = "" if whole else "; weights_strict: false leaves them random"
+        raise WeightsError(f"{path}: {len(needed)} of the {part}'s tensors not in the file{advice}\n{report}")
+    # On the class: some encoders' own load_state_dict takes no partial state.
+    nn.Module.load_state_dict(network, {**own, **match.found})
+    return report
+
+
+@dataclass
+class _Match:
+    """One way to read a file's names."""
+
+    found: State = field(default_factory=dict)
+    """Tensors by the network's names."""
+    others: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shapes in the file, by the network's names, of tensors that have another shape there."""
+    unused: list[str] = field(default_factory=list)
+    """Names of the file that the network has not: as they are there, or as they were read."""
+    prefix: str = ""
+    naming: str = ""
+
+
+def _read(path: Path) -> tuple[str, State]:
+    """The state_dict in a file, and the name of the entry that held it."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file of weights")
+    try:
+        if path.suffix == ".safetensors":
+            contents = _safetensors(path)
+        else:
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError:
+        raise
+    except Exception as error:  # zip, pickle and OS errors: torch documents no common kind
+        first_line = str(error).strip().partition("\n")[0].partition(". ")[0]
+        raise WeightsError(
+            f"{path}: truncated, or no file of tensors alone, which is all that is read "
+            f"({type(error).__name__}: {first_line})"
+        ) from error
+    if not isinstance(contents, Mapping):
+        raise WeightsError(f"{path}: expected a state_dict, got a {type(contents).__name__}")
+    inside = {name: tensors for name, value in contents.items() if (tensors := _tensors(value))}
+    for name in CONTAINERS:  # before the tensors beside it, which are an epoch's number or a loss
+        if name in inside:
+            return name, inside[name]
+    if direct := _tensors(contents):
+        return "", direct
+    if len(inside) == 1:
+        return next((str(name), tensors) for name, tensors in inside.items())
+    got = ", ".join(map(str, contents)) or "nothing in it"
+    raise WeightsError(f"{path}: expected a state_dict, or one as {', '.join(CONTAINERS)}; got {got}")
+
+
+def _safetensors(path: Path) -> Mapping[str, Any]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        message = f"{path}: .safetensors needs a package that is not installed: pip install safetensors"
+        raise ImportError(message) from error
+    loaded: Mapping[str, Any] = load_file(path)
+    return loaded
+
+
+def _tensors(contents: object) -> State:
+    if not isinstance(contents, Mapping):
+        return {}
+    return {
+        str(name): value.to_dense() if value.layout != torch.strided else value
+        for name, value in contents.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _matches(network: nn.Module, contents: State) -> Iterator[_Match]:
+    """Every way to read the names: whole network or encoder first, then prefixes, then other libraries' names."""
+    targets = [""]
+    for name in ENCODERS:
+        encoder = getattr(network, name, None)
+        if isinstance(encoder, nn.Module):
+            targets.append(f"{name}.")
+            if isinstance(getattr(encoder, "model", None), nn.Module):  # timm's networks in smp's "tu-" encoders
+                targets.append(f"{name}.model.")
+    own = nn.Module.state_dict(network)
+    prefixes = {"": None}
+    for name in contents:
+        parts = name.split(".")
+        prefixes.update((".".join(parts[:depth]) + ".", None) for depth in range(1, min(4, len(parts))))
+    for prefix in prefixes:
+        stripped = {name[len(prefix) :]: value for name, value in contents.items() if name.startswith(prefix)}
+        outside = [name for name in contents if not name.startswith(prefix)]
+        for naming, rename in NAMINGS.items():
+            renamed = rename(stripped)
+            for target in targets:
+                match = _Match(unused=[*outside], prefix=prefix, naming=naming)
+                for name, value in renamed.items():
+                    place = own.get(target + name)
+                    if place is None:
+                        match.unused.append(name)
+                    elif place.shape == value.shape:
+                        match.found[target + name] = value
+                    else:
+                        match.others[target + name] = tuple(value.shape)
+                yield match
+
+
+def _flattened_stages(state: State) -> State:
+    """timm's classifiers name "stages.0", its feature extractors "stages_0"."""
+    return {re.sub(r"^([a-z_]+)\.(\d+)\.", r"\1_\2.", name): value for name, value in state.items()}
+
+
+NAMINGS: dict[str, Callable[[State], State]] = {"": dict, "timm's": _flattened_stages}
+
+
+def _report(path: Path, container: str, match: _Match, own: State, missing: list[str], encoder: str) -> str:
+    where = f"{path}, entry {container!r}" if container else str(path)
+    naming = f", {match.naming} names" if match.naming else ""
+    prefix = f", names without {match.prefix!r}" if match.prefix else ""
+    lines = [f"weights of {where}{prefix}{naming}"]
+    parts = [("encoder", encoder), ("rest", "")] if encoder else [("network", "")]
+    for part, start in parts:
+        names = [name for name in own if name.startswith(start) and (part != "rest" or not name.startswith(encoder))]
+        names = [name for name in names if not name.endswith("num_batches_tracked")]
+        absent = [name for name in missing if name in set(names)]
+        lines.append(f"  {part}: {len(names) - len(absent)} of {len(names)} tensors from the file{_random(absent)}")
+    if match.others:
+        shapes = [f"{name} {shape}, not {tuple(own[name].shape)}" for name, shape in match.others.items()]
+        lines.append(f"  of another shape in the file: {_shorten(shapes)}")
+    if match.unused:
+        lines.append(f"  unused in the file: {_shorten(match.unused)}")
+    return "\n".join(lines)
+
+
+def _random(absent: list[str]) -> str:
+    return f", random values in {_shorten(absent)}" if absent else ""
+
+
+def _shorten(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

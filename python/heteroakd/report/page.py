@@ -1,0 +1,93 @@
+"""A report as one HTML file that holds its tables, curves and pictures and refers to nothing outside."""
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from heteroakd.report.figures import Diagram, svg
+from heteroakd.system.files import write_text
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its title; cells are shown as they are, floats with four significant digits."""
+
+    title: str
+    columns: Sequence[str]
+    """Headings; the first column is aligned left, the others right."""
+    rows: Sequence[Sequence[object]]
+    """Cells, as many in each row as there are columns; None and NaN become a dash."""
+    note: str = ""
+    """A remark below the table."""
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ValueError(
+                    f"table {self.title!r}: row {number} has {len(row)} cells,"
+                    f" expected {len(self.columns)}, one per column"
+                )
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with its caption."""
+
+    caption: str
+    png: bytes | str | Path
+    """The PNG itself, or the path of its file."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with diagrams, tables and pictures below it, in this order."""
+
+    title: str
+    text: str = ""
+    """Plain text below the heading; empty lines separate paragraphs."""
+    diagrams: Sequence[Diagram] = ()
+    tables: Sequence[Table] = ()
+    """Their titles stand above them, smaller than the section's."""
+    pictures: Sequence[Picture] = ()
+
+
+def _cell(value: object) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _data_uri(picture: Picture) -> str:
+    data = picture.png if isinstance(picture.png, bytes) else Path(picture.png).read_bytes()
+    if not data.startswith(_PNG_SIGNATURE):
+        where = "its bytes" if isinstance(picture.png, bytes) else picture.png
+        raise ValueError(f"picture {picture.caption!r}: {where}: expected a PNG")
+    return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip()]
+
+
+def write_report(
+    path: str | Path, *, title: str, introduction: str, tables: Sequence[Table] = (), sections: Sequence[Section] = ()
+) -> None:
+    """Write a self-contained HTML file: title, introduction, tables, sections, in this order.
+
+    `introduction` is plain text; empty lines separate its paragraphs. The page follows the reader's light or dark
+    scheme. The file appears complete or not at all; folders are made as needed. Raises ValueError for a diagram of the
+    wrong length and for a picture that is no PNG, OSError for a file that cannot be read or written.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("heteroakd.report", "."), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"cell": _cell, "data_uri": _data_uri, "paragraphs": _paragraphs, "svg": svg}
+    page = environment.get_template("page.html.j2")
+    write_text(Path(path), page.render(title=title, introduction=introduction, tables=tables, sections=sections))

@@ -1,0 +1,189 @@
+"""What a run writes while it lasts: JSON lines, TensorBoard events and a progress bar or plain lines."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from heteroakd.evaluation.metrics import Evaluation, none_if_nan
+from heteroakd.methods import TERMS
+from heteroakd.system.files import EVENTS, METRICS, naming, write_text
+from heteroakd.system.signals import reader_may_leave
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class RunLog:
+    """Metrics of one run, to `folder`/metrics.jsonl, TensorBoard and the terminal; a context manager.
+
+    Each line of the file is an object with `event` (train, evaluation or knowledge), `step` (steps taken) and numbers.
+
+    Args:
+        folder: output folder of the run.
+        first_step: steps already taken; what the files say beyond it, of a run that was cut off, is dropped.
+        evaluated: whether the evaluation after them was completed; else what the files say of it is dropped, too.
+        steps: steps of the whole run.
+        progress: "auto", "bar", "lines" or "none".
+        tensorboard: write events as well.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        first_step: int,
+        evaluated: bool = True,
+        steps: int,
+        progress: Literal["auto", "bar", "lines", "none"],
+        tensorboard: bool,
+    ) -> None:
+        self.path = folder / METRICS
+        self._events = folder / EVENTS
+        kept = [
+            line
+            for line in (read_metrics(self.path) if first_step else [])
+            if line["step"] < first_step or (line["step"] == first_step and (evaluated or line["event"] == "train"))
+        ]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder), purge_step=first_step + 1) if tensorboard else None
+        if progress == "auto":
+            progress = "bar" if sys.stderr.isatty() else "lines"
+        self._lines = progress == "lines"
+        self._bar = tqdm(
+            total=steps, initial=first_step, unit="step", disable=progress != "bar", dynamic_ncols=True, leave=True
+        )
+        self._first_step, self._steps, self._started = first_step, steps, time.monotonic()
+        self._miou: float | None = None
+        self._last_line = float("-inf")
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with reader_may_leave(sys.stderr):
+            self._bar.close()
+        for closed in (self._file, self._board):
+            # What cannot be written was said when it was tried; here it would hide the error that ends the run.
+            with suppress(OSError) if exception[0] is not None else nullcontext():
+                if closed is not None:
+                    closed.close()
+
+    def advance(self) -> None:
+        """One more step was taken."""
+        with reader_may_leave(sys.stderr):
+            self._bar.update()
+
+    def train(self, step: int, values: dict[str, float]) -> None:
+        """Numbers averaged over the steps since the last call: loss terms, learning rate, seconds."""
+        self._write({"event": "train", "step": step, **values})
+        self._scalars("train", step, values)
+        used = {name: value for name, value in values.items() if name == "loss" or (name in TERMS and value != 0)}
+        shown = {name: f"{value:.3f}" for name, value in used.items()}
+        if self._miou is not None:
+            shown["mIoU"] = f"{self._miou:.3f}"
+        speed = {"images/s": f"{values['images_per_second']:.1f}"}
+        self._bar.set_postfix(shown | speed, refresh=False)
+        now = time.monotonic()
+        if self._lines and (now - self._last_line >= SECONDS_BETWEEN_LINES or step == self._steps):
+            self._last_line = now
+            terms = " ".join(f"{name} {value}" for name, value in shown.items())
+            self.say(
+                f"step {step}/{self._steps}  {terms}  {values['seconds_per_step']:.3f} s/step  "
+                f"{values['images_per_second']:.1f} images/s  ETA {self._eta(step)}"
+            )
+
+    def evaluation(self, step: int, evaluation: Evaluation, seconds: float) -> None:
+        """The result of an evaluation after `step` steps that took `seconds`."""
+        values = evaluation.to_dict()
+        self._miou = evaluation.miou
+        self._write({"event": "evaluation", "step": step, "seconds": seconds, **values})
+        self._scalars("val", step, {"miou": evaluation.miou, "pixel_accuracy": evaluation.pixel_accuracy})
+        self._scalars("val_iou", step, {name: iou for name, iou in values["iou"].items() if iou is not None})
+        if self._lines:
+            self.say(f"step {step}/{self._steps}  mIoU {evaluation.miou:.4f}  ({seconds:.1f} s)")
+
+    def knowledge(self, step: int, reliability: float, weight: float) -> None:
+        """Means of KMM's reliability and KEM's weight over the labelled pixels of the val pictures; NaN without any."""
+        values = {"reliability": reliability, "weight": weight}
+        self._write({"event": "knowledge", "step": step} | {name: none_if_nan(value) for name, value in values.items()})
+        self._scalars("knowledge", step, values)
+
+    def picture(self, name: str, step: int, image: Tensor) -> None:
+        """A uint8 [3, H, W] picture for TensorBoard."""
+        if self._board is not None:
+            with naming(self._events):
+                self._board.add_image(name, image, step)
+
+    def say(self, text: str) -> None:
+        """A line on stdout that leaves the bar whole."""
+        with reader_may_leave(sys.stdout):
+            self._bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def _eta(self, step: int) -> str:
+        per_step = (time.monotonic() - self._started) / max(1, step - self._first_step)
+        return str(tqdm.format_interval(per_step * (self._steps - step)))
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with naming(self.path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+
+    def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
+        if self._board is not None:
+            with naming(self._events):
+                for name, value in values.items():
+                    self._board.add_scalar(f"{group}/{name}", value, step)
+
+
+class NoLog(RunLog):
+    """The log of a process that writes nothing; it is made and used like the other."""
+
+    def __init__(self, folder: Path, **options: object) -> None:
+        pass
+
+    def __getattribute__(self, name: str) -> Any:
+        return lambda *arguments, **options: None
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics file, without a last one that was cut off; [] where there is no file.
+
+    Raises ValueError, naming file and line, for anything else that is not a JSON object with an event and a step.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    metrics = []
+    for number, line in enumerate(lines, start=1):
+        if number == len(lines) and not line.endswith("\n"):
+            break
+        try:
+            metrics.append(dict(json.loads(line)))
+        except (json.JSONDecodeError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {number}: not a JSON object: {error}") from error
+        if missing := [name for name in ("event", "step") if name not in metrics[-1]]:
+            raise ValueError(f"{path}, line {number}: lacks {', '.join(missing)}")
+    return metrics
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the largest that torch has had allocated on a CUDA device, or that this process has had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
