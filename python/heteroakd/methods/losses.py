@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.fcn import FCNHead
 
-from hetero_kernels import SegmentationLoss
+from hetero_kernels import SegmentationLoss, reference
+from hetero_kernels.arguments import check_number, check_temperature
 from heteroakd.config.groups import LossConfig
 from heteroakd.data import IGNORE_INDEX
 
@@ -36,13 +36,19 @@ def channel_wise_loss(
 ) -> Tensor:
     """Channel-wise distillation (Shu et al., ICCV 2021) of logits [B, K, h, w], the teacher's, a constant, brought to
     the student's grid: T^2 KL of the classes' softmaxes over all positions, a mean over images and classes. `images`
-    replaces B."""
-    batch, num_classes = student.shape[:2]
-    teacher = teacher.detach().to(student.dtype)
-    if teacher.shape[2:] != student.shape[2:]:
-        teacher = F.interpolate(teacher, size=student.shape[2:], mode="bilinear", align_corners=align_corners)
-    ours, theirs = (F.log_softmax(logits.float().flatten(2) / temperature, 2) for logits in (student, teacher))
-    divergence = F.kl_div(ours, theirs, reduction="sum", log_target=True)
+    replaces B.
+
+    Positions of -inf have no mass and contribute 0; so does a class that the teacher has at -inf everywhere. Raises
+    TypeError or ValueError for a temperature that is no number in [1e-6, 1e6].
+    """
+    check_temperature("temperature", temperature)
+    batch, num_classes, height, width = student.shape
+    teacher = reference.to_grid(teacher.detach().to(student.dtype), (height, width), align_corners)
+    ours, theirs = (logits.float().flatten(2) / temperature for logits in (student, teacher))
+    ours_nowhere, nowhere = ((z == float("-inf")).all(2, keepdim=True) for z in (ours, theirs))
+    ours = ours.masked_fill(ours_nowhere, 0.0).log_softmax(2).masked_fill(ours_nowhere, float("-inf"))
+    theirs = theirs.masked_fill(nowhere, 0.0).log_softmax(2)
+    divergence = reference.weighted_by(theirs.exp().masked_fill(nowhere, 0.0), theirs - ours).sum()
     return temperature**2 * divergence / (num_classes * (batch if images is None else images))
 
 
@@ -67,6 +73,7 @@ class ChannelWiseLoss(nn.Module):
         self, student_logits: Tensor, labels: Tensor, teacher_logits: Tensor, *, normalizer: Divisors | None = None
     ) -> ChannelWiseOutput:
         """Logits [B, K, h, w] and [B, K, h', w'], labels int [B, H, W]."""
+        check_number("cwd_weight", self.cwd_weight)
         own = None if normalizer is None else {"task": normalizer["task"]}
         task = self.task(student_logits, labels, normalizer=own)
         images = None if normalizer is None else normalizer["cwd"]
