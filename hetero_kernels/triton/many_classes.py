@@ -245,7 +245,7 @@ def segmentation_many_kernel(
     smoothing,
     BLOCKS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, ALIGN: tl.constexpr, SAME: tl.constexpr,
     STUDENT: tl.constexpr, STUDENT_DIRECT: tl.constexpr, TEACHER_DIRECT: tl.constexpr, STUDENT_SPAN: tl.constexpr,
-    PRECISION: tl.constexpr, HAS_TEACHER: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    PRECISION: tl.constexpr, HAS_TEACHER: tl.constexpr, HAS_WEIGHT: tl.constexpr, SMOOTH: tl.constexpr,
     UPSTREAM: tl.constexpr, MAPS: tl.constexpr, TASK_PARTS: tl.constexpr, KD_PARTS: tl.constexpr,
 ):  # fmt: skip
     """``segmentation_kernel`` for any number of classes."""
@@ -274,8 +274,9 @@ def segmentation_many_kernel(
         o_s = load_pixels(student, c, classes, pixels, y, s_site, STUDENT_DIRECT)
         weight = load_weight(class_weight, c, classes, HAS_WEIGHT)
         rest += others((exp_nonpositive(o_s - m_s[None, :]),), (c == label[None, :],))
-        smoothed += tl.sum(where_mass(weight, o_label[None, :] - o_s), 0)
-        weight_sum += tl.sum(weight, 0)
+        if SMOOTH:
+            smoothed += tl.sum(where_mass(weight, o_label[None, :] - o_s), 0)
+            weight_sum += tl.sum(weight, 0)
         if HAS_TEACHER:
             o_t = load_pixels(teacher, c, classes, pixels, y, t_site, TEACHER_DIRECT)
             anchor = (c == best[None, :],)
@@ -286,7 +287,7 @@ def segmentation_many_kernel(
 
     numerator = exp_nonpositive(o_label - m_s)
     task, task_factors = finish_cross_entropy(
-        numerator, rest, m_s - o_label, smoothed, label_weight, weight_sum, share, smoothing
+        numerator, rest, m_s - o_label, smoothed, label_weight, weight_sum, share, smoothing, SMOOTH
     )
     kd = tl.zeros(pixels.x.shape, tl.float32)
     if HAS_TEACHER:
@@ -304,7 +305,7 @@ def segmentation_many_kernel(
             o_s = load_pixels(student, c, classes, pixels, y, s_site, STUDENT_DIRECT)
             weight = load_weight(class_weight, c, classes, HAS_WEIGHT)
             g = cross_entropy_block(
-                exp_nonpositive(o_s - m_s[None, :]), weight, c == label[None, :], task_factors
+                exp_nonpositive(o_s - m_s[None, :]), weight, c == label[None, :], task_factors, SMOOTH
             ) * (factor * task_scale)[None, :]  # fmt: skip
             if HAS_TEACHER:
                 o_t = load_pixels(teacher, c, classes, pixels, y, t_site, TEACHER_DIRECT)

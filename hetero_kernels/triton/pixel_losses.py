@@ -192,10 +192,10 @@ def segmentation_kernel(
     smoothing,
     BLOCKS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, ALIGN: tl.constexpr, SAME: tl.constexpr,
     STUDENT: tl.constexpr, STUDENT_DIRECT: tl.constexpr, TEACHER_DIRECT: tl.constexpr, STUDENT_SPAN: tl.constexpr,
-    PRECISION: tl.constexpr, HAS_TEACHER: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    PRECISION: tl.constexpr, HAS_TEACHER: tl.constexpr, HAS_WEIGHT: tl.constexpr, SMOOTH: tl.constexpr,
     UPSTREAM: tl.constexpr, MAPS: tl.constexpr, TASK_PARTS: tl.constexpr, KD_PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Section 7. STUDENT: whether the gradient is wanted."""
+    """Section 7. STUDENT: whether the gradient is wanted; SMOOTH: whether there is label smoothing."""
     program = tl.program_id(0)
     pixels = locate(program, grid, TILE, ROWS, ALIGN, SAME)
     c = class_numbers(BLOCKS)
@@ -227,7 +227,7 @@ def segmentation_kernel(
         label, valid, wrong = load_labels(labels, pixels, y, classes, False)
         s_f = fraction(y, s_row, student.height, grid.height, ALIGN)
         o_s = logits_of(s_band, s_f, STUDENT_DIRECT)
-        task, task_g = cross_entropy_row(o_s, c, classes, label, weight, weight_sum, smoothing)
+        task, task_g = cross_entropy_row(o_s, c, classes, label, weight, weight_sum, smoothing, HAS_WEIGHT, SMOOTH)
         factor = pixel_factor(upstream, pixels, y, UPSTREAM)
         g = add_scaled(zeros(c, pixels), task_g, (factor * task_scale)[None, :])
         kd = tl.zeros([TILE], tl.float32)
@@ -367,8 +367,8 @@ def segmentation_loss(
             STUDENT=grad, STUDENT_DIRECT=student.direct,
             TEACHER_DIRECT=teacher.direct, STUDENT_SPAN=student.span_block, PRECISION=precision(logits),
             HAS_TEACHER=teacher_logits is not None, HAS_WEIGHT=class_weight is not None,
-            UPSTREAM=upstream is not None, MAPS=output.maps, TASK_PARTS=terms[0].block, KD_PARTS=terms[1].block,
-            **grid.blocks(),
+            SMOOTH=smoothing != 0, UPSTREAM=upstream is not None, MAPS=output.maps, TASK_PARTS=terms[0].block,
+            KD_PARTS=terms[1].block, **grid.blocks(),
         )  # fmt: skip
         finish(student, teacher, grid, terms, output, classes)
     return (*output.values(terms), student.gradient)

@@ -103,7 +103,7 @@ def product(x, y):
 @triton.jit
 def where_mass(mass, v):
     """``mass v``, and 0 where there is no mass: a class's distance may be infinite, or not a number (-inf - -inf)."""
-    return tl.where(mass == 0.0, 0.0, mass * v)
+    return mass * tl.where(mass == 0.0, 0.0, v)
 
 
 @triton.jit
@@ -169,9 +169,11 @@ def numerators(z, m, cold):
 @triton.jit
 def value_of(z_s, m_s, z_h, m_h, CE: tl.constexpr):
     """v of csrc/pixel/hakd.h's guarded `finish`, of a block: (m^s - z^s) - (m^h - z^h), or m^s - z^s for "ce"."""
-    v = m_s[None, :] - z_s
-    if not CE:
-        v -= m_h[None, :] - z_h
+    v = z_s - m_s[None, :]  # as :func:`numerators` has it: there once
+    if CE:
+        v = -v
+    else:
+        v = (z_h - m_h[None, :]) - v
     return v
 
 

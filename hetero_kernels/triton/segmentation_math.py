@@ -18,15 +18,17 @@ from .pixel_math import (
     others,
     pick,
     surprise,
-    total,
     value_of,
     where_mass,
 )
 
 
 @triton.jit
-def cross_entropy_row(o, c, classes, label, class_weight, weight_sum, smoothing):
-    """Cross-entropy of section 7 and the blocks of its gradient. ``class_weight``: blocks [classes, 1], 0 beyond K."""
+def cross_entropy_row(
+    o, c, classes, label, class_weight, weight_sum, smoothing, HAS_WEIGHT: tl.constexpr, SMOOTH: tl.constexpr
+):
+    """Cross-entropy of section 7 and the blocks of its gradient. ``class_weight``: blocks [classes, 1], 0 beyond K; 1
+    within without HAS_WEIGHT. SMOOTH: whether there is label smoothing."""
     labelled = is_class(c, label)
     m = highest(o)
     student = ()
@@ -34,36 +36,49 @@ def cross_entropy_row(o, c, classes, label, class_weight, weight_sum, smoothing)
         student = student + (exp_nonpositive(o[i] - m[None, :]),)
     at_label, rest = pick(student, labelled), others(student, labelled)
     o_label = pick(o, labelled)
-    full_weight, smoothed = (), ()
-    for i in tl.static_range(len(o)):
-        full_weight = full_weight + (class_weight[i] + tl.zeros_like(o[i]),)
-        smoothed = smoothed + (where_mass(class_weight[i], o_label[None, :] - o[i]),)
-    label_weight = pick(full_weight, labelled)
+    label_weight, smoothed = tl.zeros_like(m) + 1.0, tl.zeros_like(m)
+    if HAS_WEIGHT:
+        full_weight = ()
+        for i in tl.static_range(len(o)):
+            full_weight = full_weight + (class_weight[i] + tl.zeros_like(o[i]),)
+        label_weight = pick(full_weight, labelled)
+    if SMOOTH:
+        for i in tl.static_range(len(o)):
+            smoothed += tl.sum(where_mass(class_weight[i], o_label[None, :] - o[i]), 0)
     task, factors = finish_cross_entropy(
-        at_label, rest, m - o_label, total(smoothed), label_weight, weight_sum, smoothing / classes, smoothing
+        at_label, rest, m - o_label, smoothed, label_weight, weight_sum, smoothing / classes, smoothing, SMOOTH
     )
     gradient = ()
     for i in tl.static_range(len(o)):
-        gradient = gradient + (cross_entropy_block(student[i], class_weight[i], labelled[i], factors),)
+        gradient = gradient + (cross_entropy_block(student[i], class_weight[i], labelled[i], factors, SMOOTH),)
     return task, gradient
 
 
 @triton.jit
-def finish_cross_entropy(at_label, rest, distance, smoothed, label_weight, weight_sum, share, smoothing):
+def finish_cross_entropy(
+    at_label, rest, distance, smoothed, label_weight, weight_sum, share, smoothing, SMOOTH: tl.constexpr
+):
     """A pixel's cross-entropy and the factors of its gradient, from e^{o - m} of the label and the others' sum;
     ``smoothed`` is sum_c w_c (o_y - o_c), ``share`` the label smoothing of one class."""
     nll = surprise(at_label, rest, distance)
     inverse = 1.0 / (at_label + rest)
-    hard = (1.0 - smoothing) * label_weight
-    task = where_mass(hard, nll) + where_mass(share, weight_sum * nll + smoothed)
     error = -rest * inverse  # p_y - 1, without the cancellation
-    label_gradient = hard * error + share * (weight_sum * (1.0 + error) - label_weight)
-    return task, (inverse * (share * weight_sum + hard), label_gradient, share)
+    hard = label_weight
+    if SMOOTH:
+        hard *= 1.0 - smoothing
+    task, label_gradient, factor = where_mass(hard, nll), hard * error, hard
+    if SMOOTH:
+        task += share * (weight_sum * nll + smoothed)
+        label_gradient += share * (weight_sum * (1.0 + error) - label_weight)
+        factor += share * weight_sum
+    return task, (inverse * factor, label_gradient, share)
 
 
 @triton.jit
-def cross_entropy_block(student, class_weight, labelled, factors):
-    g = student * factors[0][None, :] - factors[2] * class_weight
+def cross_entropy_block(student, class_weight, labelled, factors, SMOOTH: tl.constexpr):
+    g = student * factors[0][None, :]
+    if SMOOTH:
+        g -= factors[2] * class_weight
     return tl.where(labelled, factors[1][None, :], g)
 
 

@@ -10,10 +10,10 @@ from benchmarks import gpu_static  # noqa: E402
 # per element (see gpu_static.py), bytes spilled. A change that needs more says so here.
 BUDGETS = {
     "hakd_kernel (label resolution)": (120, 6.2, 96),
-    "hakd_kernel (feature resolution)": (106, 6.2, 8),
-    "hakd_kernel (label resolution, with L_proj)": (141, 8.4, 344),
-    "segmentation_kernel (CE + KD)": (98, 3.3, 56),
-    "segmentation_kernel (CE)": (37, 1.2, 0),
+    "hakd_kernel (feature resolution)": (106, 6.2, 40),  # 8 by Triton 3.6; masked classes in the guarded loop
+    "hakd_kernel (label resolution, with L_proj)": (141.2, 8.4, 344),
+    "segmentation_kernel (CE + KD)": (83, 3.3, 8),
+    "segmentation_kernel (CE)": (33, 1.2, 0),
     "finish_kernel": (None, None, 0),
     "projected_hakd_kernel": (755, 0, 8),
     "weight_gradients_kernel": (825, 2.0, 0),
@@ -86,7 +86,7 @@ def test_budgets(name):
 # Bytes that K = 150 and K = 384 may spill on sm_90, and K = 19 on gfx942: what is not named spills nothing.
 SPILLS = {
     ("sm_90", "hakd_kernel (label resolution)"): 96,  # 72 by Triton 3.8
-    ("sm_90", "hakd_kernel (feature resolution)"): 224,
+    ("sm_90", "hakd_kernel (feature resolution)"): 296,  # 224 before masked classes in the guarded loop
     ("sm_90", "hakd_kernel (label resolution, with L_proj)"): 808,
     ("sm_90", "hakd_kernel (label resolution, with L_proj, raw logits)"): 696,
     ("sm_90", "segmentation_kernel (CE + KD)"): 112,
