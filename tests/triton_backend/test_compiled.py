@@ -9,7 +9,7 @@ from benchmarks import gpu_static  # noqa: E402
 # What the default configurations may use on sm_90 by any Triton, K = 19: instructions and special functions
 # per element (see gpu_static.py), bytes spilled. A change that needs more says so here.
 BUDGETS = {
-    "hakd_kernel (label resolution)": (120, 6.2, 96),
+    "hakd_kernel (label resolution)": (120, 6.2, 104),  # 96 before masked classes in the guarded loop
     "hakd_kernel (feature resolution)": (106, 6.2, 40),  # 8 by Triton 3.6; masked classes in the guarded loop
     "hakd_kernel (label resolution, with L_proj)": (141.2, 8.4, 344),
     "segmentation_kernel (CE + KD)": (83, 3.3, 8),
