@@ -18,6 +18,7 @@ from heteroakd.config.commands import ExportRun, TeacherRun
 from heteroakd.config.groups import LossConfig, ModelConfig, to_dict
 from heteroakd.data import DataConfig, build_data
 from heteroakd.evaluation.inference import predict, whole_logits
+from heteroakd.networks.shapes import stride_of
 from heteroakd.networks.zoo import build_network
 from heteroakd.training.checkpoint import Checkpoint, save_checkpoint
 from heteroakd.training.trained import restore_network
@@ -97,7 +98,7 @@ def test_what_a_network_does_not_allow_is_said_and_left_fixed(
     assert "dynamic: batch" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(tmp_path / "student.onnx", providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape[1:] == [3, 64, 96]
-    images = export.example(read_image(tmp_path / "a.png"), network.stride, (64, 96))
+    images = export.example(read_image(tmp_path / "a.png"), stride_of(network), (64, 96))
     (logits,) = session.run(["logits"], {"images": images.repeat(3, 1, 1, 1).numpy()})
     np.testing.assert_allclose(logits[2], whole_logits(network, images[0]).numpy(), rtol=1e-3, atol=1e-4)
 
