@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from hetero_kernels import native
 
-from . import gpu_static
+from . import triton_static
 
 if TYPE_CHECKING:
     from . import cuda_static
-    from .gpu_model import Card
+    from .cards import Card
 
 WARPS, SLICE, BACK_PIXELS, WEIGHT_TILES = 8, 16, 32, 24  # csrc/cuda/projected_losses/features.h
 PRODUCTS = 3  # of float32 factors, in parts of 11 bits
@@ -58,7 +58,7 @@ class Call:
 
 
 def plan_of(call: Call, target: str, multiprocessors: int) -> dict[str, Any]:
-    block = gpu_static.SHARED[target]  # KB
+    block = triton_static.SHARED[target]  # KB
     multiprocessor = block + 1  # a block has 1 KB of the driver's besides
     return native.host_module().cuda_projected_plan(
         batch=call.batch, classes=call.classes, grid=call.grid, student_channels=call.channels[0],

@@ -1,4 +1,4 @@
-"""What can be said of the CUDA kernels without a GPU, from nvcc's machine code; gpu_static.py shows it beside Triton's.
+"""What can be said of the CUDA kernels without a GPU, from nvcc's machine code; gpu_static.py has it beside Triton's.
 
 python -m benchmarks.cuda_static [--targets sm_80 sm_90]
 """
@@ -14,12 +14,12 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import gpu_static
+from . import triton_static
 
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 CLASSES_PER_THREAD = 20  # kClassesPerThread of pixel_losses/tiles.h: how often a row's loop over classes is unrolled
 THREADS = 128
-# Kernels of the default calls by their template arguments, and the launch of gpu_static.paper_launches they stand for.
+# Kernels of the default calls by their template arguments, and the launch of triton_static.paper_launches they are.
 SHIPPED = {
     "hakd_kernel<1,2,0,1>": ("hakd_loss, label resolution", "K <= 20"),
     "hakd_kernel<1,2,1,1>": ("hakd_loss, label resolution, with L_proj", "K <= 20"),
@@ -123,9 +123,9 @@ def _product_loops(code: list[tuple[str, str]], labels: dict[str, int]) -> colle
 
 def inspect(cubin: Path) -> list[Kernel]:
     """Every kernel of a compiled file."""
-    usage = gpu_static._run(gpu_static._tool("cuobjdump"), "-res-usage", str(cubin))
+    usage = triton_static._run(triton_static._tool("cuobjdump"), "-res-usage", str(cubin))
     used = {m[1]: (int(m[2]), int(m[3])) for m in re.finditer(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", usage)}
-    sass = gpu_static._run(gpu_static._tool("nvdisasm"), "-c", str(cubin))
+    sass = triton_static._run(triton_static._tool("nvdisasm"), "-c", str(cubin))
     kernels = []
     for part in re.split(r"\n\s*\.section\s+\.text\.", sass)[1:]:
         mangled = re.split(r"[\s,]", part, maxsplit=1)[0]
@@ -144,7 +144,7 @@ def inspect(cubin: Path) -> list[Kernel]:
     return kernels
 
 
-def kernel_of(launch: gpu_static.Launch, classes: int) -> tuple[str, int]:
+def kernel_of(launch: triton_static.Launch, classes: int) -> tuple[str, int]:
     """The CUDA kernel that does what a launch of Triton's does, and the lanes that share a pixel."""
     lanes = 1
     while lanes < 32 and classes > lanes * CLASSES_PER_THREAD:
@@ -164,7 +164,7 @@ def compile_file(source: Path, target: str, folder: Path) -> Path:
 
 
 def disassemble(source: Path, target: str, folder: Path) -> str:
-    return gpu_static._run(gpu_static._tool("nvdisasm"), "-c", str(compile_file(source, target, folder)))
+    return triton_static._run(triton_static._tool("nvdisasm"), "-c", str(compile_file(source, target, folder)))
 
 
 def compile_kernels(target: str) -> dict[str, Kernel]:
@@ -205,7 +205,7 @@ def table(targets: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    targets = [t for t in gpu_static.TARGETS if t.startswith("sm_")]
+    targets = [t for t in triton_static.TARGETS if t.startswith("sm_")]
     parser.add_argument("--targets", nargs="+", choices=targets, default=["sm_90"])
     print(table(parser.parse_args().targets))
 

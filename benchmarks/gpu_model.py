@@ -1,14 +1,13 @@
 """A model of the time that a loss takes on a GPU nobody had: what it must move and issue, over what a card does.
 
 Ours: the longest of bytes over bandwidth, instructions over issue slots, float32 instructions over lanes and special
-functions over their rate, with instructions counted in the machine code of the main loop (gpu_static.py). Eager's: the
-bytes that its operators read and write, over bandwidth; nothing else. Both leave out latency, launches, caches and
+functions over their rate, with instructions counted in the machine code of the main loop (triton_static.py). Eager's:
+the bytes that its operators read and write, over bandwidth; nothing else. Both leave out latency, launches, caches and
 occupancy, so both are lower bounds: **predicted**, never measured.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,28 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import cuda_model, cuda_static, gpu_static
+from . import cuda_model, cuda_static, triton_static
+from .cards import CARDS, Card
 
-
-@dataclass(frozen=True)
-class Card:
-    """Vendor's figures: multiprocessors, boost clock in GHz, GB/s; of a multiprocessor float32 lanes, and
-    multiplications of its tensor cores in tf32, a clock."""
-
-    name: str
-    target: str
-    multiprocessors: int
-    clock: float
-    bandwidth: float
-    float32_lanes: int
-    tensor_multiplications: int
-
-
-CARDS = (
-    Card("A100 40 GB", "sm_80", 108, 1.41, 1555, 64, 512),
-    Card("H100 SXM", "sm_90", 132, 1.98, 3350, 128, 1024),
-    Card("RTX 4090", "sm_89", 128, 2.52, 1008, 128, 128),
-)
 ISSUE_LANES, SPECIAL_LANES = 128, 16  # of every multiprocessor, a clock
 FLOAT32 = ("FFMA", "FADD", "FMUL", "FMNMX", "FSEL", "FSETP")
 
@@ -60,7 +40,7 @@ class _Traffic(TorchDispatchMode):
         return out
 
 
-def eager_bytes(launch: gpu_static.Launch, options: dict[str, Any]) -> int:
+def eager_bytes(launch: triton_static.Launch, options: dict[str, Any]) -> int:
     """What the eager reference reads and writes, forward and backward, at a launch's sizes."""
     from hetero_kernels import reference
 
@@ -79,7 +59,7 @@ def eager_bytes(launch: gpu_static.Launch, options: dict[str, Any]) -> int:
     return traffic.bytes
 
 
-def floor_bytes(launch: gpu_static.Launch) -> int:
+def floor_bytes(launch: triton_static.Launch) -> int:
     """What any implementation moves: coarse logits and labels in, gradient out."""
     student, teacher, labels = (launch.arguments[k] for k in ("student", "teacher", "labels"))
     logits = student.logits.numel() * student.logits.element_size()
@@ -90,7 +70,7 @@ def floor_bytes(launch: gpu_static.Launch) -> int:
     return logits + gradient + seen * labels.data.element_size()
 
 
-def our_bytes(launch: gpu_static.Launch) -> int:
+def our_bytes(launch: triton_static.Launch) -> int:
     """Slots out and in besides. Corners read again are the caches' affair."""
     student = launch.arguments["student"]
     # At the loss grid the gradient is written, then divided in place.
@@ -99,7 +79,7 @@ def our_bytes(launch: gpu_static.Launch) -> int:
 
 
 def predict(
-    card: Card, launch: gpu_static.Launch, loop: dict[str, int], elements_per_thread: float
+    card: Card, launch: triton_static.Launch, loop: dict[str, int], elements_per_thread: float
 ) -> dict[str, float]:
     """Milliseconds by cause."""
     grid = launch.arguments["grid"]
@@ -116,20 +96,20 @@ def predict(
     return times
 
 
-def _loops(launch: gpu_static.Launch, target: str, classes: int, cuda: dict) -> dict[str, tuple[dict, float]]:
+def _loops(launch: triton_static.Launch, target: str, classes: int, cuda: dict) -> dict[str, tuple[dict, float]]:
     """By backend, the main loop's opcodes and the elements that a thread has in it."""
-    report = gpu_static.inspect(
-        gpu_static.compile_launch(launch, gpu_static.TARGETS[target]), gpu_static.TARGETS[target]
+    report = triton_static.inspect(
+        triton_static.compile_launch(launch, triton_static.TARGETS[target]), triton_static.TARGETS[target]
     )  # fmt: skip
     loop = next(loop for loop in report.loops if loop["MUFU"])
-    found = {"Triton": (dict(loop), gpu_static.elements_per_thread(launch, classes))}
+    found = {"Triton": (dict(loop), triton_static.elements_per_thread(launch, classes))}
     if cuda:
         kernel, lanes = cuda_static.kernel_of(launch, classes)
         found = {"CUDA": (dict(cuda[target][kernel].loop), classes / lanes), **found}
     return found
 
 
-def eager_feature_bytes(launch: gpu_static.Launch) -> int:
+def eager_feature_bytes(launch: triton_static.Launch) -> int:
     """What the eager reference reads and writes from features on, forward and backward."""
     from hetero_kernels import reference
 
@@ -148,7 +128,7 @@ def eager_feature_bytes(launch: gpu_static.Launch) -> int:
     return traffic.bytes
 
 
-def predict_features(card: Card, launches: list[gpu_static.Launch]) -> float:
+def predict_features(card: Card, launches: list[triton_static.Launch]) -> float:
     """Milliseconds of the launches of ``projected_hakd_loss`` and its backward: of each the longer of its bytes and its
     products' instructions; what it reads again of its own counts nothing."""
     first = launches[0].arguments
@@ -164,9 +144,9 @@ def predict_features(card: Card, launches: list[gpu_static.Launch]) -> float:
     for launch in launches:
         if launch.name not in moved:
             continue
-        given, target = launch.constants, gpu_static.TARGETS[card.target]
-        report = gpu_static.inspect(gpu_static.compile_launch(launch, target), target)
-        counted = gpu_static.instructions_per_element(launch, report, 0)
+        given, target = launch.constants, triton_static.TARGETS[card.target]
+        report = triton_static.inspect(triton_static.compile_launch(launch, target), target)
+        counted = triton_static.instructions_per_element(launch, report, 0)
         assert counted is not None
         network = first["student"]
         pixels = network.data[:, 0].numel()
@@ -185,7 +165,7 @@ def predict_features(card: Card, launches: list[gpu_static.Launch]) -> float:
 def feature_rows(cuda: dict) -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = []
     for classes in (19, 150):
-        launches = gpu_static.projected_launches(torch.float32, classes)
+        launches = triton_static.projected_launches(torch.float32, classes)
         moved = eager_feature_bytes(launches[0])
         student, teacher = (launches[0].arguments[k].data.shape for k in ("student", "teacher"))
         call = cuda_model.Call(student[0], classes, (student[2], student[3]), (student[1], teacher[1]))
@@ -211,7 +191,7 @@ def _size(*tensors: Tensor | None) -> int:
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
-def projection_bytes(launches: list[gpu_static.Launch]) -> dict[str, tuple[int, float]]:
+def projection_bytes(launches: list[triton_static.Launch]) -> dict[str, tuple[int, float]]:
     """By kernel of ``projection_launches`` bytes, and thousands of multiplications (padded); the losses on raw logits
     count what reading these and writing their gradient takes, "loss". What a cache keeps is read once."""
     found: dict[str, tuple[int, float]] = {}
@@ -237,7 +217,7 @@ def projection_bytes(launches: list[gpu_static.Launch]) -> dict[str, tuple[int, 
     return found
 
 
-def projection_floor(launches: list[gpu_static.Launch]) -> int:
+def projection_floor(launches: list[triton_static.Launch]) -> int:
     """Features read twice, their gradient written once where it is wanted; raw logits written, read twice, and their
     gradient written and read."""
     total = 0
@@ -250,7 +230,7 @@ def projection_floor(launches: list[gpu_static.Launch]) -> int:
     return total
 
 
-def torch_projection_bytes(launches: list[gpu_static.Launch]) -> int:
+def torch_projection_bytes(launches: list[triton_static.Launch]) -> int:
     """What torch's convolution and batch norm read and write in the place of the kernels, forward and backward."""
     wanted = {x.arguments["out"].shape for x in launches if x.name == "project_back_kernel"}
     total = 0
@@ -274,18 +254,18 @@ def torch_projection_bytes(launches: list[gpu_static.Launch]) -> int:
 def projection_rows() -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = []
     for classes in (19, 150):
-        launches = gpu_static.projection_launches(torch.float32, classes)
+        launches = triton_static.projection_launches(torch.float32, classes)
         ours, floor, torchs = projection_bytes(launches), projection_floor(launches), torch_projection_bytes(launches)
         kernels = {launch.name: launch for launch in launches}
         for card in CARDS:
-            total, target = 0.0, gpu_static.TARGETS[card.target]
+            total, target = 0.0, triton_static.TARGETS[card.target]
             cycles, rate = card.multiprocessors * card.clock * 1e6, card.bandwidth * 1e6
             longest = []
             for name, (moved, multiplied) in ours.items():
                 times = {"bytes": moved / rate}
                 if multiplied:
-                    report = gpu_static.inspect(gpu_static.compile_launch(kernels[name], target), target)
-                    counted = gpu_static.instructions_per_element(kernels[name], report, 0)
+                    report = triton_static.inspect(triton_static.compile_launch(kernels[name], target), target)
+                    counted = triton_static.instructions_per_element(kernels[name], report, 0)
                     assert counted is not None
                     times["issue"] = counted["instructions"] * multiplied / ISSUE_LANES / cycles
                 longest.append(max((t, cause) for cause, t in times.items()))
@@ -305,7 +285,7 @@ def table() -> str:
     rows: list[tuple[object, ...]] = [header, ("---",) * len(header)]
     cuda = {card.target: cuda_static.compile_kernels(card.target) for card in CARDS} if cuda_static.nvcc() else {}
     for classes in (19, 150):
-        for launch in gpu_static.paper_launches(torch.float32, classes):
+        for launch in triton_static.paper_launches(torch.float32, classes):
             if launch.name not in ("hakd_kernel", "segmentation_kernel") or launch.constants.get("PROJ"):
                 continue
             options: dict[str, Any] = {}
@@ -319,7 +299,7 @@ def table() -> str:
                     cause = max(times, key=lambda key: times[key])
                     eager = moved / (card.bandwidth * 1e6)
                     rows.append((
-                        gpu_static.describe(launch), classes, card.name, kernels,
+                        triton_static.describe(launch), classes, card.name, kernels,
                         f"{floor_bytes(launch) / (card.bandwidth * 1e6):.3f}", f"{times[cause]:.3f}", cause,
                         f"{moved / 1e9:.1f}", f"{eager:.1f}", f"{eager / times[cause]:.0f}",
                     ))  # fmt: skip

@@ -57,6 +57,37 @@ def test_layers(path):
     assert "heteroakd" not in re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.M)
 
 
+def circle(imports: dict[str, set[str]]) -> list[str] | None:
+    """A path of modules that ends where it began."""
+
+    def search(path: list[str]) -> list[str] | None:
+        for name in sorted(imports.get(path[-1], ())):
+            if name in path:
+                return [*path[path.index(name) :], name]
+            if found := search([*path, name]):
+                return found
+        return None
+
+    return next((found for name in imports if (found := search([name]))), None)
+
+
+def test_benchmarks_import_in_no_circle():
+    """Imports within functions and for types, too."""
+    folder = KERNELS.parent / "benchmarks"
+    imports: dict[str, set[str]] = {}
+    for path in folder.rglob("*.py"):
+        parts = path.relative_to(folder).with_suffix("").parts
+        names = imports.setdefault(".".join(parts), set())
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = parts[: len(parts) - node.level]
+                inside = (*base, *(node.module.split(".") if node.module else ()))
+                names |= {".".join(inside), *(".".join((*inside, a.name)) for a in node.names)}
+    assert imports["gpu_static"] >= {"cuda_static", "triton_static"} and "gpu_check.chapter" in imports["report"]
+    assert circle(imports) is None
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
 def test_the_layer_test_sees_imports():
     """The check above would notice a backend that imports the reference, however it is written."""
     for line in ("from ..reference import mix", "from .. import reference", "from hetero_kernels import reference",

@@ -43,10 +43,10 @@ def card(device: Device) -> Any:
 
 def pixel_launches(classes: int) -> dict[str, Any]:
     """By the name of the timed size."""
-    from .. import gpu_static
+    from .. import triton_static
 
-    launches = [x for x in gpu_static.paper_launches(torch.float32, classes) if not x.constants.get("PROJ")]
-    named = {NAMES.get((gpu_static.describe(x), classes)): x for x in launches}
+    launches = [x for x in triton_static.paper_launches(torch.float32, classes) if not x.constants.get("PROJ")]
+    named = {NAMES.get((triton_static.describe(x), classes)): x for x in launches}
     return {name: launch for name, launch in named.items() if name}
 
 
@@ -56,29 +56,29 @@ def _row(times: dict[str, float]) -> Data:
 
 
 def triton(name: str, device: Device) -> Data:
-    from .. import gpu_model, gpu_static
+    from .. import gpu_model, triton_static
 
     here = card(device)
     classes = 150 if "150" in name else 19
     if name.startswith("projected"):
         return _row({"the longest of each launch": gpu_model.predict_features(
-            here, gpu_static.projected_launches(torch.float32, classes))})  # fmt: skip
+            here, triton_static.projected_launches(torch.float32, classes))})  # fmt: skip
     launch = pixel_launches(classes)[name]
-    target = gpu_static.TARGETS[here.target]
-    report = gpu_static.inspect(gpu_static.compile_launch(launch, target), target)
+    target = triton_static.TARGETS[here.target]
+    report = triton_static.inspect(triton_static.compile_launch(launch, target), target)
     loop = next(loop for loop in report.loops if loop["MUFU"])
-    return _row(gpu_model.predict(here, launch, dict(loop), gpu_static.elements_per_thread(launch, classes)))
+    return _row(gpu_model.predict(here, launch, dict(loop), triton_static.elements_per_thread(launch, classes)))
 
 
 def library_kernels() -> dict[str, Any]:
     """Every kernel of the library that runs."""
-    from .. import cuda_static, gpu_static
+    from .. import cuda_static, triton_static
 
     found = sorted((tools.ROOT / "hetero_kernels").glob("libhetero_kernels_cuda.*"))
     if not found:
         raise DidNotRun("the CUDA library was not built")
     with tempfile.TemporaryDirectory() as folder:
-        tool = gpu_static._tool("cuobjdump")
+        tool = triton_static._tool("cuobjdump")
         command = ["sh", "-c", 'cd "$1" && "$2" -xelf all "$3"', "sh", folder, tool, str(found[0])]
         done = tools.run(command, 60)
         cubins = sorted(Path(folder).glob("*.cubin"))
@@ -89,7 +89,7 @@ def library_kernels() -> dict[str, Any]:
 
 def cuda(device: Device) -> Data:
     """All sizes at once: disassembly is what takes time."""
-    from .. import cuda_model, cuda_static, gpu_model, gpu_static
+    from .. import cuda_model, cuda_static, gpu_model, triton_static
 
     here, kernels = card(device), library_kernels()
     rows = {}
@@ -98,8 +98,8 @@ def cuda(device: Device) -> Data:
             kernel, lanes = cuda_static.kernel_of(launch, classes)
             times = gpu_model.predict(here, launch, dict(kernels[kernel].loop), classes / lanes)
             rows[name] = _row(times)
-        shape = {k: v.data.shape for k, v in gpu_static.projected_launches(torch.float32, classes)[0].arguments.items()
-                 if k in ("student", "teacher")}  # fmt: skip
+        arguments = triton_static.projected_launches(torch.float32, classes)[0].arguments
+        shape = {name: arguments[name].data.shape for name in ("student", "teacher")}
         student, teacher = shape["student"], shape["teacher"]
         call = cuda_model.Call(student[0], classes, (student[2], student[3]), (student[1], teacher[1]))
         longest = [max(times.values()) for times in cuda_model.predict(here, call, kernels).values()]

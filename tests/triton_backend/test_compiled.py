@@ -4,10 +4,10 @@ import pytest
 import torch
 
 triton = pytest.importorskip("triton")
-from benchmarks import gpu_static  # noqa: E402
+from benchmarks import triton_static  # noqa: E402
 
 # What the default configurations may use on sm_90 by any Triton, K = 19: instructions and special functions
-# per element (see gpu_static.py), bytes spilled. A change that needs more says so here.
+# per element (see triton_static.py), bytes spilled. A change that needs more says so here.
 BUDGETS = {
     "hakd_kernel (label resolution)": (120, 6.2, 104),  # 96 before masked classes in the guarded loop
     "hakd_kernel (feature resolution)": (106, 6.2, 40),  # 8 by Triton 3.6; masked classes in the guarded loop
@@ -37,7 +37,7 @@ def test_many_classes_fit_the_shared_memory():
 
     logits, labels = torch.empty(1, 384, 3, 5, device="meta"), torch.empty(1, 12, 20, dtype=torch.int64, device="meta")
     scalars = torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64)
-    with gpu_static.recorded_launches() as launches:
+    with triton_static.recorded_launches() as launches:
         pixel_losses.hakd_loss(
             logits,
             logits,
@@ -56,29 +56,29 @@ def test_many_classes_fit_the_shared_memory():
             True,
             False,
         )
-    compiled = gpu_static.compile_launch(launches[0], gpu_static.TARGETS["sm_86"])
-    assert compiled.metadata.shared <= gpu_static.SHARED["sm_86"] * 1024
+    compiled = triton_static.compile_launch(launches[0], triton_static.TARGETS["sm_86"])
+    assert compiled.metadata.shared <= triton_static.SHARED["sm_86"] * 1024
 
 
 def test_every_kernel_has_a_budget():
-    assert {gpu_static.describe(launch) for launch in gpu_static.all_launches(torch.float32, 19)} == set(BUDGETS)
+    assert {triton_static.describe(launch) for launch in triton_static.all_launches(torch.float32, 19)} == set(BUDGETS)
 
 
 @pytest.mark.parametrize("name", BUDGETS)
 def test_budgets(name):
     """Instructions per element, special functions and spills of the default configurations do not grow; a row of pixels
     needs no other thread: neither shuffles nor barriers."""
-    target = gpu_static.TARGETS["sm_90"]
+    target = triton_static.TARGETS["sm_90"]
     instructions, special, spilled = BUDGETS[name]
-    for launch in gpu_static.all_launches(torch.float32, 19):
-        if gpu_static.describe(launch) != name:
+    for launch in triton_static.all_launches(torch.float32, 19):
+        if triton_static.describe(launch) != name:
             continue
-        report = gpu_static.inspect(gpu_static.compile_launch(launch, target), target)
+        report = triton_static.inspect(triton_static.compile_launch(launch, target), target)
         assert report.spilled_bytes <= spilled, report.spilled_bytes
-        counted = gpu_static.instructions_per_element(launch, report, 19)
+        counted = triton_static.instructions_per_element(launch, report, 19)
         if counted is not None:
             assert counted["instructions"] <= instructions and counted["MUFU"] <= special, counted
-        if launch.name in gpu_static.ROW_KERNELS:
+        if launch.name in triton_static.ROW_KERNELS:
             rows = [loop for loop in report.loops if loop["MUFU"]]
             assert rows and not any(loop["SHFL"] or loop["BAR"] for loop in rows), rows
 
@@ -100,24 +100,24 @@ SPILLS = {
 @pytest.mark.parametrize(("name", "classes"), [("sm_90", 150), ("sm_90", 384), ("gfx942", 19)])
 def test_spills(name, classes):
     """K = 384: in a loop, and torch projects."""
-    launches = gpu_static.all_launches if classes <= 192 else gpu_static.paper_launches
-    for launch in launches(torch.float32, classes, gpu_static.family_of(name)):
+    launches = triton_static.all_launches if classes <= 192 else triton_static.paper_launches
+    for launch in launches(torch.float32, classes, triton_static.family_of(name)):
         if "finish" not in launch.name:
-            target = gpu_static.TARGETS[name]
-            report = gpu_static.inspect(gpu_static.compile_launch(launch, target), target)
-            allowed = SPILLS.get((name, gpu_static.describe(launch)), 0)
-            assert report.spilled_bytes <= allowed, (gpu_static.describe(launch), report.spilled_bytes)
+            target = triton_static.TARGETS[name]
+            report = triton_static.inspect(triton_static.compile_launch(launch, target), target)
+            allowed = SPILLS.get((name, triton_static.describe(launch)), 0)
+            assert report.spilled_bytes <= allowed, (triton_static.describe(launch), report.spilled_bytes)
 
 
 def test_the_adjoint_runs_on_tensor_cores():
-    launch = gpu_static.paper_launches(torch.float32, 19)[0]
-    compiled = gpu_static.compile_launch(launch, gpu_static.TARGETS["sm_90"])
+    launch = triton_static.paper_launches(torch.float32, 19)[0]
+    compiled = triton_static.compile_launch(launch, triton_static.TARGETS["sm_90"])
     assert "mma.sync" in compiled.asm["ptx"]
 
 
 def test_two_launches_and_no_synchronisation():
     """Meta tensors have no values: whoever asked for one would fail here. Each loss is one launch and a small one."""
-    names = [launch.name for launch in gpu_static.paper_launches(torch.float32, 19)]
+    names = [launch.name for launch in triton_static.paper_launches(torch.float32, 19)]
     assert names == ["hakd_kernel", "finish_kernel"] * 3 + ["segmentation_kernel", "finish_kernel"] * 2
 
 
@@ -125,7 +125,7 @@ def test_the_model_of_time():
     """The formulas by hand, for a loop of 1900 multiply-adds and 120 special functions over 19 classes."""
     from benchmarks import gpu_model
 
-    launch = gpu_static.paper_launches(torch.float32, 19)[0]
+    launch = triton_static.paper_launches(torch.float32, 19)[0]
     h100 = next(card for card in gpu_model.CARDS if card.name.startswith("H100"))
     times = gpu_model.predict(h100, launch, {"FFMA": 1900, "MUFU": 120}, 19.0)
     elements = 8 * 19 * 512 * 1024
@@ -142,7 +142,7 @@ def test_the_model_of_time_on_features():
     """On a card of 1 GB/s and much arithmetic, the bytes by hand; eager writes both networks' logits many times."""
     from benchmarks import gpu_model
 
-    launches = gpu_static.projected_launches(torch.float32, 19)
+    launches = triton_static.projected_launches(torch.float32, 19)
     slow = gpu_model.Card("slow", "sm_90", 10**6, 2.0, 1, 128, 512)
     student, teacher, logits = (8 * channels * 16 * 32 * 4 for channels in (256, 512, 2 * 19))
     moved = (student + teacher + logits) * 2 + logits + student
@@ -156,7 +156,7 @@ def test_the_projections_bytes(classes, dtype):
     """Within 1.15 of the least, and less than torch's convolution and batch norm move."""
     from benchmarks import gpu_model
 
-    launches = gpu_static.projection_launches(dtype, classes)
+    launches = triton_static.projection_launches(dtype, classes)
     moved = sum(of_kernel for of_kernel, _ in gpu_model.projection_bytes(launches).values())
     pixels, width = (8 if classes == 19 else 16) * (8192 if classes == 19 else 4096), dtype.itemsize
     least = pixels * ((2 * (512 + 2048) + 512) * width + 2 * 5 * 4 * classes)
@@ -168,9 +168,9 @@ def test_the_projections_bytes(classes, dtype):
 @pytest.mark.parametrize("classes", [19, 150])
 def test_the_projection_spills_nothing_on_sm_80(classes):
     """As the budgets say of sm_90."""
-    launches = gpu_static.projection_launches(torch.float32, classes)
-    kernels = {launch.name: launch for launch in launches if launch.name in gpu_static.PRODUCT_KERNELS}
+    launches = triton_static.projection_launches(torch.float32, classes)
+    kernels = {launch.name: launch for launch in launches if launch.name in triton_static.PRODUCT_KERNELS}
     assert sorted(kernels) == ["project_back_kernel", "project_kernel", "weights_kernel"]
-    target = gpu_static.TARGETS["sm_80"]
+    target = triton_static.TARGETS["sm_80"]
     for name, launch in kernels.items():
-        assert gpu_static.inspect(gpu_static.compile_launch(launch, target), target).spilled_bytes == 0, name
+        assert triton_static.inspect(triton_static.compile_launch(launch, target), target).spilled_bytes == 0, name

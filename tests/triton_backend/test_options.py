@@ -20,7 +20,7 @@ import torch
 from cases import pairwise
 
 pytest.importorskip("triton")
-from benchmarks import gpu_static  # noqa: E402
+from benchmarks import triton_static  # noqa: E402
 from hetero_kernels.triton import pixel_losses, projected_losses, projection, tuning  # noqa: E402
 
 MODE = os.environ.get("TRITON_OPTIONS", "pairs")
@@ -252,17 +252,17 @@ def compile_all(operator: str, target: str = "sm_90", classes: int = 3, **option
     """The compiled kernels of a call; shared memory within the family's smallest card."""
     function, values = OPERATORS[operator]
     options = {name: choices[0] for name, choices in values.items()} | options
-    family = gpu_static.family_of(target)
-    smallest = min(size for name, size in gpu_static.SHARED.items() if gpu_static.family_of(name) == family)
-    with gpu_static.recorded_launches(family) as launches:
+    family = triton_static.family_of(target)
+    smallest = min(size for name, size in triton_static.SHARED.items() if triton_static.family_of(name) == family)
+    with triton_static.recorded_launches(family) as launches:
         function(classes, options)
     assert launches
     compiled = []
     for launch in launches:
         if options["layout"] == "misaligned":
             arguments = {name: misaligned(value) for name, value in launch.arguments.items()}
-            launch = gpu_static.Launch(launch.kernel, launch.programs, arguments, launch.constants, launch.options)
-        compiled.append(gpu_static.compile_launch(launch, gpu_static.TARGETS[target]))
+            launch = triton_static.Launch(launch.kernel, launch.programs, arguments, launch.constants, launch.options)
+        compiled.append(triton_static.compile_launch(launch, triton_static.TARGETS[target]))
         assert compiled[-1].metadata.shared <= smallest * 1024, (launch.name, options)
     return compiled
 
@@ -290,7 +290,7 @@ def option_sets() -> list[Any]:
     """Operator, options, target: every architecture in turn."""
     make = {"pairs": lambda v: list(pairwise(v)), "values": every_value, "product": product}[MODE]
     sets = [(name, options) for name, (_, values) in OPERATORS.items() for options in make(values)]
-    targets = itertools.cycle(sorted(gpu_static.TARGETS))
+    targets = itertools.cycle(sorted(triton_static.TARGETS))
     return [pytest.param(name, options, next(targets), id=f"{name}-{i}") for i, (name, options) in enumerate(sets)]
 
 
@@ -342,7 +342,9 @@ def test_any_number_above_192_is_the_same_kernel(operator):
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_every_architecture_has_its_share(operator):
     """Of the option sets above."""
-    assert MODE != "pairs" or {p.values[2] for p in option_sets() if p.values[0] == operator} == set(gpu_static.TARGETS)
+    assert MODE != "pairs" or {p.values[2] for p in option_sets() if p.values[0] == operator} == set(
+        triton_static.TARGETS
+    )
 
 
 # Layouts -----------------------------------------------------------------------------------------------------------
