@@ -17,6 +17,8 @@ from torch import Tensor
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LABELS = (torch.int64, torch.int32, torch.uint8)
+LOGITS = ("out", "logits")
+"""Where a network's output holds the logits if it is a dictionary: torchvision's, Hugging Face's."""
 
 
 def _describe(x: object) -> str:
@@ -43,8 +45,8 @@ def check_maps(name: str, x: object, kind: str) -> None:
 
 def _what_to_pass(name: str, x: object) -> str:
     """Where in a network's whole output the tensor is."""
-    if isinstance(x, Mapping):  # torchvision's, Hugging Face's
-        return "".join(f"; pass {name}[{key!r}]" for key in ("out", "logits") if key in x)
+    if isinstance(x, Mapping):
+        return "".join(f"; pass {name}[{key!r}]" for key in LOGITS if key in x)
     return f"; pass one of them, such as {name}[0]" if isinstance(x, (list, tuple)) and x else ""
 
 

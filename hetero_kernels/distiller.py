@@ -71,14 +71,7 @@ class MeanOverTaps(nn.Module):
                 own = {term: normalizer[f"{term}.{number}"] for term in PAIRED if f"{term}.{number}" in normalizer}
             pairs.append(criterion(student_features[number], teacher_features[number], labels, normalizer=own))
         loss, hakd, proj = (torch.stack([getattr(each, name) for each in pairs]).mean() for name in ("loss", *PAIRED))
-        if student_logits is None:
-            zero = torch.zeros_like(hakd)
-            return HeteroAKDOutput(loss, zero, zero, hakd, proj)
-        if isinstance(normalizer, Mapping):
-            normalizer = {term: normalizer[term] for term in ("task", "kd") if term in normalizer}
-        first = cast(HeteroAKDLoss, self.criteria[0])
-        segmented = first.on_logits(student_logits, labels, teacher_logits, normalizer=normalizer)
-        return HeteroAKDOutput(segmented.loss + loss, segmented.task, segmented.kd, hakd, proj)
+        return self._pairs()[0].with_logits(loss, hakd, proj, student_logits, labels, teacher_logits, normalizer)
 
     @property
     def needs_feature_size(self) -> bool:
@@ -364,20 +357,16 @@ def _taps(network: nn.Module, paths: str | Sequence[str] | None, argument: str) 
     if paths is None:
         return ()
     try:
-        return taps.tap(network, _listed(paths))
+        return taps.tap(network, taps.tap_paths(paths))
     except ValueError as error:
         raise ValueError(f"{argument}: {error}") from None
 
 
 def _probe(network: nn.Module, paths: str | Sequence[str], images: Tensor, name: str) -> taps.Tapped:
     try:
-        return taps.probe(network, _listed(paths), images.to(taps.device_of(network)))
+        return taps.probe(network, taps.tap_paths(paths), images.to(taps.device_of(network)))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-
-
-def _listed(paths: str | Sequence[str]) -> list[str]:
-    return [paths] if isinstance(paths, str) else list(paths)
 
 
 def _loss_of(terms: Any) -> Tensor:

@@ -387,24 +387,23 @@ class HeteroAKDLoss(nn.Module):
         check.split_normalizer(normalizer, ("task", "kd", "hakd", "proj"), student_features)
         distilled = self._distil(student_features, teacher_features, labels, _for_terms(normalizer, ("hakd", "proj")))
         loss, hakd, proj = distilled
+        return self.with_logits(loss, hakd, proj, student_logits, labels, teacher_logits, normalizer)
+
+    def with_logits(
+        self, loss: Tensor, hakd: Tensor, proj: Tensor, student_logits: Tensor | None, labels: Tensor,
+        teacher_logits: Tensor | None, normalizer: Normalizer,
+    ) -> HeteroAKDOutput:  # fmt: skip
+        """The terms on features, and to them those on the output logits, where these are given."""
         if student_logits is None:
             zero = torch.zeros_like(hakd)
             return HeteroAKDOutput(loss, zero, zero, hakd, proj)
-        segmented = self.on_logits(
-            student_logits, labels, teacher_logits, normalizer=_for_terms(normalizer, ("task", "kd"))
-        )
-        return HeteroAKDOutput(loss + segmented.loss, segmented.task, segmented.kd, hakd, proj)
-
-    def on_logits(
-        self, student_logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, *, normalizer: Normalizer = None
-    ) -> SegmentationTerms:
-        """The terms on the output logits alone, as :class:`SegmentationLoss` with the same options."""
-        return cast(SegmentationTerms, functional.segmentation_loss(
+        segmented = cast(SegmentationTerms, functional.segmentation_loss(
             student_logits, labels, teacher_logits, task_weight=self.task_weight, kd_weight=self.kd_weight,
             temperature=self.kd_temperature, class_weight=self.class_weight, label_smoothing=self.label_smoothing,
-            align_corners=self.logits_align_corners, ignore_index=self.ignore_index, normalizer=normalizer,
-            return_terms=True, backend=self.backend,
+            align_corners=self.logits_align_corners, ignore_index=self.ignore_index,
+            normalizer=_for_terms(normalizer, ("task", "kd")), return_terms=True, backend=self.backend,
         ))  # fmt: skip
+        return HeteroAKDOutput(loss + segmented.loss, segmented.task, segmented.kd, hakd, proj)
 
     @property
     def needs_feature_size(self) -> bool:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-LOGITS = ("out", "logits")
-"""Where dictionaries hold the logits: torchvision's, Hugging Face's."""
+from .arguments import LOGITS
 
 
 class Tap:
@@ -40,6 +39,11 @@ class Tapped(NamedTuple):
     """[B, K, h, w]."""
     maps: tuple[Tensor, ...]
     """Feature map [B, C, h, w] of every tap, in their order."""
+
+
+def tap_paths(paths: str | Sequence[str]) -> list[str]:
+    """One path or several, as a list."""
+    return [paths] if isinstance(paths, str) else list(paths)
 
 
 def tap(network: nn.Module, paths: Sequence[str]) -> tuple[Tap, ...]:

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "functional": {"arguments", "reference", "ops", "options"},
     "projection": {"ops", "reference"},
     "loss": {"arguments", "functional", "options", "projection", "reference"},
-    "taps": set(),
+    "taps": {"arguments"},
     "distributed": set(),
     "distiller": {"loss", "reference", "taps"},
     "config": {"native", "ops"},

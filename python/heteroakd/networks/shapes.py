@@ -10,6 +10,7 @@ from torch import nn
 
 from hetero_kernels.taps import Tapped, device_of
 from hetero_kernels.taps import probe as run_once
+from hetero_kernels.taps import tap_paths as tap_paths
 
 DEFAULT_STRIDE = 32  # of networks that do not state an encoder.output_stride
 _KNOWN: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Tapped]] = WeakKeyDictionary()
@@ -18,11 +19,6 @@ _KNOWN: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Tapped]] = WeakKey
 def stride_of(network: nn.Module) -> int:
     """Height and width of a network's images must be multiples of this."""
     return int(getattr(getattr(network, "encoder", None), "output_stride", DEFAULT_STRIDE))
-
-
-def tap_paths(tap: str | Sequence[str]) -> list[str]:
-    """The paths that a configuration's `tap` names."""
-    return [tap] if isinstance(tap, str) else list(tap)
 
 
 def probe(network: nn.Module, paths: Sequence[str], image_size: tuple[int, int]) -> Tapped:
