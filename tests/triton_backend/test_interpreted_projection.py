@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import OPTIONS, TOLERANCE, leaves, make_labels, make_logits, pairwise, relative_l2
 from gpu_cases import make_case
-from test_projection import LAYOUTS, by_torch, make_projector, run
+from test_projection import LAYOUTS, by_torch, check_autocast, compare, make_projector, run
 from torch import nn
 
 from hetero_kernels import HeteroAKDLoss, PixelProjector, functional, reference
@@ -36,21 +36,6 @@ def make_ours(features, classes, projector="conv_bn", **changes):
     module = make_projector(features.shape[1], classes, projector, **changes)
     module.backend = "triton"
     return module
-
-
-def compare(module, features, bound=TOLERANCE[F32]):
-    """Values, gradients and buffers against float64, no farther off than ``bound`` (of the dtype for the features'
-    gradient) or than torch is."""
-    exact, plain = copy.deepcopy(module).double(), copy.deepcopy(module)
-    upstream = torch.randn(by_torch(copy.deepcopy(exact), features.double()).shape, dtype=torch.float64)
-    actual = run(lambda m, x: m(x), module, features, upstream)
-    expected = run(by_torch, exact, features.double(), upstream)
-    theirs = run(by_torch, plain, features.float(), upstream)
-    assert actual[1].dtype == features.dtype
-    for i, (a, t, e) in enumerate(zip(actual, theirs, expected, strict=True)):
-        least = max(bound, TOLERANCE[features.dtype]) if i == 1 else bound
-        error, limit = relative_l2(a, e), max(least, relative_l2(t, e))
-        assert error <= limit or (a.double() - e).abs().max() <= 1e-12, (i, error, limit)
 
 
 @pytest.mark.parametrize("projector", PROJECTORS)
@@ -101,25 +86,8 @@ def test_the_pilot_is_the_cpus():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("projector", PROJECTORS)
 def test_autocast_rounds_factors_as_torch(dtype, projector):
-    """And nothing else before the result."""
     features, classes = make("small", mean=1.0)
-    module = make_ours(features, classes, projector)
-    exact = copy.deepcopy(module).double()
-    exact[0].weight.data = module[0].weight.data.to(dtype).double()
-    with torch.autocast("cpu", dtype=dtype):
-        (x,) = leaves(features)
-        y = module(x)
-        assert y.dtype == dtype
-        y.float().square().sum().backward()
-    (wide,) = leaves(features.to(dtype).double())
-    expected = by_torch(exact, wide)
-    expected.square().sum().backward()
-    assert relative_l2(y, expected.to(dtype)) <= TOLERANCE[dtype] / 4
-    assert x.grad.dtype == torch.float32 and module[0].weight.grad.dtype == torch.float32
-    if projector == "conv":  # the gradient passes y's rounding; with batch norm it is all cancellation
-        assert relative_l2(x.grad, wide.grad) <= TOLERANCE[dtype]
-    for actual, wanted in zip(module.buffers(), exact.buffers(), strict=True):
-        assert relative_l2(actual, wanted) <= 1e-6
+    check_autocast(make_ours(features, classes, projector), features, dtype)
 
 
 def test_features_that_no_gradient_reaches_count_for_nothing():
