@@ -23,6 +23,11 @@ ISSUE_LANES, SPECIAL_LANES = 128, 16  # of every multiprocessor, a clock
 FLOAT32 = ("FFMA", "FADD", "FMUL", "FMNMX", "FSEL", "FSETP")
 
 
+def _size(*tensors: Tensor | None) -> int:
+    """Bytes of those that are there."""
+    return sum(t.nbytes for t in tensors if t is not None)
+
+
 class _Traffic(TorchDispatchMode):
     """Adds up the bytes that operators read and write; views move nothing."""
 
@@ -36,7 +41,7 @@ class _Traffic(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if not func.is_view:
             tensors = [t for t in _pytree.tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
-            self.bytes += sum(t.numel() * t.element_size() for t in tensors)
+            self.bytes += _size(*tensors)
         return out
 
 
@@ -62,9 +67,9 @@ def eager_bytes(launch: triton_static.Launch, options: dict[str, Any]) -> int:
 def floor_bytes(launch: triton_static.Launch) -> int:
     """What any implementation moves: coarse logits and labels in, gradient out."""
     student, teacher, labels = (launch.arguments[k] for k in ("student", "teacher", "labels"))
-    logits = student.logits.numel() * student.logits.element_size()
+    logits = _size(student.logits)
     if launch.constants.get("HAS_TEACHER", True):
-        logits += teacher.logits.numel() * teacher.logits.element_size()
+        logits += _size(teacher.logits)
     gradient = student.logits.numel() * 4
     seen = labels.data.numel() if not launch.constants.get("SAMPLED") else student.logits[:, 0].numel()
     return logits + gradient + seen * labels.data.element_size()
@@ -132,8 +137,8 @@ def predict_features(card: Card, launches: list[triton_static.Launch]) -> float:
     """Milliseconds of the launches of ``projected_hakd_loss`` and its backward: of each the longer of its bytes and its
     products' instructions; what it reads again of its own counts nothing."""
     first = launches[0].arguments
-    features = sum(first[k].data.numel() * first[k].data.element_size() for k in ("student", "teacher"))
-    student = first["student"].data.numel() * first["student"].data.element_size()
+    features = _size(first["student"].data, first["teacher"].data)
+    student = _size(first["student"].data)
     logits = sum(first[k].gradient.numel() * 4 for k in ("student", "teacher"))
     moved = {
         "projected_hakd_kernel": features + logits,
@@ -185,10 +190,6 @@ def feature_rows(cuda: dict) -> list[tuple[object, ...]]:
 
 
 # The projection on its own -------------------------------------------------------------------------------------------
-
-
-def _size(*tensors: Tensor | None) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
 def projection_bytes(launches: list[triton_static.Launch]) -> dict[str, tuple[int, float]]:

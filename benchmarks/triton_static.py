@@ -2,10 +2,9 @@
 
 An element is a (pixel, class) of the pixel losses, a thousand multiplications of a matrix product on features.
 
-They are compiled ahead of time exactly
-as they would be launched: the losses run on meta tensors of the paper's sizes, their launches are recorded instead of
-started, and Triton's launcher specialises and compiles them for a driver that is not there.
-Counts are of the machine code. No time is measured here; none is claimed.
+They are compiled ahead of time exactly as they would be launched: the losses run on meta tensors of the paper's sizes,
+their launches are recorded instead of started, and Triton's launcher specialises and compiles them for a driver that is
+not there. Counts are of the machine code. No time is measured here; none is claimed.
 """
 
 from __future__ import annotations
