@@ -245,6 +245,15 @@ def test_the_trainer_is_thin():
     assert told >= 0.3 * lines, told / lines
 
 
+def run_program(program: str) -> str:
+    """What a Python of its own prints with this tree on its path."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    finished = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
 def test_help_and_wrong_options_of_the_trainer_import_no_torch():
     program = (
         "import sys\n"
@@ -256,8 +265,19 @@ def test_help_and_wrong_options_of_the_trainer_import_no_torch():
         "        pass\n"
         "assert 'torch' not in sys.modules\n"
     )
-    path = os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
-    finished = subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    run_program(program)
+
+
+def test_the_losses_import_nothing_but_torch():
+    """`import hetero_kernels` costs little more than `import torch`: no compiler, no Triton, no package of another."""
+    program = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import hetero_kernels\n"
+        "print(*(name for name in sys.modules if name not in before and name.split('.')[0] != 'hetero_kernels'))\n"
+        "from hetero_kernels.ops.library import constant_when_traced\n"
+        "ours, torchs = (mark(lambda: 0) for mark in (constant_when_traced, torch.compiler.assume_constant_result))\n"
+        "assert vars(ours) == vars(torchs) != {}\n"
+        "assert 'torch._dynamo' in sys.modules\n"  # which is what the names above would have had in them
     )
-    assert finished.returncode == 0, finished.stderr
+    assert run_program(program).split() == []

@@ -14,6 +14,7 @@ import warnings
 import torch
 
 from .. import native
+from .library import constant_when_traced
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 _BY_DEVICE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
@@ -75,7 +76,7 @@ def _automatic(device: str) -> str:
     return backend
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def select(backend: str | None, device: str) -> str:
     """Name of the backend that runs for tensors on ``device`` ("cpu", "cuda:1", ...; "cuda" is torch's current GPU).
 
@@ -98,7 +99,7 @@ def select(backend: str | None, device: str) -> str:
     return backend
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def select_among(able: tuple[str, ...], backend: str | None, device: str) -> str:
     """As :func:`select`, for operators that only some backends have: an automatic choice prefers the ``able`` (for a
     GPU's tensors Triton projects while "cuda" cannot), a user's stands, able or not."""

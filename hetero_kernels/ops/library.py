@@ -12,12 +12,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+Marked = TypeVar("Marked", bound=Callable)
 NAMESPACE = "hetero_kernels"
 _library = torch.library.Library(NAMESPACE, "DEF")
 
@@ -29,6 +30,12 @@ _traced_by = ""  # of eager calls until something is compiled: nobody keeps thos
 
 definitions: dict[str, tuple[str, Callable, Callable, Callable]] = {}
 """Schema, fake, ``setup_context`` and ``backward`` of :func:`define` by operator."""
+
+
+def constant_when_traced(function: Marked) -> Marked:
+    """``torch.compiler.assume_constant_result``, which imports all of the compiler for this one mark."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 @functools.cache
@@ -45,7 +52,7 @@ def digest() -> str:
     return found.hexdigest()[:16]
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _traced_now() -> str:
     global _traced_by
     _traced_by = digest()
