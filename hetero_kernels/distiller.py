@@ -101,6 +101,12 @@ class DistillerOutput(NamedTuple):
     terms: Any
     """The criterion's own output (:class:`HeteroAKDOutput` say), for the log; None without labels."""
 
+    def scalars(self) -> dict[str, Tensor]:
+        """The loss and, where the criterion returns them by name, its 0-dim terms, without gradients: for a log."""
+        named = self.terms if isinstance(self.terms, Mapping) else getattr(self.terms, "_asdict", dict)()
+        given = {**named, "loss": self.loss}
+        return {name: each.detach() for name, each in given.items() if isinstance(each, Tensor) and each.dim() == 0}
+
 
 class Distiller(nn.Module):
     """A student, a frozen teacher and a criterion behind one call: ``distiller(images, labels).loss.backward()``.

@@ -182,6 +182,10 @@ def test_criteria_are_called_with_what_they_name(form):
     distiller = Distiller(Network(), Network(10), Own(form), student_tap="stage").eval()
     output = distiller(images, labels)
     assert torch.equal(output.loss, 2 * distiller.student(images).mean())
+    names = {"tensor": {"loss"}, "dictionary": {"loss"}, "tuple": {"loss", "more"}}[form]
+    scalars = output.scalars()
+    assert scalars.keys() == names and not any(each.requires_grad for each in scalars.values())
+    assert scalars["loss"] == output.loss and distiller(images).scalars() == {}
     assert set(distiller.outputs(images)) == {"student_logits"}  # the teacher, which nobody asks for, is not run
     with pytest.raises(TypeError, match="criterion Own takes no normalizer, got one"):
         distiller(images, labels, normalizer=torch.ones(()))
