@@ -7,7 +7,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .),90)
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-triton test-gpu-compile test-emulation test-kernels test-trainer test-packaging lint bench bench-quick gpu-check clean
+.PHONY: demo test test-triton test-gpu-compile test-emulation test-kernels test-trainer test-packaging lint docs bench bench-quick gpu-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/heteroakd demo
@@ -56,6 +56,10 @@ test-trainer: $(VENV)/installed
 # Wheels, source distribution, build isolation, and one build under the oldest torch (of which it downloads 3.5 GB).
 test-packaging: $(VENV)/installed
 	$(BIN)/python -m pytest -q tests/packaging
+
+# The documentation site, in build/site.
+docs: $(VENV)/installed
+	$(BIN)/python -m mkdocs build --strict
 
 # Everything on this machine in less than ten minutes: runs/benchmarks.json, docs/performance.md and its pictures.
 bench: $(VENV)/installed
