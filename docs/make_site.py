@@ -15,7 +15,11 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent
 API = {
     "distiller": ("Distiller", ["Distiller", "DistillerOutput", "MeanOverTaps"]),
-    "losses": ("Losses", ["HeteroAKDLoss", "HeteroAKDOutput", "SegmentationLoss", "PixelProjector"]),
+    "losses": (
+        "Losses",
+        ["HeteroAKDLoss", "HeteroAKDOutput", "SegmentationLoss", "PixelProjector"]
+        + ["options.HakdOptions", "options.SegmentationOptions"],
+    ),
     "functional": (
         "Functions",
         [f"functional.{name}" for name in ("hakd_loss", "segmentation_loss", "projected_hakd_loss", "hakd_maps")],
@@ -51,7 +55,7 @@ def pages() -> dict[str, str]:
 
 
 def on_page_markdown(markdown: str, **given: Any) -> str:
-    """Links that lead out of docs/ lead to the pages above; lists begin without an empty line, as they may elsewhere."""
+    """Links that lead out of docs/ lead to the pages above; lists need no empty line before them, as elsewhere."""
     markdown = re.sub(r"\]\(\.\./examples/(\w+)\.py\)", r"](examples/\1.md)", markdown)
     markdown = markdown.replace("](../examples)", "](frameworks.md)").replace("](../tests/README.md)", "](tests.md)")
     parts = re.split(r"(^```.*?^```)", markdown, flags=re.M | re.S)
