@@ -143,10 +143,11 @@ def projection_bytes(call: Projection, plan: dict[str, Any], multiprocessors: in
     pixels, classes, pilot = call.all_pixels, call.classes, 4 * call.channels
     features, logits, weight = 4 * pixels * call.channels, 4 * pixels * classes, 4 * classes * call.channels
     chunks, splits, coefficients = plan["chunks"], plan["weight_splits"], 24 * classes
-    parts = 8 * classes * plan["tiles"]
+    parts, packed = 8 * classes * plan["tiles"], 4 * (-(-classes // 8) * 8) * (-(-call.channels // SLICE) * SLICE)
     moved = {
         "pilot_kernel": 65 * pilot,
-        "project_kernel": chunks * features + logits + parts + plan["blocks"] * (weight // chunks + pilot),
+        "pack_weights_kernel": weight + packed,
+        "project_kernel": chunks * features + logits + parts + plan["blocks"] * (packed // chunks + pilot),
         "statistics_kernel": parts + 2 * weight + 32 * classes,
         "projection_weights_kernel": chunks * features + 2 * plan["weight_columns"] * logits
         + splits * (weight + chunks * pilot + plan["weight_columns"] * coefficients),

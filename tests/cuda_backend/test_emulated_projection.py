@@ -21,7 +21,7 @@ SHAPES = {
     "one class": (3, 16, 4, 4, 1),
 }
 BACK = ["projection_weights_kernel", "finish_weights_kernel", "project_back_kernel"]
-PROJECTION = ["pilot_kernel", "project_kernel", "statistics_kernel"]
+PROJECTION = ["pilot_kernel", "pack_weights_kernel", "project_kernel", "statistics_kernel"]
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_launches(projector):
     features = leaves(torch.randn(2, 12, 3, 4), torch.randn(2, 20, 2, 3))
     launches()
     out = loss(*features, torch.randint(0, 5, (2, 9, 11)))
-    projection = PROJECTION if projector != "conv" else PROJECTION[1:2]
+    projection = PROJECTION if projector != "conv" else PROJECTION[1:3]
     assert launches() == [*projection, *projection, "hakd_kernel", "finish_kernel", "normalization_kernel"]
     out.loss.backward()
     assert launches() == BACK * 2

@@ -175,10 +175,12 @@ HK_KERNEL void __launch_bounds__(kFinishThreads) normalization_kernel(const Norm
   SharedAllocator memory(dynamic_shared_memory());
   const Shared<double> scratch = memory.take<double>(kScratch);
   const int which = !n.out[0] || int(blockIdx.x) >= columns, at = static_cast<int>(blockIdx.x) % columns;
+  const float* parts = which ? n.parts[1] : n.parts[0];
+  const int64_t pieces = which ? n.pieces[1] : n.pieces[0];
   double sum = 0;
-  for (int64_t piece = threadIdx.x; piece < n.pieces[which]; piece += blockDim.x) sum += read(n.parts[which] + piece * columns + at);
+  for (int64_t piece = threadIdx.x; piece < pieces; piece += blockDim.x) sum += read(parts + piece * columns + at);
   sum = sum_over_block(sum, scratch);
-  if (threadIdx.x == 0) write(n.out[which] + at, static_cast<float>(sum));
+  if (threadIdx.x == 0) write((which ? n.out[1] : n.out[0]) + at, static_cast<float>(sum));
 }
 
 constexpr int64_t kFinishSharedBytes = 4 * kScratch * 4 + 16 + 2 * kScratch * 8;

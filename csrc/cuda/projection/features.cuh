@@ -244,12 +244,15 @@ struct LaneOfFragment {
   HK_DEVICE int sum_column(int i) const { return 2 * t + (i & 1); }
 };
 
-// Weights of a network, for `classes` of its classes: in shared memory, converted, or where they are.
+// Weights of a network: in shared memory, converted, or where they are.
 template <bool Resident, int AtOnce>
 class Weights {
  public:
-  HK_DEVICE Weights(const FeatureNetwork& network, int classes, SharedAllocator& memory, int first_class = 0)
-      : network_(network), classes_(classes), first_class_(first_class), pitch_(weight_pitch(network.slices)) {
+  static constexpr int kAtOnce = AtOnce;
+  using Raw = float[2 * AtOnce];
+
+  HK_DEVICE Weights(const FeatureNetwork& network, int classes, SharedAllocator& memory)
+      : network_(network), classes_(classes), pitch_(weight_pitch(network.slices)) {
     if (Resident) staged_ = memory.take<float>(classes * pitch_);
   }
 
@@ -264,7 +267,7 @@ class Weights {
   }
 
   // What a lane needs for AtOnce tiles of 8 classes from its own class k of the first on: channels c and c + 4 of each.
-  HK_DEVICE void read(float (&w)[2 * AtOnce], int k, int c) const {
+  HK_DEVICE void read(Raw& w, int k, int c) const {
     if constexpr (Resident) {
 #pragma unroll
       for (int i = 0; i < 2 * AtOnce; ++i) {
@@ -278,11 +281,13 @@ class Weights {
     }
   }
 
+  HK_DEVICE static SplitB fragment(const Raw& w, int i) { return SplitB::make(w[2 * i], w[2 * i + 1]); }
+
  private:
   template <class T>
   HK_DEVICE void read_global(float (&w)[2 * AtOnce], int k, int c) const {
     const Matrix& m = network_.weight;
-    const T* from = static_cast<const T*>(m.data) + (first_class_ + k) * m.stride[0] + c * m.stride[1];
+    const T* from = static_cast<const T*>(m.data) + k * m.stride[0] + c * m.stride[1];
 #pragma unroll
     for (int i = 0; i < 2 * AtOnce; ++i) {
       const bool inside = k + i / 2 * 8 < classes_ && c + i % 2 * 4 < network_.channels;
@@ -292,20 +297,46 @@ class Weights {
 
   HK_DEVICE float global(int k, int64_t c) const {
     const Matrix& w = network_.weight;
-    return read_float(w.data, w.dtype, (first_class_ + k) * w.stride[0] + c * w.stride[1]);
+    return read_float(w.data, w.dtype, k * w.stride[0] + c * w.stride[1]);
   }
 
   const FeatureNetwork& network_;
-  const int classes_, first_class_, pitch_;
+  const int classes_, pitch_;
   Shared<float> staged_;
+};
+
+// Weights in the order in which lanes want them, [8 channels][8 classes][lane]: channels t and t + 4 of class g, 0 beyond.
+class PackedWeights {
+ public:
+  static constexpr int kAtOnce = 4;
+  using Raw = uint64_t[kAtOnce];
+
+  // Tiles of 8 classes from `first` on, of `tiles` in all.
+  HK_DEVICE PackedWeights(const uint64_t* packed, int first, int tiles) : packed_(packed), first_(first), tiles_(tiles) {}
+
+  HK_DEVICE void read(Raw& w, int k, int c) const {
+    const int tile = first_ + (k >> 3);
+    const uint64_t* from = packed_ + (int64_t(c >> 3) * tiles_ + tile) * kWarp + threadIdx.x % kWarp;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) w[i] = tile + i < tiles_ ? hetero::cuda::read(from + i * int(kWarp)) : 0;
+  }
+
+  HK_DEVICE static SplitB fragment(const Raw& w, int i) {
+    return SplitB::make(__builtin_bit_cast(float, static_cast<uint32_t>(w[i])), __builtin_bit_cast(float, static_cast<uint32_t>(w[i] >> 32)));
+  }
+
+ private:
+  const uint64_t* packed_;
+  const int first_, tiles_;
 };
 
 // sums += the oldest slice of `stream`, whose first channel is `channel`, by the weights of classes in tiles of 8. Features are
 // taken as factor(c, x), c in the slice, has them; `exact`: as halves are.
-template <int RowTiles, int ClassTiles, bool Resident, int AtOnce, class Factor>
+template <int RowTiles, int ClassTiles, class AnyWeights, class Factor>
 HK_DEVICE void project_slice(FragmentC (&sums)[RowTiles][ClassTiles], const SliceStream<16 * RowTiles>& stream,
-                             const FeatureNetwork& network, const Weights<Resident, AtOnce>& weights, int channel,
-                             int class_tiles, bool exact, Factor factor) {
+                             const FeatureNetwork& network, const AnyWeights& weights, int channel, int class_tiles, bool exact,
+                             Factor factor) {
+  constexpr int AtOnce = AnyWeights::kAtOnce;
   const LaneOfFragment at;
   const bool exact_weights = network.weight.dtype != DType::kFloat;
 #pragma unroll 1
@@ -323,12 +354,12 @@ HK_DEVICE void project_slice(FragmentC (&sums)[RowTiles][ClassTiles], const Slic
 #pragma unroll
     for (int some = 0; some < ClassTiles; some += AtOnce) {
       if (some >= class_tiles) continue;
-      float w[2 * AtOnce];
+      typename AnyWeights::Raw w;
       weights.read(w, 8 * some + at.g, channel + 8 * s + at.t);
 #pragma unroll
       for (int n = some; n < some + AtOnce; ++n) {
         if (n >= class_tiles) continue;
-        const SplitB b = SplitB::make(w[2 * (n - some)], w[2 * (n - some) + 1]);
+        const SplitB b = AnyWeights::fragment(w, n - some);
 #pragma unroll
         for (int r = 0; r < RowTiles; ++r) add_product(sums[r][n], a[r], b, exact, exact_weights);
       }

@@ -16,6 +16,7 @@ struct ProjectionProblem {
   DType rounding;
   int64_t batch;
   int classes, chunks, groups;
+  uint64_t* packed;  // as PackedWeights has them
   float *logits, *pilot, *parts;  // parts [2, K, tiles]: each tile's mean and sum of squared differences; with the pilot
 };
 
@@ -72,6 +73,22 @@ HK_KERNEL void __launch_bounds__(kPilotThreads) pilot_kernel(const __grid_consta
   if (i == 0 && channel < f.channels) write(p.pilot + channel, numbers ? 0.5f * below + 0.5f * above : 0.f);
 }
 
+constexpr int kPackThreads = 128;
+
+// The weights as PackedWeights has them; a thread's element of a lane.
+HK_KERNEL void __launch_bounds__(kPackThreads) pack_weights_kernel(const __grid_constant__ ProjectionProblem p) {
+  const Matrix& m = p.features.weight;
+  const int64_t tiles = class_tiles_of(p.classes), at = int64_t(blockIdx.x) * kPackThreads + threadIdx.x;
+  const int lane = threadIdx.x % kWarp;
+  const int64_t k = at / kWarp % tiles * 8 + lane / 4, step = at / kWarp / tiles, c = step * 8 + lane % 4;
+  if (step >= int64_t(p.features.slices) * (kSliceChannels / 8)) return;
+  const auto weight = [&](int64_t channel) {
+    const bool inside = k < p.classes && channel < p.features.channels;
+    return inside ? __builtin_bit_cast(uint32_t, read_float(m.data, m.dtype, k * m.stride[0] + channel * m.stride[1])) : 0u;
+  };
+  write(p.packed + at, uint64_t(weight(c + 4)) << 32 | weight(c));
+}
+
 // The warps' parts of a block's logits: [warp][fragment's element][lane].
 template <int RowTiles, int ClassTiles>
 struct LogitParts {
@@ -111,7 +128,7 @@ HK_DEVICE float add_over_lanes(float x) {
   return x;
 }
 
-// Features' channels come slice by slice through a ring (SliceStream), weights through the caches.
+// Features' channels come slice by slice through a ring (SliceStream), packed weights through the caches.
 template <int RowTiles, int ClassTiles>
 __global__ void __launch_bounds__(kFeatureThreads, ClassTiles == kFewClassTiles ? 2 : 1)
     project_kernel(const __grid_constant__ ProjectionProblem p) {
@@ -127,7 +144,7 @@ __global__ void __launch_bounds__(kFeatureThreads, ClassTiles == kFewClassTiles 
   const int tile = static_cast<int>(mine < p.grid.tiles ? mine : p.grid.tiles);
   SharedAllocator memory(dynamic_shared_memory());
   const Parts parts{memory.take<float>(kWarps * Parts::kElements)};
-  const Weights<false, 4> weights(network, classes, memory, first_class);
+  const PackedWeights weights(p.packed, chunk * ClassTiles, class_tiles_of(p.classes));
   const int words = slice_words(kPixels, network.dtype == DType::kFloat ? 4 : 2);
   SliceStream<kPixels> stream(p.grid, memory.take<float>(p.grid.slots * kWarps * words), tile, p.grid.tiles, network, 0, network.slices,
                               network, 0, false, begin, every);
@@ -174,8 +191,9 @@ __global__ void __launch_bounds__(kFeatureThreads, ClassTiles == kFewClassTiles 
 constexpr int kStatisticsThreads = 128;
 
 // A class of `out` [4, K]: number of pixels, mean, sum of squared differences from it, weight times pilot; of tiles of `size`
-// pixels.
-HK_KERNEL void __launch_bounds__(kStatisticsThreads) statistics_kernel(const __grid_constant__ ProjectionProblem p, int size, double* out) {
+// pixels; `inverse`: of the number.
+HK_KERNEL void __launch_bounds__(kStatisticsThreads) statistics_kernel(const __grid_constant__ ProjectionProblem p, int size, double inverse,
+                                                                       double* out) {
   SharedAllocator memory(dynamic_shared_memory());
   constexpr int kStatisticsWarps = kStatisticsThreads / int(kWarp);
   const Shared<double> first = memory.take<double>(kStatisticsWarps), second = memory.take<double>(kStatisticsWarps),
@@ -189,7 +207,7 @@ HK_KERNEL void __launch_bounds__(kStatisticsThreads) statistics_kernel(const __g
   const double pixels = static_cast<double>(p.batch) * static_cast<double>(p.grid.pixels);
   double sum = 0;
   for (int64_t tile = threadIdx.x; tile < tiles; tile += kStatisticsThreads) sum += number(tile) * read(means + tile);
-  const double mean = sum_over_block(sum, first) / pixels;
+  const double mean = sum_over_block(sum, first) * inverse;
   sum = 0;
   for (int64_t tile = threadIdx.x; tile < tiles; tile += kStatisticsThreads) {
     const double off = read(means + tile) - mean;

@@ -33,6 +33,9 @@ inline void project_launches(const ProjectionArguments& a, float* logits, float*
     const int64_t channels = kPilotThreads / kPilotRun;
     launch("pilot_kernel", pilot_kernel, {(a.features.channels + channels - 1) / channels, kPilotThreads, 0}, runtime, p);
   }
+  const int64_t packed = int64_t(p.features.slices) * (kSliceChannels / 8) * class_tiles_of(a.classes) * kWarp;
+  p.packed = static_cast<uint64_t*>(runtime.allocate(packed * int64_t(sizeof(uint64_t))));
+  launch("pack_weights_kernel", pack_weights_kernel, {(packed + kPackThreads - 1) / kPackThreads, kPackThreads, 0}, runtime, p);
   const auto run = [&]<int RowTiles, int ClassTiles>() {
     launch("project_kernel", project_kernel<RowTiles, ClassTiles>, {plan.blocks, kFeatureThreads, plan.shared_bytes}, runtime, p);
   };
@@ -45,7 +48,8 @@ inline void project_launches(const ProjectionArguments& a, float* logits, float*
   }
   if (!statistics) return;
   const int64_t shared = 3 * array_bytes(kStatisticsThreads / kWarp, 8);
-  launch("statistics_kernel", statistics_kernel, {a.classes, kStatisticsThreads, shared}, runtime, p, plan.pixels, statistics);
+  const double inverse = 1.0 / static_cast<double>(a.batch * a.height * a.width);
+  launch("statistics_kernel", statistics_kernel, {a.classes, kStatisticsThreads, shared}, runtime, p, plan.pixels, inverse, statistics);
 }
 
 inline void project_weights_launches(const ProjectionArguments& a, const LogitGradient& gradient, const float* pilot, float* out,
