@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from . import cuda_static
     from .cards import Card
 
-WARPS, SLICE, BACK_PIXELS, WEIGHT_TILES = 8, 16, 32, 24  # csrc/cuda/projected_losses/features.h
+WARPS, SLICE, BACK_PIXELS, WEIGHT_TILES = 8, 16, 32, 24  # csrc/cuda/projection/features.h
 PRODUCTS = 3  # of float32 factors, in parts of 11 bits
 MULTIPLICATIONS = 16 * 8 * 8  # of a tensor core instruction
 ISSUED = 4  # warps' instructions of a multiprocessor, a clock
+FINISHED = 128  # elements of the weights' gradient that a block adds up
 DIVISORS = 256  # blocks that count valid pixels, csrc/cuda/pixel_losses/reduction.cuh
 
 
@@ -115,11 +116,86 @@ def launch_work(
     return work
 
 
+@dataclass(frozen=True)
+class Projection:
+    """``project`` of one network in float32 with batch statistics, and its backward."""
+
+    batch: int
+    classes: int
+    grid: tuple[int, int]
+    channels: int
+    features_grad: bool
+
+    @property
+    def all_pixels(self) -> int:
+        return self.batch * self.grid[0] * self.grid[1]
+
+
+def projection_plan_of(call: Projection, target: str, multiprocessors: int) -> dict[str, Any]:
+    return native.host_module().cuda_projection_plan(
+        batch=call.batch, classes=call.classes, grid=call.grid, channels=call.channels,
+        multiprocessors=multiprocessors, shared_per_block=triton_static.SHARED[target] << 10,
+    )  # fmt: skip
+
+
+def projection_bytes(call: Projection, plan: dict[str, Any], multiprocessors: int) -> dict[str, int]:
+    """Bytes that each launch reads and writes."""
+    pixels, classes, pilot = call.all_pixels, call.classes, 4 * call.channels
+    features, logits, weight = 4 * pixels * call.channels, 4 * pixels * classes, 4 * classes * call.channels
+    chunks, splits, coefficients = plan["chunks"], plan["weight_splits"], 24 * classes
+    parts, packed = 8 * classes * plan["tiles"], 4 * (-(-classes // 8) * 8) * (-(-call.channels // SLICE) * SLICE)
+    moved = {
+        "pilot_kernel": 65 * pilot,
+        "pack_weights_kernel": weight + packed,
+        "project_kernel": chunks * features + logits + parts + plan["blocks"] * (packed // chunks + pilot),
+        "statistics_kernel": parts + 2 * weight + 32 * classes,
+        "projection_weights_kernel": chunks * features + 2 * plan["weight_columns"] * logits
+        + splits * (weight + chunks * pilot + plan["weight_columns"] * coefficients),
+        "finish_weights_kernel": (splits + 1) * weight
+        + -(-classes * call.channels // FINISHED) * min(4 * FINISHED, pilot),
+    }  # fmt: skip
+    if call.features_grad:
+        blocks = min(call.batch * -(-(pixels // call.batch) // BACK_PIXELS), 2 * multiprocessors)
+        moved["project_back_kernel"] = 2 * logits + features + blocks * (weight + coefficients)
+    return moved
+
+
+def projection_work(
+    call: Projection, plan: dict[str, Any], kernels: dict[str, cuda_static.Kernel], multiprocessors: int
+) -> dict[str, tuple[float, float]]:
+    """As :func:`launch_work`."""
+    pixels, compiled, of_warp = plan["pixels"], plan["class_tiles"], WEIGHT_TILES // plan["class_tiles"]
+    slices, class_tiles = -(-call.channels // SLICE), -(-call.classes // 8)
+    of_slice = PRODUCTS * (pixels // 8) * min(class_tiles, compiled)
+    forward = -(-plan["blocks"] // multiprocessors) * plan["groups"] * slices * of_slice
+    waves = -(-plan["weight_columns"] * plan["chunks"] * plan["weight_splits"] // multiprocessors)
+    weights = waves * -(-plan["tiles"] // plan["weight_splits"]) * WARPS * of_warp * of_slice
+    products = {f"project_kernel<{pixels // 16},{compiled}>": forward,
+                f"projection_weights_kernel<{of_warp},{compiled},{pixels}>": weights}  # fmt: skip
+    if call.features_grad:
+        tiles = call.batch * -(-(call.all_pixels // call.batch) // BACK_PIXELS)
+        back = -(-tiles // multiprocessors) * slices * PRODUCTS * (BACK_PIXELS // 8) * class_tiles
+        products["project_back_kernel"] = back
+    return {name.partition("<")[0]: (n * kernels[name].instructions_of_a_product, n) for name, n in products.items()}
+
+
+def predict_projection(
+    card: Card, call: Projection, kernels: dict[str, cuda_static.Kernel]
+) -> dict[str, dict[str, float]]:
+    """As :func:`predict`."""
+    plan = projection_plan_of(call, card.target, card.multiprocessors)
+    moved = projection_bytes(call, plan, card.multiprocessors)
+    return _times(card, moved, projection_work(call, plan, kernels, card.multiprocessors))
+
+
 def predict(card: Card, call: Call, kernels: dict[str, cuda_static.Kernel]) -> dict[str, dict[str, float]]:
     """Milliseconds by launch and cause."""
     plan = plan_of(call, card.target, card.multiprocessors)
     moved = launch_bytes(call, plan, card.multiprocessors)
-    work = launch_work(call, plan, kernels, card.multiprocessors)
+    return _times(card, moved, launch_work(call, plan, kernels, card.multiprocessors))
+
+
+def _times(card: Card, moved: dict[str, int], work: dict[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
     cycles = card.clock * 1e6  # in a millisecond
     times = {name: {"bytes": n / (card.bandwidth * 1e6)} for name, n in moved.items()}
     for name, (instructions, products) in work.items():

@@ -40,6 +40,12 @@ PROJECTED = {
     "weight_gradients_kernel<6,4,32>": "K <= 32, second read",
     "weight_gradients_kernel<2,12,32>": "K <= 96, second read",
     "weight_gradients_kernel<1,24,16>": "K <= 192, second read",
+    "project_kernel<2,4>": "raw logits, K <= 32",
+    "project_kernel<2,12>": "raw logits, K <= 96",
+    "project_kernel<1,24>": "raw logits, 192 classes at a time",
+    "projection_weights_kernel<6,4,32>": "their second read, K <= 32",
+    "projection_weights_kernel<2,12,32>": "their second read, K <= 96",
+    "projection_weights_kernel<1,24,16>": "their second read, 192 classes at a time",
     "project_back_kernel": "any K",
 }
 

@@ -252,7 +252,26 @@ def torch_projection_bytes(launches: list[triton_static.Launch]) -> int:
     return total
 
 
-def projection_rows() -> list[tuple[object, ...]]:
+def cuda_projection_time(card: Card, launches: list[triton_static.Launch], kernels: dict) -> tuple[float, str]:
+    """Milliseconds of the CUDA kernels for what Triton's ``launches`` do, but for the loss between; and what bounds the
+    longest launch."""
+    wanted = {x.arguments["out"].shape for x in launches if x.name == "project_back_kernel"}
+    total, longest = 0.0, (0.0, "")
+    for launch in launches:
+        if launch.name != "project_kernel":
+            continue
+        data = launch.arguments["network"].data
+        batch, channels, height, width = data.shape
+        call = cuda_model.Projection(
+            batch, launch.arguments["classes"], (height, width), channels, data.shape in wanted
+        )
+        for times in cuda_model.predict_projection(card, call, kernels).values():
+            most = max((t, cause) for cause, t in times.items())
+            total, longest = total + most[0], max(longest, most)
+    return total, longest[1]
+
+
+def projection_rows(cuda: dict) -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = []
     for classes in (19, 150):
         launches = triton_static.projection_launches(torch.float32, classes)
@@ -271,11 +290,16 @@ def projection_rows() -> list[tuple[object, ...]]:
                     times["issue"] = counted["instructions"] * multiplied / ISSUE_LANES / cycles
                 longest.append(max((t, cause) for cause, t in times.items()))
                 total += longest[-1][0]
-            rows.append((
-                "projection with batch norm, 512 and 2048 channels (beside torch's layers)", classes, card.name,
-                "Triton", f"{floor / rate:.3f}", f"{total:.3f}", f"mostly {max(longest)[1]}", f"{torchs / 1e9:.2f}",
-                f"{torchs / rate:.2f}", f"{torchs / rate / total:.1f}",
-            ))  # fmt: skip
+            found = {"Triton": (total, f"mostly {max(longest)[1]}")}
+            if cuda:
+                time, cause = cuda_projection_time(card, launches, cuda[card.target])
+                found = {"CUDA": (time + ours["loss"][0] / rate, f"mostly {cause}"), **found}
+            for name, (time, cause) in found.items():
+                rows.append((
+                    "projection with batch norm, 512 and 2048 channels (beside torch's layers)", classes, card.name,
+                    name, f"{floor / rate:.3f}", f"{time:.3f}", cause, f"{torchs / 1e9:.2f}", f"{torchs / rate:.2f}",
+                    f"{torchs / rate / time:.1f}",
+                ))  # fmt: skip
     return rows
 
 
@@ -304,5 +328,5 @@ def table() -> str:
                         f"{floor_bytes(launch) / (card.bandwidth * 1e6):.3f}", f"{times[cause]:.3f}", cause,
                         f"{moved / 1e9:.1f}", f"{eager:.1f}", f"{eager / times[cause]:.0f}",
                     ))  # fmt: skip
-    rows += feature_rows(cuda) + projection_rows()
+    rows += feature_rows(cuda) + projection_rows(cuda)
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)

@@ -11,6 +11,7 @@
 #include "cpu/core/instruction_set.h"
 #include "cuda/pixel_losses/plan.h"
 #include "cuda/projected_losses/projected_plan.h"
+#include "cuda/projection/projection_plan.h"
 
 namespace py = pybind11;
 
@@ -61,6 +62,29 @@ py::dict cuda_projected_plan(int64_t batch, int64_t classes, Size grid, int64_t 
   return out;
 }
 
+py::dict cuda_projection_plan(int64_t batch, int64_t classes, Size grid, int64_t channels, int element_bytes, int multiprocessors,
+                              int64_t shared_per_block) {
+  hetero::cuda::Card card;
+  card.multiprocessors = multiprocessors;
+  card.shared_per_block = shared_per_block;
+  const hetero::cuda::ProjectionPlan plan = hetero::cuda::make_plan(
+      hetero::cuda::ProjectionRequest{batch, classes, grid.first * grid.second, channels, element_bytes}, card);
+  py::dict out;
+  out["pixels"] = plan.pixels;
+  out["class_tiles"] = plan.class_tiles;
+  out["chunks"] = plan.chunks;
+  out["groups"] = plan.groups;
+  out["slots"] = plan.slots;
+  out["tiles"] = plan.tiles;
+  out["blocks"] = plan.blocks;
+  out["shared_bytes"] = plan.shared_bytes;
+  out["weight_columns"] = plan.columns;
+  out["weight_splits"] = plan.splits;
+  out["weight_slots"] = plan.weight_slots;
+  out["weight_shared_bytes"] = plan.weight_shared_bytes;
+  return out;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_host, m, py::mod_gil_not_used()) {
@@ -102,4 +126,10 @@ PYBIND11_MODULE(_host, m, py::mod_gil_not_used()) {
         py::arg("shared_per_block") = card.shared_per_block,
         py::arg("shared_per_multiprocessor") = card.shared_per_multiprocessor,
         py::arg("threads_per_multiprocessor") = card.threads_per_multiprocessor);
+  m.def("cuda_projection_plan", &cuda_projection_plan,
+        "How a projection is launched, for a card: pixels of a tile, tiles of 8 classes that the kernel is compiled for, chunks of "
+        "so many classes, tiles of a block, slices that a warp has under way, tiles, blocks and shared bytes of a block; and of the "
+        "weight's gradient: blocks of channels, parts, slots, shared bytes. Raises RuntimeError where nothing fits.",
+        py::arg("batch"), py::arg("classes"), py::arg("grid"), py::arg("channels"), py::arg("element_bytes") = 4,
+        py::arg("multiprocessors") = card.multiprocessors, py::arg("shared_per_block") = card.shared_per_block);
 }

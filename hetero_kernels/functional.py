@@ -211,10 +211,9 @@ def projected_hakd_loss(
     of an image's logits first), one pass over the features computes loss and gradients and no logits of the batch are
     kept but their gradient (backends "cpu" and, up to 192 classes, "cuda" and "triton"; the latter reads the features
     again for the weights' gradients, and so does "cuda" beyond 32 classes or 768 channels). Elsewhere the projections
-    run on their own, by kernels of the backends "cpu" and "triton" or as torch's matrix products in float32, and
+    run on their own, by kernels too (with the backend "reference" as torch's matrix products in float32), and
     :func:`hakd_loss` does the rest. The results agree to rounding, and features that only ignored pixels reach
-    contribute exactly 0, NaN and inf included; to that end the weight gradient on a GPU takes one more copy of the
-    features.
+    contribute exactly 0, NaN and inf included.
 
     Args:
         student_features: [B, Cs, hs, ws].

@@ -61,9 +61,9 @@ class PixelProjector(nn.Sequential):
         Pixels that reach no loss (ignored ones) contribute exactly 0 to all gradients, even NaN and inf, unless a batch
         norm in training mode takes its statistics from them or a layer was replaced or hooked.
 
-        The kernels of the backends "cpu" and "triton" (which an automatic choice takes on a GPU) read the features once
-        here and once in the backward, which has no second derivative. With backend="cuda", in float64 on a GPU, under
-        transforms of torch.func and in forward mode torch's layers run.
+        The kernels of the backends "cpu", "cuda" and "triton" read the features once here and once in the backward,
+        which has no second derivative. In float64 on a GPU, under transforms of torch.func and in forward mode torch's
+        layers run.
         Layers that are hooked, parametrized or of other classes than this one makes are torch's to run; a
         ``RuntimeWarning`` says so once.
 

@@ -112,11 +112,12 @@ def tracked_files() -> list[Path]:
 
 CSRC = ROOT / "csrc"
 # What the parts of csrc/cpu and csrc/cuda may include besides themselves; "" are the files of csrc/ itself. A loss on
-# features evaluates the pixel losses while the features are at hand, so that stem looks at the other.
+# features evaluates the pixel losses while the features are at hand, so that stem looks at the other; in CUDA it reads
+# features as the projection does.
 MAY_INCLUDE = {
     "core": {"pixel", ""},
     "pixel_losses": {"core", "pixel", ""},
-    "projected_losses": {"pixel_losses", "core", "pixel", ""},
+    "projected_losses": {"pixel_losses", "projection", "core", "pixel", ""},
     "projection": {"core", "pixel", ""},
     "torch": {"projected_losses", "pixel_losses", "projection", "core", "pixel", ""},
 }

@@ -93,12 +93,9 @@ def check_projector(p: Projector, backend: str, device: Device) -> Data:
 
 
 def projector_cases(backend: str) -> list[Case]:
-    """Of backends that project; by "cuda" torch does."""
-    if backend == "cuda":
-        return []
     return [
         Case(f"{backend}/PixelProjector {name}", functools.partial(check_projector, p, backend), backend,
-             limit=LIMITS[backend])
+             rehearse=backend == "cuda", limit=LIMITS[backend])
         for name, p in PROJECTORS.items()
     ]  # fmt: skip
 

@@ -101,8 +101,8 @@ def select(backend: str | None, device: str) -> str:
 
 @constant_when_traced
 def select_among(able: tuple[str, ...], backend: str | None, device: str) -> str:
-    """As :func:`select`, for operators that only some backends have: an automatic choice prefers the ``able`` (for a
-    GPU's tensors Triton projects while "cuda" cannot), a user's stands, able or not."""
+    """As :func:`select`, for operators that only some backends have: an automatic choice prefers the ``able``,
+    a user's stands, able or not."""
     chosen = select(backend, device)
     if chosen in able or backend is not None or os.environ.get("HETERO_KERNELS_BACKEND"):
         return chosen

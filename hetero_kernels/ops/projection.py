@@ -108,4 +108,4 @@ def project(
 
 def able() -> tuple[str, ...]:
     """Backends that have these operators, and ``normalized_hakd_loss`` for what they give."""
-    return ("cpu", "triton")
+    return ("cpu", "cuda", "triton")

@@ -122,3 +122,21 @@ def test_features_that_fit_no_card():
         HOST.cuda_projected_plan(
             batch=1, classes=192, grid=(8, 8), student_channels=9, teacher_channels=9, shared_per_block=30 << 10
         )
+
+
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize(("classes", "kernel"), [(19, 4), (32, 4), (33, 12), (96, 12), (97, 24), (192, 24), (1000, 24)])
+def test_projections_fit_every_card(card, classes, kernel):
+    """Any number of classes; 8 tiles of a block where those fill the card, all warps at one tile where they do not."""
+    multiprocessors, block, _, _ = CARDS[card]
+    given = {"multiprocessors": multiprocessors, "shared_per_block": block << 10}
+    for channels in (1, 130, 2048):
+        p = HOST.cuda_projection_plan(8, classes, (64, 128), channels, **given)
+        assert p["class_tiles"] == kernel and p["chunks"] * kernel * 8 >= classes > (p["chunks"] - 1) * kernel * 8
+        assert max(p["shared_bytes"], p["weight_shared_bytes"]) <= block << 10
+        assert p["groups"] == 8 and p["blocks"] == p["tiles"] // 8 * p["chunks"]
+        # One round of blocks, whose parts are small beside the features.
+        assert p["weight_splits"] == 1 or p["weight_splits"] * p["weight_columns"] * p["chunks"] <= multiprocessors
+        assert 4 * p["weight_splits"] * classes <= 8 * 64 * 128
+        small = HOST.cuda_projection_plan(1, classes, (8, 16), channels, **given)
+        assert small["groups"] == 1 or small["blocks"] >= multiprocessors

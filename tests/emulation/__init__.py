@@ -8,8 +8,10 @@ the compiled ones, whose implementation is the launcher of csrc/cuda, compiled b
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -17,7 +19,8 @@ import torch
 from torch import Tensor
 
 from hetero_kernels import functional
-from hetero_kernels.ops import backends, library, pixel_losses, projected_losses
+from hetero_kernels.layout import keeps_channels_last, reads_channels_last
+from hetero_kernels.ops import backends, library, pixel_losses, projected_losses, projection
 
 from . import build
 
@@ -71,6 +74,7 @@ def _run(
     run: str, student: Tensor, teacher: Tensor | None, labels: Tensor, weights: list[float], temperature: float,
     normalizers: tuple[Tensor | None, ...], upstream: Tensor | None, resolution: str, align_corners: bool,
     ignore_index: int, reduction: str, gradients: tuple[bool, bool], extra: tuple,
+    normalizations: tuple = (),
 ) -> tuple[Tensor, ...]:  # fmt: skip
     _refuse_float64(student=student, teacher=teacher)
     size = student.shape[2:] if resolution == "feature" else labels.shape[1:]
@@ -89,7 +93,7 @@ def _run(
         [_array(n) for n in normalizers], [_array(o, True) for o in outputs], resolution == "label", align_corners,
         ignore_index, reduction, temperature, weights,
     )  # fmt: skip
-    getattr(module(), run)(call, *extra, _card())
+    getattr(module(), run)(call, *normalizations, *extra, _card())
     return (*outputs, *out)
 
 
@@ -104,6 +108,33 @@ def _hakd(
         resolution, align_corners, ignore_index, reduction, (student_grad, teacher_grad),
         (kmm, ("none", "class", "spatial").index(kem), divergence == "ce"),
     )  # fmt: skip
+
+
+def _normalized_hakd(
+    student: Tensor, student_scale: Tensor, student_shift: Tensor, teacher: Tensor, teacher_scale: Tensor,
+    teacher_shift: Tensor, labels: Tensor, scalars: Tensor, hakd_normalizer: Tensor | None,
+    proj_normalizer: Tensor | None, upstream: Tensor | None, student_relu: bool, teacher_relu: bool, kmm: bool,
+    kem: str, divergence: str, resolution: str, align_corners: bool, ignore_index: int, reduction: str,
+    student_grad: bool, teacher_grad: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    temperature, *weights = scalars.tolist()
+    normalizations, sums, kept = [], [], []
+    for scale, shift, relu, wanted in (
+        (student_scale, student_shift, student_relu, student_grad),
+        (teacher_scale, teacher_shift, teacher_relu, teacher_grad),
+    ):
+        sums.append(_unwritten(wanted, 2, scale.shape[0]))
+        kept += [scale.float().contiguous(), shift.float().contiguous()]
+        given = [*map(_array, kept[-2:]), _array(sums[-1], True) if wanted else None]
+        normalizations += [given, relu]
+    if weights[1] == 0:
+        sums[1].zero_()
+    run = _run(
+        "normalized_hakd_loss", student, teacher, labels, weights, temperature, (hakd_normalizer, proj_normalizer),
+        upstream, resolution, align_corners, ignore_index, reduction, (student_grad, teacher_grad),
+        (kmm, ("none", "class", "spatial").index(kem), divergence == "ce"), tuple(normalizations),
+    )  # fmt: skip
+    return (*run, *sums)
 
 
 def _segmentation(
@@ -158,16 +189,61 @@ def _projected(
     return (*outputs, *(g for pair in zip(*gradients, strict=True) for g in pair))
 
 
+def _empty_features(like: Tensor, channels_last: bool) -> tuple[Tensor, int, int]:
+    """For their gradient, and the strides of its channels and pixels, whatever torch says of axes of length 1."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    out = torch.full_like(like, torch.nan, memory_format=memory_format)
+    return out, *((1, like.shape[1]) if channels_last else (like.shape[2] * like.shape[3], 1))
+
+
 def _project_back(logit_gradient: Tensor, weight: Tensor, factor: Tensor | None, like: Tensor) -> Tensor:
-    channels_last = like.stride(1) == 1 and like.shape[1] > 1
-    out = torch.full_like(
-        like, torch.nan, memory_format=torch.channels_last if channels_last else torch.contiguous_format
-    )
-    logit_gradient = logit_gradient.contiguous()
+    out, *strides = _empty_features(like, keeps_channels_last(like))
     factor = None if factor is None else factor.float()
     module().set_order(ORDERS.index(Settings.order), Settings.seed)
-    module().project_back(_array(logit_gradient), _array(weight), _array(factor), _array(out, True), _card())
+    gradient = [_array(logit_gradient.contiguous()), None, None, None]
+    module().project_back(gradient, _array(weight), _array(factor), _array(out, True), *strides, _card())
     return out
+
+
+def _rounded(weight: Tensor, rounding: str) -> Tensor:
+    return weight if rounding == "none" else weight.to(getattr(torch, rounding))
+
+
+def _project(features: Tensor, weight: Tensor, statistics: bool, rounding: str) -> tuple[Tensor, ...]:
+    _refuse_float64(features=features, weight=weight)
+    batch, channels, height, width = features.shape
+    classes = weight.shape[0]
+    factors = _rounded(weight, rounding)
+    logits, pilot = _unwritten(True, batch, classes, height, width), _unwritten(statistics, channels)
+    found = torch.full((4, classes) if statistics else (0, 0), torch.nan, dtype=torch.float64, device="cpu")
+    if logits.numel() == 0:
+        return logits, pilot.zero_(), found.zero_()
+    module().set_order(ORDERS.index(Settings.order), Settings.seed)
+    call = module().Projection(_array(features), _array(factors), rounding)
+    outputs = [_array(x, True) if statistics else None for x in (pilot, found)]
+    module().project(call, _array(logits, True), *outputs, _card())
+    return logits, pilot, found
+
+
+def _project_gradients(
+    logit_gradient: Tensor | None, statistics_gradient: Tensor | None, features: Tensor, weight: Tensor, logits: Tensor,
+    pilot: Tensor, statistics: Tensor, rounding: str, features_grad: bool, weight_grad: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    module().set_order(ORDERS.index(Settings.order), Settings.seed)
+    factors = _rounded(weight, rounding)
+    given = None if logit_gradient is None else logit_gradient.float().contiguous()
+    measured = statistics_gradient is not None and statistics.numel() > 0
+    by_statistics = statistics_gradient.contiguous() if measured else None
+    gradient = [_array(given), _array(logits), _array(statistics if measured else None), _array(by_statistics)]
+    by_weight, by_features = _unwritten(weight_grad, *weight.shape), features.new_empty(0)
+    if weight_grad:
+        call = module().Projection(_array(features), _array(factors), rounding)
+        centre = _array(pilot) if pilot.numel() else None
+        module().project_weights(call, gradient, centre, _array(by_weight, True), _card())
+    if features_grad:
+        by_features, *strides = _empty_features(features, reads_channels_last(features))
+        module().project_back(gradient, _array(factors), None, _array(by_features, True), *strides, _card())
+    return by_features, by_weight.to(weight.dtype if weight_grad else torch.float32)
 
 
 def _register(name: str, table: dict, implementation: Any) -> None:
@@ -175,6 +251,9 @@ def _register(name: str, table: dict, implementation: Any) -> None:
     library._library.impl(f"{name}_{NAME}", lambda *args: implementation(*args[:-1]), "CPU")
 
 
+_register("project_gradients", projection._project_gradients, _project_gradients)
+_register("project", projection._differentiable_project, _project)
+_register("normalized_hakd_loss", pixel_losses._differentiable_normalized_hakd, _normalized_hakd)
 _register("hakd_loss", pixel_losses._differentiable_hakd, _hakd)
 _register("segmentation_loss", pixel_losses._differentiable_segmentation, _segmentation)
 _register("project_back", projected_losses._project_back, _project_back)
@@ -188,15 +267,23 @@ def _able(num_classes: int) -> tuple[str, ...]:
     return (NAME,) if "cuda" in _really_able(num_classes) else ()
 
 
+@contextlib.contextmanager
+def active(order: str | None = None) -> Iterator[None]:
+    """Public functions and modules run the kernels on the host, threads and blocks in an ``order``."""
+    if order is not None:
+        Settings.order = ORDERS[ORDERS.index(order)]
+    with (
+        mock.patch.object(backends, "select", lambda backend, device: backend or NAME),
+        mock.patch.object(projected_losses, "able", _able),
+        mock.patch.object(projection, "able", lambda: (NAME,)),
+    ):
+        yield
+
+
 def _emulated(public: Any) -> Any:
     @functools.wraps(public)
     def call(*args: Any, order: str | None = None, **kwargs: Any) -> Any:
-        if order is not None:
-            Settings.order = ORDERS[ORDERS.index(order)]
-        with (
-            mock.patch.object(backends, "select", lambda backend, device: NAME),
-            mock.patch.object(projected_losses, "able", _able),
-        ):
+        with active(order):
             return public(*args, **kwargs)
 
     return call
@@ -205,6 +292,7 @@ def _emulated(public: Any) -> Any:
 hakd_loss = _emulated(functional.hakd_loss)
 segmentation_loss = _emulated(functional.segmentation_loss)
 projected_hakd_loss = _emulated(functional.projected_hakd_loss)
+hakd_loss_of_projections = _emulated(functional.hakd_loss_of_projections)
 
 
 def take_traffic() -> tuple[int, int, int, list[str]]:

@@ -9,6 +9,7 @@
 #include "../../csrc/cuda/pixel_losses/hakd_launch.cuh"
 #include "../../csrc/cuda/pixel_losses/segmentation_launch.cuh"
 #include "../../csrc/cuda/projected_losses/projected_losses_launch.cuh"
+#include "../../csrc/cuda/projection/projection_launch.cuh"
 #include "selftest.h"
 
 namespace py = pybind11;
@@ -116,6 +117,44 @@ FeatureArguments features(const std::string& name, const Array& x, const Array& 
   return f;
 }
 
+// Scale, shift and the place of their gradient, for logits that are raw.
+void normalize(Logits& logits, const std::vector<Maybe>& normalization, bool relu) {
+  const char* names[3] = {"scale", "shift", "normalization_gradient"};
+  for (int i = 0; i < 3; ++i) {
+    if (normalization[i]) normalization[i]->watch(names[i]);
+  }
+  logits.scale = static_cast<const float*>(normalization[0]->pointer());
+  logits.shift = static_cast<const float*>(normalization[1]->pointer());
+  logits.relu = relu;
+  if (normalization[2]) logits.normalization_gradient = static_cast<float*>(normalization[2]->pointer());
+}
+
+template <class T>
+T* watched(const Maybe& x, const char* name) {
+  if (!x) return nullptr;
+  x->watch(name);
+  return static_cast<T*>(x->pointer());
+}
+
+// Features and weight of a projection, and what features are rounded to.
+struct Projection {
+  Array features, weight;
+  std::string rounding;
+
+  ProjectionArguments arguments() const {
+    features.watch("features");
+    return {features.shape[0], weight.shape[0], features.shape[2], features.shape[3],
+            ::features("", features, weight, std::nullopt, {std::nullopt, std::nullopt, std::nullopt}),
+            rounding == "bfloat16" ? DType::kBFloat16 : rounding == "float16" ? DType::kHalf : DType::kFloat};
+  }
+};
+
+// Of the logits' own gradient, the logits, their statistics and the gradient of these; the logits are there, the rest may be.
+LogitGradient logit_gradient(const std::vector<Maybe>& given, int64_t pixels) {
+  return {watched<float>(given[0], "logit_gradient"), watched<float>(given[1], "logits"), watched<double>(given[2], "statistics"),
+          watched<double>(given[3], "statistics_gradient"), pixels > 0 ? 1.0 / static_cast<double>(pixels) : 0.0};
+}
+
 // Cards of another size are other devices.
 Runtime runtime(const Card& card) {
   return {emulation::allocate, nullptr, card, static_cast<int>(card.shared_per_block >> 10)};
@@ -158,6 +197,35 @@ PYBIND11_MODULE(HK_MODULE, m) {
   m.def("hakd_loss", [](const Given& call, bool kmm, int kem, bool cross_entropy, const Card& card) {
     guarded([&] { hakd_launches(call.arguments(), kmm, kem, cross_entropy, runtime(card)); });
   });
+  m.def("normalized_hakd_loss", [](const Given& call, const std::vector<Maybe>& student, bool student_relu,
+                                   const std::vector<Maybe>& teacher, bool teacher_relu, bool kmm, int kem, bool cross_entropy,
+                                   const Card& card) {
+    guarded([&] {
+      Arguments a = call.arguments();
+      normalize(a.student, student, student_relu);
+      normalize(a.teacher, teacher, teacher_relu);
+      hakd_launches(a, kmm, kem, cross_entropy, runtime(card));
+    });
+  });
+  py::class_<Projection>(m, "Projection").def(py::init([](Array features, Array weight, std::string rounding) {
+    return Projection{std::move(features), std::move(weight), std::move(rounding)};
+  }));
+  m.def("project", [](const Projection& call, const Array& logits, const Maybe& pilot, const Maybe& statistics, const Card& card) {
+    guarded([&] {
+      logits.watch("logits");
+      project_launches(call.arguments(), static_cast<float*>(logits.pointer()), watched<float>(pilot, "pilot"),
+                       watched<double>(statistics, "statistics"), runtime(card));
+    });
+  });
+  m.def("project_weights", [](const Projection& call, const std::vector<Maybe>& gradient, const Maybe& pilot, const Array& out,
+                              const Card& card) {
+    guarded([&] {
+      const ProjectionArguments a = call.arguments();
+      out.watch("weight_gradient");
+      project_weights_launches(a, logit_gradient(gradient, a.batch * a.height * a.width), watched<float>(pilot, "pilot"),
+                               static_cast<float*>(out.pointer()), runtime(card));
+    });
+  });
   m.def("projected_hakd_loss", [](const Given& call, const Array& student_weight, const Maybe& student_bias,
                                   const std::vector<Maybe>& student_gradients, const Array& teacher_weight,
                                   const Maybe& teacher_bias, const std::vector<Maybe>& teacher_gradients, bool kmm, int kem,
@@ -170,18 +238,15 @@ PYBIND11_MODULE(HK_MODULE, m) {
                          cross_entropy, runtime(card));
     });
   });
-  m.def("project_back", [](const Array& logit_gradient, const Array& weight, const Maybe& factor, const Array& out, const Card& card) {
+  m.def("project_back", [](const std::vector<Maybe>& gradient, const Array& weight, const Maybe& factor, const Array& out,
+                           int64_t channel_stride, int64_t pixel_stride, const Card& card) {
     guarded([&] {
-      logit_gradient.watch("logit_gradient");
       weight.watch("weight");
       out.watch("features_gradient");
-      if (factor) factor->watch("factor");
-      BackArguments a{out.shape[0], weight.shape[0], out.shape[1], out.shape[2] * out.shape[3],
-                      static_cast<const float*>(logit_gradient.pointer()),
+      const int64_t pixels = out.shape[2] * out.shape[3];
+      BackArguments a{out.shape[0], weight.shape[0], out.shape[1], pixels, logit_gradient(gradient, out.shape[0] * pixels),
                       {weight.pointer(), dtype_of(weight), {weight.stride[0], weight.stride[1]}},
-                      factor ? static_cast<const float*>(factor->pointer()) : nullptr, out.pointer(), dtype_of(out),
-                      out.stride[1], out.stride[3]};
-      if (out.shape[3] == 1) a.pixel_stride = out.stride[2];
+                      watched<float>(factor, "factor"), out.pointer(), dtype_of(out), channel_stride, pixel_stride};
       project_back_launch(a, runtime(card));
     });
   });

@@ -21,7 +21,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 SOURCES = ("bridge.cpp", "emulation.cpp", "fiber.cpp")
-PLANS = ("pixel_losses/plan.cpp", "projected_losses/projected_plan.cpp")
+PLANS = ("pixel_losses/plan.cpp", "projected_losses/projected_plan.cpp", "projection/projection_plan.cpp")
 
 
 def compiler() -> str:

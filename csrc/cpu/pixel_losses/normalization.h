@@ -17,39 +17,31 @@ class NormalizedRow {
   using Real = typename Part::Real;
   static constexpr int kLanes = Part::kLanes;
 
-  NormalizedRow(const Normalization<Real>& n, int64_t c) : scale_(n.scale[c]), shift_(n.shift[c]), relu_(n.relu) {}
+  NormalizedRow(const Normalization<Real>& n, int64_t c) : gradient_(Part(n.scale[c]), Part(n.shift[c]), n.relu) {}
 
   void run(const Real* z, int64_t width, Real* gradient, double* sums) {
-    by_scale_ = by_shift_ = Part(Real(0));
+    gradient_.by_scale = gradient_.by_shift = Part(Real(0));
     int64_t x = 0;
-    for (; x + kLanes <= width; x += kLanes) take(Part::load(z + x), Part::load(gradient + x)).store(gradient + x);
+    for (; x + kLanes <= width; x += kLanes) {
+      gradient_.take(Part::load(z + x), Part::load(gradient + x)).store(gradient + x);
+    }
     if (x < width) {
       Real rest[2][kLanes] = {};
       std::copy(z + x, z + width, rest[0]);
       std::copy(gradient + x, gradient + width, rest[1]);
-      take(Part::load(rest[0]), Part::load(rest[1])).store(rest[1]);
+      gradient_.take(Part::load(rest[0]), Part::load(rest[1])).store(rest[1]);
       std::copy_n(rest[1], width - x, gradient + x);
     }
     Real lanes[2][kLanes];
-    by_scale_.store(lanes[0]);
-    by_shift_.store(lanes[1]);
+    gradient_.by_scale.store(lanes[0]);
+    gradient_.by_shift.store(lanes[1]);
     for (int i = 0; i < 2; ++i) {
       for (int lane = 0; lane < kLanes; ++lane) sums[i] += lanes[i][lane];
     }
   }
 
  private:
-  HK_INLINE Part take(Part z, Part dy) {
-    const Part zero(Real(0)), y = fma(scale_, z, shift_);
-    if (relu_) dy = select(y > zero, dy, select(y == y, zero, dy));  // NaN passes
-    by_scale_ = by_scale_ + select(dy == zero, zero, dy * z);
-    by_shift_ = by_shift_ + dy;
-    return select(dy == zero, zero, scale_ * dy);
-  }
-
-  const Part scale_, shift_;
-  const bool relu_;
-  Part by_scale_, by_shift_;
+  NormalizationGradient<Part> gradient_;
 };
 
 // Classes [begin, end): each is one thread's, so that sums do not depend on the number of threads.

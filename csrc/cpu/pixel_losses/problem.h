@@ -9,6 +9,7 @@
 
 #include "../../arguments.h"
 #include "../../pixel/hakd.h"
+#include "../../pixel/normalization.h"
 #include "../../pixel/segmentation.h"
 #include "../core/rows.h"
 
@@ -31,10 +32,7 @@ struct Normalization {
   const Real *scale, *shift;  // [K]
   bool relu;
 
-  HK_INLINE Real operator()(int64_t c, Real z) const {
-    const Real y = scale[c] * z + shift[c];
-    return relu && y <= 0 ? Real(0) : y;  // NaN passes
-  }
+  HK_INLINE Real operator()(int64_t c, Real z) const { return normalized(z, scale[c], shift[c], relu); }
 };
 
 template <class Real>

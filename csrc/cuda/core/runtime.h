@@ -22,4 +22,7 @@ struct Runtime {
 
 Card card_of(int device);
 
+// Bytes that an array takes of a block's shared memory (SharedAllocator).
+constexpr int64_t array_bytes(int64_t count, int64_t size) { return (count * size + 15) / 16 * 16; }
+
 }  // namespace hetero::cuda

@@ -84,11 +84,12 @@ class Call : public LossCall {
     bool deferred = false;
     for (const Term& term : problem_.term) deferred |= term.divisor == Divisor::kCount && term.weight != 0;
     const auto blocks = [&](const Network& n) {
-      return n.gradient && (deferred || !n.direct) ? finish_blocks(problem_, n) : int64_t(0);
+      return n.gradient && (deferred || !n.direct || n.scale) ? finish_blocks(problem_, n) : int64_t(0);
     };
     const Finish f{a_.student.gradient, a_.teacher.gradient, blocks(problem_.student), blocks(problem_.teacher), plan.blocks, deferred};
     const int64_t total = f.student_blocks + f.teacher_blocks + !problem_.output.maps;
     if (total > 0) launch("finish_kernel", finish_kernel, {total, kFinishThreads, kFinishSharedBytes}, runtime_, problem_, f);
+    sum_normalizations();
   }
 
   Launch main_launch() const { return {plan.blocks, plan.threads, plan.shared_bytes}; }
@@ -96,6 +97,23 @@ class Call : public LossCall {
   const Plan plan;
 
  private:
+  // What scales and shifts get.
+  void sum_normalizations() const {
+    NormalizationSums n{};
+    const Network* networks[2] = {&problem_.student, &problem_.teacher};
+    float* outs[2] = {a_.student.normalization_gradient, a_.teacher.normalization_gradient};
+    const int columns = 2 * problem_.classes;
+    int64_t blocks = 0;
+    for (int i = 0; i < 2; ++i) {
+      if (!networks[i]->normalization_parts) continue;
+      n.parts[i] = networks[i]->normalization_parts;
+      n.out[i] = outs[i];
+      n.pieces[i] = finish_pieces(problem_.batch, *networks[i]);
+      blocks += columns;
+    }
+    if (blocks > 0) launch("normalization_kernel", normalization_kernel, {blocks, kFinishThreads, 8 * kScratch}, runtime_, n, columns);
+  }
+
   Call(const Arguments& a, const Runtime& runtime, Problem& problem, const Plan& chosen)
       : LossCall(a, runtime, problem, chosen.rows, chosen.columns, chosen.blocks), plan(chosen), a_(a) {
     problem.lanes = plan.lanes;
@@ -106,10 +124,14 @@ class Call : public LossCall {
   }
 
   Network network(const Logits& logits, const NetworkPlan& n) const {
-    Network out{logits.data, logits.dtype, {}, n.rows, n.columns, logits.gradient, n.direct(), n.span, n.slot_rows};
+    Network out{logits.data, logits.dtype, {}, n.rows, n.columns, logits.gradient, n.direct(), n.span, n.slot_rows,
+                logits.scale, logits.shift, logits.relu, nullptr};
     for (int i = 0; i < 4; ++i) out.stride[i] = logits.stride[i];
     if (logits.gradient && !out.direct) {
       out.gradient = allocate<float>(plan.blocks * n.slot_rows * problem_.classes * n.span);
+    }
+    if (logits.gradient && logits.scale) {
+      out.normalization_parts = allocate<float>(finish_pieces(problem_.batch, out) * 2 * problem_.classes);
     }
     return out;
   }

@@ -7,12 +7,16 @@
 
 namespace hetero::cuda {
 
-// A network's logits [B, K, height, width] and where its gradient (contiguous, same shape) goes, or null.
+// A network's logits [B, K, height, width] and where its gradient (contiguous, same shape) goes, or null. With `scale` and
+// `shift` [K] they are raw: they mean scale z + shift, then ReLU if `relu`; both get gradients [2, K] where the logits do.
 struct Logits {
   const void* data;
   DType dtype;
   int64_t stride[4], height, width;
   float* gradient;
+  const float *scale = nullptr, *shift = nullptr;
+  bool relu = false;
+  float* normalization_gradient = nullptr;
 };
 
 struct Arguments {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../../pixel/hakd.h"
+#include "../../pixel/normalization.h"
 #include "../../pixel/segmentation.h"
 #include "../core/memory.cuh"
 #include "tiles.h"
@@ -18,6 +19,9 @@ struct Network {
   float* gradient;
   bool direct;
   int span, slot_rows;
+  const float *scale, *shift;  // [K], of what raw logits mean, or null
+  bool relu;
+  float* normalization_parts;  // [pieces, 2, K]: what each piece of the gradient adds to scale's and shift's
 };
 
 struct Labels {

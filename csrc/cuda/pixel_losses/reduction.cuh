@@ -33,50 +33,97 @@ HK_KERNEL void __launch_bounds__(128) divisors_kernel(const Problem p, const flo
   write(parts + gridDim.x + blockIdx.x, weights);
 }
 
+// Makes a piece's gradients by what raw logits mean those by the logits; writes what scale and shift get of them. `column` of a
+// row of an image; without one a thread's gradients are 0.
+HK_DEVICE void by_raw_logits(const Problem& p, const Network& network, float (&gradient)[kFinishClasses], int first_class, int64_t image,
+                             int64_t row, int64_t column, bool inside, int64_t piece) {
+  constexpr int kFinishWarps = kFinishThreads / int(kWarp);
+  SharedAllocator memory(dynamic_shared_memory());
+  const Shared<float> sums = memory.take<float>(2 * kFinishClasses * kFinishWarps);
+  const int64_t start = image * network.stride[0] + row * network.stride[2] + column * network.stride[3];
+#pragma unroll
+  for (int i = 0; i < kFinishClasses; ++i) {
+    const int c = first_class + i < p.classes ? first_class + i : p.classes - 1;
+    const float z = inside ? read_float(network.logits, network.dtype, start + c * network.stride[1]) : 0.f;
+    NormalizationGradient<Value> by(Value(read(network.scale + c)), Value(read(network.shift + c)), network.relu);
+    gradient[i] = by.take(Value(z), Value(gradient[i])).v;
+    add_over_group(by.by_scale, kWarp);
+    add_over_group(by.by_shift, kWarp);
+    if (threadIdx.x % kWarp != 0) continue;
+    sums.set((2 * i) * kFinishWarps + threadIdx.x / kWarp, by.by_scale.v);
+    sums.set((2 * i + 1) * kFinishWarps + threadIdx.x / kWarp, by.by_shift.v);
+  }
+  __syncthreads();
+  const int i = threadIdx.x / 2, c = first_class + i, which = threadIdx.x % 2;
+  if (i >= kFinishClasses || c >= p.classes) return;
+  float sum = 0.f;
+  for (int warp = 0; warp < kFinishWarps; ++warp) sum += sums[threadIdx.x * kFinishWarps + warp];
+  write(network.normalization_parts + (piece * 2 + which) * p.classes + c, sum);
+}
+
+// A piece's gradients, from the slots of the tiles that reach them.
+HK_DEVICE void add_slots_of_tiles(const Problem& p, const Network& network, float (&sum)[kFinishClasses], int first_class, int64_t image,
+                                  int64_t row, int64_t column) {
+  // Pixels that reach a coarse position lie between the first beside the one before and the first beside the one after.
+  const int64_t y = network.rows.first(row - !network.rows.identity), y_end = network.rows.first(row + 1);
+  const int64_t x = network.columns.first(column - !network.columns.identity), x_end = network.columns.first(column + 1);
+  if (y >= y_end || x >= x_end) return;
+  for (int64_t row_tile = p.rows.of(y); row_tile <= p.rows.of(y_end - 1); ++row_tile) {
+    const int64_t slot_row = row - network.rows.lower(p.rows.begin(row_tile));
+    for (int64_t tile = p.columns.of(x); tile <= p.columns.of(x_end - 1); ++tile) {
+      const int64_t n = column - network.columns.lower(p.columns.begin(tile));
+      const int64_t index = (image * p.rows.count + row_tile) * p.columns.count + tile;
+      const float* slot = network.gradient + ((index * network.slot_rows + slot_row) * p.classes + first_class) * network.span + n;
+      for (int i = 0; i < kFinishClasses; ++i) {
+        if (first_class + i < p.classes) sum[i] += read(slot + i * network.span);
+      }
+    }
+  }
+}
+
 // Adds up a network's slots: a block has one coarse row of an image, a thread one column of it and some classes. Gradients
 // that are in place already lack `scale` alone.
 HK_DEVICE void finish_network(const Problem& p, const Network& network, float* out, int64_t block, float scale) {
   const int64_t height = network.rows.coarse, width = network.columns.coarse;
   const int64_t column_blocks = (width + kFinishThreads - 1) / kFinishThreads;
   const int64_t class_blocks = (p.classes + kFinishClasses - 1) / kFinishClasses;
-  const int64_t column = block % column_blocks * kFinishThreads + threadIdx.x;
+  const int64_t column_block = block % column_blocks, column = column_block * kFinishThreads + threadIdx.x;
   block /= column_blocks;
   const int first_class = static_cast<int>(block % class_blocks) * kFinishClasses;
   block /= class_blocks;
   const int64_t row = block % height, image = block / height;
-  if (column >= width) return;
+  const bool inside = column < width;
   const int end_class = first_class + kFinishClasses < p.classes ? first_class + kFinishClasses : p.classes;
   float* to = out + ((image * p.classes + first_class) * height + row) * width + column;
-  if (network.direct) {
-    for (int c = first_class; c < end_class; ++c, to += height * width) write(to, read_back(to) * scale);
+  if (network.direct && !network.scale) {
+    for (int c = first_class; inside && c < end_class; ++c, to += height * width) write(to, read_back(to) * scale);
     return;
   }
-  // Pixels that reach a coarse position lie between the first beside the one before and the first beside the one after.
-  const int64_t y = network.rows.first(row - !network.rows.identity), y_end = network.rows.first(row + 1);
-  const int64_t x = network.columns.first(column - !network.columns.identity), x_end = network.columns.first(column + 1);
   float sum[kFinishClasses] = {};
-  if (y < y_end && x < x_end) {
-    for (int64_t row_tile = p.rows.of(y); row_tile <= p.rows.of(y_end - 1); ++row_tile) {
-      const int64_t slot_row = row - network.rows.lower(p.rows.begin(row_tile));
-      for (int64_t tile = p.columns.of(x); tile <= p.columns.of(x_end - 1); ++tile) {
-        const int64_t n = column - network.columns.lower(p.columns.begin(tile));
-        const int64_t index = (image * p.rows.count + row_tile) * p.columns.count + tile;
-        const float* slot =
-            network.gradient + ((index * network.slot_rows + slot_row) * p.classes + first_class) * network.span + n;
-        for (int i = 0; i < kFinishClasses; ++i) {
-          if (first_class + i < end_class) sum[i] += read(slot + i * network.span);
-        }
-      }
+  if (inside && network.direct) {
+    for (int i = 0; i < kFinishClasses; ++i) {
+      if (first_class + i < end_class) sum[i] = read_back(to + i * height * width);
     }
+  } else if (inside) {
+    add_slots_of_tiles(p, network, sum, first_class, image, row, column);
   }
-  for (int i = 0; i < kFinishClasses; ++i) {
-    if (first_class + i < end_class) write(to + i * height * width, sum[i] * scale);
+  for (float& gradient : sum) gradient *= scale;
+  if (network.scale) {
+    const int64_t piece = (image * height + row) * column_blocks + column_block;
+    by_raw_logits(p, network, sum, first_class, image, row, column, inside, piece);
+  }
+  for (int i = 0; inside && i < kFinishClasses; ++i) {
+    if (first_class + i < end_class) write(to + i * height * width, sum[i]);
   }
 }
 
+// Pieces of a gradient, each a row of an image by kFinishThreads columns; a block has some classes of one.
+inline int64_t finish_pieces(int64_t batch, const Network& network) {
+  return batch * network.rows.coarse * ((network.columns.coarse + kFinishThreads - 1) / kFinishThreads);
+}
+
 inline int64_t finish_blocks(const Problem& p, const Network& network) {
-  return p.batch * network.rows.coarse * ((p.classes + kFinishClasses - 1) / kFinishClasses) *
-         ((network.columns.coarse + kFinishThreads - 1) / kFinishThreads);
+  return finish_pieces(p.batch, network) * ((p.classes + kFinishClasses - 1) / kFinishClasses);
 }
 
 // The loss and its terms from the sums of `parts` blocks, by one block of threads. `inverse`: of the number of valid pixels.
@@ -115,6 +162,25 @@ HK_KERNEL void __launch_bounds__(kFinishThreads) finish_kernel(const Problem p, 
     return finish_network(p, p.teacher, f.teacher, block - f.student_blocks, scale);
   }
   finish_loss(p, f.parts, inverse);
+}
+
+struct NormalizationSums {
+  const float* parts[2];  // of student and teacher [pieces, 2, K]
+  float* out[2];          // [2, K], or null
+  int64_t pieces[2];
+};
+
+// The gradients of scales and shifts, each by a block: those of the student, then the teacher's, where they are wanted.
+HK_KERNEL void __launch_bounds__(kFinishThreads) normalization_kernel(const NormalizationSums n, int columns) {
+  SharedAllocator memory(dynamic_shared_memory());
+  const Shared<double> scratch = memory.take<double>(kScratch);
+  const int which = !n.out[0] || int(blockIdx.x) >= columns, at = static_cast<int>(blockIdx.x) % columns;
+  const float* parts = which ? n.parts[1] : n.parts[0];
+  const int64_t pieces = which ? n.pieces[1] : n.pieces[0];
+  double sum = 0;
+  for (int64_t piece = threadIdx.x; piece < pieces; piece += blockDim.x) sum += read(parts + piece * columns + at);
+  sum = sum_over_block(sum, scratch);
+  if (threadIdx.x == 0) write((which ? n.out[1] : n.out[0]) + at, static_cast<float>(sum));
 }
 
 constexpr int64_t kFinishSharedBytes = 4 * kScratch * 4 + 16 + 2 * kScratch * 8;

@@ -137,9 +137,9 @@ class TileNetwork {
       const int c = by_class ? rest : outer, n = by_class ? outer : rest, at = n * order_.pitch + order_.position(c);
       const int64_t offset = start + c * network_.stride[1] + n * network_.stride[3];
       Pair pair;
-      pair.upper = next ? pairs_[at].lower : read_float(network_.logits, network_.dtype, offset);
+      pair.upper = next ? pairs_[at].lower : meaning(c, offset);
       // Without a row below, its weight is 0: any number does, but not a NaN that the pixel does not reach.
-      pair.lower = has_lower ? read_float(network_.logits, network_.dtype, offset + network_.stride[2])
+      pair.lower = has_lower ? meaning(c, offset + network_.stride[2])
                    : network_.rows.identity ? 0.f : pair.upper;
       pairs_.set(at, pair);
       beyond_ = beyond_ || ::fabsf(pair.upper) > limit || ::fabsf(pair.lower) > limit;
@@ -198,6 +198,12 @@ class TileNetwork {
   }
 
  private:
+  // The logit at an offset, or what it means where it is raw.
+  HK_DEVICE float meaning(int c, int64_t offset) const {
+    const float z = read_float(network_.logits, network_.dtype, offset);
+    return network_.scale ? normalized(z, read(network_.scale + c), read(network_.shift + c), network_.relu) : z;
+  }
+
   HK_DEVICE int at(int side, int c, int column) const { return (side * classes_ + c) * tile_.capacity + column; }
   HK_DEVICE int at(int side, int i, const Lane& lane) const {
     return at(side, lane.number(i), lane.column);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../../pixel/interpolation.h"
+#include "../core/runtime.h"
 
 namespace hetero::cuda {
 
@@ -70,8 +71,6 @@ constexpr int kLabelRows = 8;
 HK_INLINE int label_rows(int rows) { return rows < kLabelRows ? rows : kLabelRows; }
 
 // Bytes of a block's arrays, as the kernels take them (tile.cuh).
-constexpr int64_t array_bytes(int64_t count, int64_t size) { return (count * size + 15) / 16 * 16; }
-
 inline int64_t network_bytes(int classes, int lanes, int span, int rows, int columns, bool accumulates) {
   return array_bytes(int64_t(span) * ClassOrder(classes, lanes).pitch, 8) + 2 * array_bytes(columns, 4) + array_bytes(span + 2, 4) +
          2 * array_bytes(rows, 4) + (accumulates ? array_bytes(2 * int64_t(classes) * columns, 4) : 0);

@@ -1,4 +1,4 @@
-// The functions of projected_losses.h.
+// The function of projected_losses.h.
 #include "projected_losses_launch.cuh"
 
 namespace hetero::cuda {
@@ -7,7 +7,5 @@ void projected_hakd_loss(const Arguments& arguments, const FeatureArguments& stu
                          int kem, bool cross_entropy, const Runtime& runtime) {
   projected_launches(arguments, student, teacher, kmm, kem, cross_entropy, runtime);
 }
-
-void project_back(const BackArguments& arguments, const Runtime& runtime) { project_back_launch(arguments, runtime); }
 
 }  // namespace hetero::cuda

@@ -6,7 +6,8 @@
 #pragma once
 
 #include "../pixel_losses/reduction.cuh"
-#include "features.cuh"
+#include "../projection/features.cuh"
+#include "projected_losses.h"
 
 namespace hetero::cuda {
 
@@ -25,62 +26,6 @@ struct ProjectedShape {
   static constexpr int Lanes = kFeatureThreads / Pixels, ClassesPerLane = Classes / Lanes;
   static constexpr int LaneShift = Lanes == 8 ? 3 : 4;
   static constexpr int AtOnce = OnChip ? 1 : 4;  // class tiles whose weights a lane reads: as registers allow
-};
-
-// Weights of a network: in shared memory, converted, or where they are.
-template <bool Resident, int AtOnce>
-class Weights {
- public:
-  HK_DEVICE Weights(const FeatureNetwork& network, int classes, SharedAllocator& memory)
-      : network_(network), classes_(classes), pitch_(weight_pitch(network.slices)) {
-    if (Resident) staged_ = memory.take<float>(classes * pitch_);
-  }
-
-  // A barrier must follow.
-  HK_DEVICE void stage() const {
-    if constexpr (Resident) {
-      for (int i = threadIdx.x; i < classes_ * pitch_; i += blockDim.x) {
-        const int k = i / pitch_, c = i - k * pitch_;
-        staged_.set(i, c < network_.channels ? global(k, c) : 0.f);
-      }
-    }
-  }
-
-  // What a lane needs for AtOnce tiles of 8 classes from its own class k of the first on: channels c and c + 4 of each.
-  HK_DEVICE void read(float (&w)[2 * AtOnce], int k, int c) const {
-    if constexpr (Resident) {
-#pragma unroll
-      for (int i = 0; i < 2 * AtOnce; ++i) {
-        const int row = k + i / 2 * 8;
-        w[i] = row < classes_ ? staged_[row * pitch_ + c + i % 2 * 4] : 0.f;
-      }
-    } else if (network_.weight.dtype == DType::kFloat) {
-      read_global<float>(w, k, c);
-    } else {
-      read_global<uint16_t>(w, k, c);
-    }
-  }
-
- private:
-  template <class T>
-  HK_DEVICE void read_global(float (&w)[2 * AtOnce], int k, int c) const {
-    const Matrix& m = network_.weight;
-    const T* from = static_cast<const T*>(m.data) + k * m.stride[0] + c * m.stride[1];
-#pragma unroll
-    for (int i = 0; i < 2 * AtOnce; ++i) {
-      const bool inside = k + i / 2 * 8 < classes_ && c + i % 2 * 4 < network_.channels;
-      w[i] = inside ? widened(hetero::cuda::read(from + i / 2 * 8 * m.stride[0] + i % 2 * 4 * m.stride[1]), m.dtype) : 0.f;
-    }
-  }
-
-  HK_DEVICE float global(int k, int64_t c) const {
-    const Matrix& w = network_.weight;
-    return read_float(w.data, w.dtype, k * w.stride[0] + c * w.stride[1]);
-  }
-
-  const FeatureNetwork& network_;
-  const int classes_, pitch_;
-  Shared<float> staged_;
 };
 
 // A block's tile on its way through the kernel.
@@ -114,8 +59,7 @@ struct ProjectedTile {
   // beyond the limit of the unguarded mathematics; a barrier must follow.
   HK_DEVICE bool project(int which, SliceStream<Shape::Pixels>& stream, const Weights<Shape::Resident, Shape::AtOnce>& weights, int& taken) const {
     const FeatureNetwork& network = p.features[which];
-    const LaneOfFragment at;
-    const bool exact = network.dtype != DType::kFloat, exact_weights = network.weight.dtype != DType::kFloat;
+    const bool exact = network.dtype != DType::kFloat;
     FragmentC sums[Shape::RowTiles][Shape::ClassTiles];
 #pragma unroll
     for (int r = 0; r < Shape::RowTiles; ++r) {
@@ -125,32 +69,9 @@ struct ProjectedTile {
     const int first = which ? p.features[0].slices : 0;
 #pragma unroll 1
     for (; taken * kWarps + int(threadIdx.x / kWarp) - first < network.slices; ++taken) {
-      const int channel = (taken * kWarps + int(threadIdx.x / kWarp) - first) * kSliceChannels + at.t;
+      const int channel = (taken * kWarps + int(threadIdx.x / kWarp) - first) * kSliceChannels;
       stream.wait(Shape::OnChip ? taken : 0);
-#pragma unroll 1
-      for (int s = 0; s < kSliceChannels / 8; ++s) {
-        float x[Shape::RowTiles * 4];
-        stream.read(network, x, [&](int i, int& c, int& pixel) {
-          c = 8 * s + at.inner(i % 4);
-          pixel = i / 4 * 16 + at.row(i % 4);
-        });
-        SplitA a[Shape::RowTiles];
-#pragma unroll
-        for (int r = 0; r < Shape::RowTiles; ++r) a[r] = SplitA::make(x + 4 * r);
-#pragma unroll
-        for (int some = 0; some < Shape::ClassTiles; some += Shape::AtOnce) {
-          if (some >= class_tiles) continue;
-          float w[2 * Shape::AtOnce];
-          weights.read(w, 8 * some + at.g, channel + 8 * s);
-#pragma unroll
-          for (int n = some; n < some + Shape::AtOnce; ++n) {
-            if (n >= class_tiles) continue;
-            const SplitB b = SplitB::make(w[2 * (n - some)], w[2 * (n - some) + 1]);
-#pragma unroll
-            for (int r = 0; r < Shape::RowTiles; ++r) add_product(sums[r][n], a[r], b, exact, exact_weights);
-          }
-        }
-      }
+      project_slice(sums, stream, network, weights, channel, class_tiles, exact, [](int, float x) { return x; });
       if (!Shape::OnChip) stream.refill();
       stream.pass();
     }

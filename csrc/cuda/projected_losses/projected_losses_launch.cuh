@@ -1,35 +1,10 @@
-// projected_hakd_loss and project_back, from arguments to launches.
+// projected_hakd_loss, from arguments to launches.
 #pragma once
 
 #include "../pixel_losses/call.cuh"
-#include "projected_losses_back.cuh"
 #include "projected_losses_weights.cuh"
 
 namespace hetero::cuda {
-
-inline FeatureNetwork describe(const FeatureArguments& f, int64_t batch, int64_t height, int64_t width) {
-  FeatureNetwork out{};
-  out.data = f.data;
-  out.dtype = f.dtype;
-  for (int i = 0; i < 4; ++i) out.stride[i] = f.stride[i];
-  if (width == 1) out.stride[3] = out.stride[2];  // the next pixel is in the next row
-  out.channels = f.channels;
-  out.slices = slices_of(f.channels);
-  out.flat = height == 1 || width == 1 || f.stride[2] == width * f.stride[3];
-  out.pixel_major = f.stride[1] == 1 && out.stride[3] != 1 && f.channels > 1;
-  const int run = f.dtype == DType::kFloat ? 4 : 8;
-  const auto multiple = [&](int64_t stride, int64_t size) { return size <= 1 || stride % run == 0; };
-  out.aligned = reinterpret_cast<uintptr_t>(f.data) % 16 == 0 && multiple(f.stride[0], batch);
-  if (out.pixel_major) {
-    out.aligned = out.aligned && multiple(f.stride[3], width) && multiple(f.stride[2], height);
-  } else {
-    out.aligned = out.aligned && out.flat && (out.stride[3] == 1 || height * width == 1) && multiple(f.stride[1], f.channels);
-  }
-  out.weight = f.weight;
-  out.bias = f.bias;
-  out.logit_gradient = f.logit_gradient;
-  return out;
-}
 
 inline void projected_main(const ProjectedPlan& plan, const ProjectedProblem& p, const Runtime& runtime) {
   const auto run = [&]<int RowTiles, int ClassTiles, bool OnChip, bool Resident>() {
@@ -104,15 +79,6 @@ inline void projected_launches(const Arguments& a, FeatureArguments student, Fea
   }
   launch("finish_projected_kernel", finish_projected_kernel, {f.blocks[0] + f.blocks[1] + 1, kFinishParts, kFinishSharedBytes}, runtime,
          p, f);
-}
-
-inline void project_back_launch(const BackArguments& a, const Runtime& runtime) {
-  BackProblem p{a, (a.pixels + kBackPixels - 1) / kBackPixels, 0};
-  p.tiles = a.batch * p.tiles_of_image;
-  if (p.tiles == 0 || a.channels == 0) return;
-  const int64_t blocks = p.tiles < 2 * runtime.card.multiprocessors ? p.tiles : 2 * runtime.card.multiprocessors;
-  const int64_t shared = array_bytes(8 * class_tiles_of(a.classes) * back_pitch(kBackPixels), 4);
-  launch("project_back_kernel", project_back_kernel, {blocks, kFeatureThreads, shared}, runtime, p);
 }
 
 }  // namespace hetero::cuda

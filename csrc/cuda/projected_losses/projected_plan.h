@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../core/runtime.h"
-#include "features.h"
+#include "../projection/features.h"
 
 namespace hetero::cuda {
 

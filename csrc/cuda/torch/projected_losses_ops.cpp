@@ -2,16 +2,11 @@
 // torch's stable ABI: unpacks tensors, allocates outputs, nothing else.
 
 #include "../projected_losses/projected_losses.h"
-#include "torch_ops.h"
+#include "feature_tensors.h"
 
 namespace hetero::cuda {
 
 namespace {
-
-Matrix matrix(const Tensor& x, const char* name) {
-  Matrix out{x.const_data_ptr(), float_type(x, name), {x.stride(0), x.dim() > 1 ? x.stride(1) : 0}};
-  return out;
-}
 
 // A network's gradients and what the kernels are told of it.
 struct Side {
@@ -23,11 +18,7 @@ struct Side {
        bool weight_grad, bool zero) {
     STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 2 && weight.size(1) == x.size(1), name,
                     "_features must be [B, C, h, w] and its weight [K, C]");
-    view.data = x.const_data_ptr();
-    view.dtype = float_type(x, name);
-    for (int i = 0; i < 4; ++i) view.stride[i] = x.stride(i);
-    view.channels = x.size(1);
-    view.weight = matrix(weight, name);
+    view = features_of(x, weight, name);
     const int64_t classes = weight.size(0);
     if (bias) {
       STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == classes, name, "_bias must be [K]");
@@ -81,15 +72,13 @@ Tensor project_back_cuda(Tensor logit_gradient, Tensor weight, std::optional<Ten
   const DType dtype = float_type(like, "features");
   Surroundings call(like);
   const Tensor& from = call.keep(torch::stable::contiguous(torch::stable::to(logit_gradient, ScalarType::Float)));
-  const int64_t b = like.size(0), c = like.size(1), h = like.size(2), w = like.size(3);
-  const bool channels_last = like.stride(1) == 1 && c > 1;
-  Tensor out = torch::stable::new_empty(like, channels_last ? std::vector<int64_t>{b, h, w, c} : std::vector<int64_t>{b, c, h, w});
-  if (channels_last) out = torch::stable::transpose(torch::stable::transpose(out, 1, 3), 2, 3);
-  BackArguments a{b, weight.size(0), c, h * w, static_cast<const float*>(from.const_data_ptr()), matrix(weight, "weight"), nullptr,
-                  out.mutable_data_ptr(), dtype, channels_last ? 1 : h * w, channels_last ? c : 1};
+  FeaturesGradient out(like, like.stride(1) == 1 && like.size(1) > 1);
+  BackArguments a{like.size(0), weight.size(0), like.size(1), like.size(2) * like.size(3),
+                  {static_cast<const float*>(from.const_data_ptr()), nullptr, nullptr, nullptr, 0.0}, matrix(weight, "weight"), nullptr,
+                  out.tensor.mutable_data_ptr(), dtype, out.channel_stride, out.pixel_stride};
   if (factor) a.factor = static_cast<const float*>(call.keep(torch::stable::to(*factor, ScalarType::Float)).const_data_ptr());
   project_back(a, call.runtime);
-  return out;
+  return out.tensor;
 }
 
 }  // namespace

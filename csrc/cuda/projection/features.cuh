@@ -4,28 +4,8 @@
 #include "../core/async.cuh"
 #include "../core/mma.cuh"
 #include "features.h"
-#include "projected_losses.h"
 
 namespace hetero::cuda {
-
-// A network as the kernels see it.
-struct FeatureNetwork {
-  const void* data;  // [B, C, h, w]
-  DType dtype;
-  int64_t stride[4], channels;
-  bool flat;         // rows follow each other: pixel n of an image lies at n stride[3]
-  bool pixel_major;  // a pixel's channels lie side by side, and so they do in slices; else a channel's pixels
-  bool aligned;      // a slice's 16 bytes lie side by side in memory, too, at multiples of 16
-  int slices;        // of 16 channels, of which there are fewer than 2^31
-  Matrix weight, bias;
-  float *logit_gradient, *weight_slots, *bias_slots;  // [B, K, h, w]; [splits, K, C]; [blocks, K]; null: not wanted
-};
-
-struct FeatureGrid {
-  int64_t tiles_of_image, pixels, width;  // `pixels` of an image
-  int tiles;                              // of all images
-  int slots;                              // slices that a warp has on chip or under way
-};
 
 // A tile of pixels of an image.
 struct PixelTile {
@@ -82,13 +62,16 @@ template <int Pixels>
 class SliceStream {
  public:
   // Of the slices [first, first + count) of one network and, after them, [0, other_count) of another, every eighth from the
-  // warp's number on. `keep`: all of a tile stay until they are taken a second time; else each slot is free after the first.
+  // warp's number on, or every `every`th from `begin` on. `keep`: all of a tile stay until they are taken a second time; else
+  // each slot is free after the first.
   HK_DEVICE SliceStream(const FeatureGrid& grid, Shared<float> slots, int tile, int step, const FeatureNetwork& network, int first,
-                        int count, const FeatureNetwork& other, int other_count, bool keep)
+                        int count, const FeatureNetwork& other, int other_count, bool keep,
+                        int begin = int(threadIdx.x / kWarp), int every = kWarps)
       : grid_(grid), slots_(slots), network_(network), other_(other), first_(first), count_(count),
         all_(count + other_count), words_(slice_words(Pixels, wide(network) || (other_count > 0 && wide(other)) ? 4 : 2)),
-        tile_(tile), step_(step), warp_(threadIdx.x / kWarp), lane_(threadIdx.x % kWarp), ahead_(warp_) {
-    ring_ = all_ <= warp_ ? 0 : keep ? (all_ - warp_ + kWarps - 1) / kWarps : grid.slots;
+        tile_(tile), step_(step), warp_(threadIdx.x / kWarp), lane_(threadIdx.x % kWarp), begin_(begin), every_(every),
+        ahead_(begin) {
+    ring_ = all_ <= begin ? 0 : keep ? (all_ - begin + every - 1) / every : grid.slots;
     locate();
     for (int i = 0; i < ring_; ++i) {
       next();
@@ -106,9 +89,9 @@ class SliceStream {
       with_layout(network, [&]<class T, bool PixelMajor>() { load<T, PixelMajor>(network, channel, other ? other_place_ : place_); });
     }
     commit_copies();
-    ahead_ += kWarps;
+    ahead_ += every_;
     if (ahead_ < all_) return;
-    ahead_ = warp_;
+    ahead_ = begin_;
     tile_ += step_;
     locate();
   }
@@ -205,7 +188,7 @@ class SliceStream {
   const FeatureNetwork &network_, &other_;
   const int first_, count_, all_, words_;
   int tile_;
-  const int step_, warp_, lane_;
+  const int step_, warp_, lane_, begin_, every_;
   int64_t place_ = 0, other_place_ = 0;
   int pixels_ = 0, ring_, ahead_, oldest_ = 0;
 };
@@ -261,6 +244,129 @@ struct LaneOfFragment {
   HK_DEVICE int sum_column(int i) const { return 2 * t + (i & 1); }
 };
 
+// Weights of a network: in shared memory, converted, or where they are.
+template <bool Resident, int AtOnce>
+class Weights {
+ public:
+  static constexpr int kAtOnce = AtOnce;
+  using Raw = float[2 * AtOnce];
+
+  HK_DEVICE Weights(const FeatureNetwork& network, int classes, SharedAllocator& memory)
+      : network_(network), classes_(classes), pitch_(weight_pitch(network.slices)) {
+    if (Resident) staged_ = memory.take<float>(classes * pitch_);
+  }
+
+  // A barrier must follow.
+  HK_DEVICE void stage() const {
+    if constexpr (Resident) {
+      for (int i = threadIdx.x; i < classes_ * pitch_; i += blockDim.x) {
+        const int k = i / pitch_, c = i - k * pitch_;
+        staged_.set(i, c < network_.channels ? global(k, c) : 0.f);
+      }
+    }
+  }
+
+  // What a lane needs for AtOnce tiles of 8 classes from its own class k of the first on: channels c and c + 4 of each.
+  HK_DEVICE void read(Raw& w, int k, int c) const {
+    if constexpr (Resident) {
+#pragma unroll
+      for (int i = 0; i < 2 * AtOnce; ++i) {
+        const int row = k + i / 2 * 8;
+        w[i] = row < classes_ ? staged_[row * pitch_ + c + i % 2 * 4] : 0.f;
+      }
+    } else if (network_.weight.dtype == DType::kFloat) {
+      read_global<float>(w, k, c);
+    } else {
+      read_global<uint16_t>(w, k, c);
+    }
+  }
+
+  HK_DEVICE static SplitB fragment(const Raw& w, int i) { return SplitB::make(w[2 * i], w[2 * i + 1]); }
+
+ private:
+  template <class T>
+  HK_DEVICE void read_global(float (&w)[2 * AtOnce], int k, int c) const {
+    const Matrix& m = network_.weight;
+    const T* from = static_cast<const T*>(m.data) + k * m.stride[0] + c * m.stride[1];
+#pragma unroll
+    for (int i = 0; i < 2 * AtOnce; ++i) {
+      const bool inside = k + i / 2 * 8 < classes_ && c + i % 2 * 4 < network_.channels;
+      w[i] = inside ? widened(hetero::cuda::read(from + i / 2 * 8 * m.stride[0] + i % 2 * 4 * m.stride[1]), m.dtype) : 0.f;
+    }
+  }
+
+  HK_DEVICE float global(int k, int64_t c) const {
+    const Matrix& w = network_.weight;
+    return read_float(w.data, w.dtype, k * w.stride[0] + c * w.stride[1]);
+  }
+
+  const FeatureNetwork& network_;
+  const int classes_, pitch_;
+  Shared<float> staged_;
+};
+
+// Weights in the order in which lanes want them, [8 channels][8 classes][lane]: channels t and t + 4 of class g, 0 beyond.
+class PackedWeights {
+ public:
+  static constexpr int kAtOnce = 4;
+  using Raw = uint64_t[kAtOnce];
+
+  // Tiles of 8 classes from `first` on, of `tiles` in all.
+  HK_DEVICE PackedWeights(const uint64_t* packed, int first, int tiles) : packed_(packed), first_(first), tiles_(tiles) {}
+
+  HK_DEVICE void read(Raw& w, int k, int c) const {
+    const int tile = first_ + (k >> 3);
+    const uint64_t* from = packed_ + (int64_t(c >> 3) * tiles_ + tile) * kWarp + threadIdx.x % kWarp;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) w[i] = tile + i < tiles_ ? hetero::cuda::read(from + i * int(kWarp)) : 0;
+  }
+
+  HK_DEVICE static SplitB fragment(const Raw& w, int i) {
+    return SplitB::make(__builtin_bit_cast(float, static_cast<uint32_t>(w[i])), __builtin_bit_cast(float, static_cast<uint32_t>(w[i] >> 32)));
+  }
+
+ private:
+  const uint64_t* packed_;
+  const int first_, tiles_;
+};
+
+// sums += the oldest slice of `stream`, whose first channel is `channel`, by the weights of classes in tiles of 8. Features are
+// taken as factor(c, x), c in the slice, has them; `exact`: as halves are.
+template <int RowTiles, int ClassTiles, class AnyWeights, class Factor>
+HK_DEVICE void project_slice(FragmentC (&sums)[RowTiles][ClassTiles], const SliceStream<16 * RowTiles>& stream,
+                             const FeatureNetwork& network, const AnyWeights& weights, int channel, int class_tiles, bool exact,
+                             Factor factor) {
+  constexpr int AtOnce = AnyWeights::kAtOnce;
+  const LaneOfFragment at;
+  const bool exact_weights = network.weight.dtype != DType::kFloat;
+#pragma unroll 1
+  for (int s = 0; s < kSliceChannels / 8; ++s) {
+    float x[RowTiles * 4];
+    stream.read(network, x, [&](int i, int& c, int& pixel) {
+      c = 8 * s + at.inner(i % 4);
+      pixel = i / 4 * 16 + at.row(i % 4);
+    });
+    SplitA a[RowTiles];
+#pragma unroll
+    for (int i = 0; i < RowTiles * 4; ++i) x[i] = factor(8 * s + at.inner(i % 4), x[i]);
+#pragma unroll
+    for (int r = 0; r < RowTiles; ++r) a[r] = SplitA::make(x + 4 * r);
+#pragma unroll
+    for (int some = 0; some < ClassTiles; some += AtOnce) {
+      if (some >= class_tiles) continue;
+      typename AnyWeights::Raw w;
+      weights.read(w, 8 * some + at.g, channel + 8 * s + at.t);
+#pragma unroll
+      for (int n = some; n < some + AtOnce; ++n) {
+        if (n >= class_tiles) continue;
+        const SplitB b = AnyWeights::fragment(w, n - some);
+#pragma unroll
+        for (int r = 0; r < RowTiles; ++r) add_product(sums[r][n], a[r], b, exact, exact_weights);
+      }
+    }
+  }
+}
+
 // Gradients of the weights of a warp's slices, for classes in tiles of 8: sums over pixels.
 template <int Slices, int ClassTiles, int Pixels>
 struct WeightSums {
@@ -275,11 +381,12 @@ struct WeightSums {
   }
 
   // Adds what the oldest slice of `stream` gives with the logits' gradient [K][Pixels]. Features of pixels that do not count,
-  // perhaps NaN, are taken as 0. `j`, which of the warp's slices it is, is known to the compiler.
+  // perhaps NaN, are taken as 0, others as factor(i, x) has them, where i is as LaneOfFragment::row takes it; `exact`: they are
+  // as halves are. `j`, which of the warp's slices it is, is known to the compiler.
+  template <class Factor>
   HK_DEVICE void add(int j, const SliceStream<Pixels>& stream, const FeatureNetwork& network, Shared<float> gradient,
-                     int class_tiles, unsigned valid) {
+                     int class_tiles, unsigned valid, bool exact, Factor factor) {
     const LaneOfFragment at;
-    const bool exact = network.dtype != DType::kFloat;
 #pragma unroll 1
     for (int first = 0; first < Pixels; first += 16) {
       float x[8];
@@ -291,7 +398,7 @@ struct WeightSums {
       for (int s = 0; s < 2; ++s) {
         const int pixel = first + 8 * s;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) x[4 * s + i] = valid >> (pixel + at.inner(i)) & 1 ? x[4 * s + i] : 0.f;
+        for (int i = 0; i < 4; ++i) x[4 * s + i] = valid >> (pixel + at.inner(i)) & 1 ? factor(i, x[4 * s + i]) : 0.f;
         const SplitA a = SplitA::make(x + 4 * s);
 #pragma unroll
         for (int n = 0; n < ClassTiles; ++n) {
@@ -303,8 +410,14 @@ struct WeightSums {
     }
   }
 
-  // Writes those of the warp's slice `j`, which is number `slice` of its network, to the network's slot.
-  HK_DEVICE void store(int j, int slice, const FeatureNetwork& network, int64_t slot, int classes) const {
+  HK_DEVICE void add(int j, const SliceStream<Pixels>& stream, const FeatureNetwork& network, Shared<float> gradient,
+                     int class_tiles, unsigned valid) {
+    add(j, stream, network, gradient, class_tiles, valid, network.dtype != DType::kFloat, [](int, float x) { return x; });
+  }
+
+  // Writes those of the warp's slice `j`, which is number `slice` of its network, to the network's slot; the classes from
+  // `first_class` on.
+  HK_DEVICE void store(int j, int slice, const FeatureNetwork& network, int64_t slot, int classes, int first_class = 0) const {
     const LaneOfFragment at;
     const int64_t first = int64_t(slice) * kSliceChannels;
 #pragma unroll
@@ -312,7 +425,7 @@ struct WeightSums {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int64_t channel = first + at.sum_row(i);
-        const int c = 8 * n + at.sum_column(i);
+        const int c = first_class + 8 * n + at.sum_column(i);
         if (c < classes && channel < network.channels) {
           write(network.weight_slots + (slot * classes + c) * network.channels + channel, sums[j][n].x[i]);
         }
