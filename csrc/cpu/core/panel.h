@@ -15,6 +15,26 @@ struct Ahead {
   int64_t step = 0, next = 64, lines = 0;
 };
 
+// One line a step; a block's others before its first step.
+class Asked {
+ public:
+  HK_INLINE Asked(const Ahead& ahead, int64_t steps, const void* cached)
+      : line_(ahead.lines ? ahead.data : static_cast<const char*>(cached)), step_(ahead.lines ? ahead.step : 0) {
+    for (int64_t line = 1; line < ahead.lines; ++line) {
+      for (int64_t t = 0; t < steps; ++t) __builtin_prefetch(ahead.data + ahead.next * line + ahead.step * t, 0, 2);
+    }
+  }
+  // Without a branch: where nothing is wanted it asks for what is there.
+  HK_INLINE void next() {
+    __builtin_prefetch(line_, 0, 2);
+    line_ += step_;
+  }
+
+ private:
+  const char* line_;
+  int64_t step_;
+};
+
 // Gives it out: each block of a product asks for its share, one line of it a step.
 class AheadShares {
  public:
@@ -31,6 +51,18 @@ class AheadShares {
   int64_t share_;
 };
 
+// Rows in memory, each less its number, that are copied to b (`into` is b) while the first block of a product's rows runs.
+template <class Real>
+struct Source {
+  const Real* rows;
+  int64_t step;
+  const Real* less;
+  Real* into;
+};
+
+// Whether b is there or is filled first, and how c is stored.
+enum class Panel { kPlain, kFill, kStream };
+
 template <class Real>
 struct PanelArguments {
   int64_t steps;
@@ -40,9 +72,10 @@ struct PanelArguments {
   Real* c;        // [rows][c_row]
   int64_t c_row;
   bool accumulate;
+  Source<Real> source = {};
 };
 
-template <class Part, int Rows, int Vectors, int Pitch, class Real>
+template <class Part, int Rows, int Vectors, int Pitch, Panel Way, class Real>
 HK_NOINLINE void panel_block(const PanelArguments<Real>& p, Ahead ahead) {
   constexpr int kLanes = Part::kLanes;
   Part sum[Rows][Vectors];
@@ -51,14 +84,23 @@ HK_NOINLINE void panel_block(const PanelArguments<Real>& p, Ahead ahead) {
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) sum[r][v] = Part(Real(0));
   }
-  const Real *at = p.a, *bt = p.b;
-  const int64_t a_step = p.a_step, lines = ahead.lines, next = ahead.next;
+  const Real *at = p.a, *bt = p.b, *from = p.source.rows, *less = p.source.less;
+  Real* into = p.source.into;
+  const int64_t a_step = p.a_step, source_step = p.source.step;
+  Asked asked(ahead, p.steps, bt);
   for (const Real* const end = bt + p.steps * Pitch; bt != end; bt += Pitch, at += a_step) {
-    for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(ahead.data + next * line, 0, 2);
-    ahead.data += ahead.step;
+    if constexpr (Way != Panel::kStream) asked.next();
     Part line[Vectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) line[v] = Part::load(bt + v * kLanes);
+    for (int v = 0; v < Vectors; ++v) {
+      if constexpr (Way == Panel::kFill) {
+        line[v] = Part::load(from + v * kLanes) - Part(*less);
+        line[v].store(into + v * kLanes);
+      } else {
+        line[v] = Part::load(bt + v * kLanes);
+      }
+    }
+    if constexpr (Way == Panel::kFill) from += source_step, into += Pitch, ++less;
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const Part factor(at[r]);
@@ -72,7 +114,11 @@ HK_NOINLINE void panel_block(const PanelArguments<Real>& p, Ahead ahead) {
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) {
       Real* to = out + v * kLanes;
-      (p.accumulate ? Part::load(to) + sum[r][v] : sum[r][v]).store(to);  // sums of sums: rounded less often
+      if constexpr (Way == Panel::kStream) {
+        sum[r][v].stream(to);
+      } else {
+        (p.accumulate ? Part::load(to) + sum[r][v] : sum[r][v]).store(to);  // sums of sums: rounded less often
+      }
     }
   }
 }
@@ -95,16 +141,31 @@ HK_INLINE void in_blocks(int64_t rows, int64_t most, Use use) {
   }
 }
 
-// `rows` rows of `vectors` vectors each. Panels of b, a few vectors wide, stay in the first-level cache for all rows.
-template <class Part, int Pitch, class Real>
-void panels(int64_t rows, int64_t vectors, PanelArguments<Real> p, Ahead ahead = {}) {
+// `rows` rows of `vectors` vectors each. Panels of b, a few vectors wide, stay in the first-level cache for all rows. Filled ones
+// (kFill) take turns in the same memory of kPanelPitch columns; streamed ones (kStream) end in whole lines past the caches.
+template <class Part>
+constexpr int kPanelPitch = GemmShape<Part>::kVectors * Part::kLanes;
+
+template <class Part, int Pitch, class Real, Panel Way = Panel::kPlain>
+void panels(int64_t rows, int64_t vectors, const PanelArguments<Real>& p, Ahead ahead = {}) {
   constexpr int kVectors = GemmShape<Part>::kVectors, kRows = GemmShape<Part>::kRows, kLanes = Part::kLanes;
   AheadShares shares(ahead, (rows + kRows - 1) / kRows * (vectors / kVectors + vectors % kVectors));
   const auto panel = [&]<int Vectors>(int64_t v) {
+    const int64_t x = v * kLanes;
+    PanelArguments<Real> block = p;
+    if constexpr (Way == Panel::kFill) {
+      block.source.rows += x;
+    } else {
+      block.b += x;
+    }
     in_blocks(rows, kRows, [&]<int Count>(int64_t row) {
-      const PanelArguments<Real> block{p.steps, p.a + row, p.a_step, p.b + v * kLanes, p.c + row * p.c_row + v * kLanes, p.c_row,
-                                       p.accumulate};
-      panel_block<Part, Count, Vectors, Pitch, Real>(block, shares.share());
+      block.a = p.a + row;
+      block.c = p.c + row * p.c_row + x;
+      if (Way == Panel::kFill && row > 0) {
+        panel_block<Part, Count, Vectors, Pitch, Panel::kPlain, Real>(block, shares.share());
+      } else {
+        panel_block<Part, Count, Vectors, Pitch, Way, Real>(block, shares.share());
+      }
     });
   };
   int64_t v = 0;
@@ -147,9 +208,10 @@ struct DotArguments {
   const Real* b;  // [columns][Pitch]
   Real* c;        // [rows][c_row]
   int64_t c_row;
+  Source<Real> source = {};  // of b's columns
 };
 
-template <class Part, int Rows, int Pitch, class Real>
+template <class Part, int Rows, int Pitch, bool Fill, class Real>
 HK_NOINLINE void dots_block(const DotArguments<Real>& p, Ahead ahead) {
   Part sum[Rows][kDotColumns];
 #pragma GCC unroll 8
@@ -157,14 +219,23 @@ HK_NOINLINE void dots_block(const DotArguments<Real>& p, Ahead ahead) {
 #pragma GCC unroll 4
     for (int s = 0; s < kDotColumns; ++s) sum[r][s] = Part(Real(0));
   }
-  const Real *at = p.a, *bt = p.b;
-  const int64_t a_row = p.a_row, lines = ahead.lines, next = ahead.next;
+  const Real *at = p.a, *bt = p.b, *from = p.source.rows, *less = p.source.less;
+  Real* into = p.source.into;
+  const int64_t a_row = p.a_row, source_step = p.source.step;
+  Asked asked(ahead, p.vectors, bt);
   for (const Real* const end = bt + p.vectors * Part::kLanes; bt != end; bt += Part::kLanes, at += Part::kLanes) {
-    for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(ahead.data + next * line, 0, 2);
-    ahead.data += ahead.step;
+    asked.next();
     Part line[kDotColumns];
 #pragma GCC unroll 4
-    for (int s = 0; s < kDotColumns; ++s) line[s] = Part::load(bt + s * Pitch);
+    for (int s = 0; s < kDotColumns; ++s) {
+      if constexpr (Fill) {
+        line[s] = Part::load(from + s * source_step) - Part(less[s]);
+        line[s].store(into + s * Pitch);
+      } else {
+        line[s] = Part::load(bt + s * Pitch);
+      }
+    }
+    if constexpr (Fill) from += Part::kLanes, into += Part::kLanes;
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const Part factor = Part::load(at + r * a_row);
@@ -176,15 +247,23 @@ HK_NOINLINE void dots_block(const DotArguments<Real>& p, Ahead ahead) {
   for (int r = 0; r < Rows; ++r) add_sums(sum[r][0], sum[r][1], sum[r][2], sum[r][3], p.c + r * p.c_row);
 }
 
-// `rows` of a by `columns` of b; b and c have room for whole blocks of kDotColumns columns.
-template <class Part, int Pitch, class Real>
-void dots(int64_t rows, int64_t columns, DotArguments<Real> p, Ahead ahead = {}) {
+// `rows` of a by `columns` of b; b and c have room for whole blocks of kDotColumns columns, and so has b's source where there is one.
+template <class Part, int Pitch, bool Fill, class Real>
+void dots(int64_t rows, int64_t columns, const DotArguments<Real>& p, Ahead ahead = {}) {
   constexpr int kRows = GemmShape<Part>::kRows;
   AheadShares shares(ahead, (rows + kRows - 1) / kRows * ((columns + kDotColumns - 1) / kDotColumns));
   for (int64_t s = 0; s < columns; s += kDotColumns) {
+    DotArguments<Real> block = p;
+    block.b += s * Pitch;
+    if constexpr (Fill) block.source = {p.source.rows + s * p.source.step, p.source.step, p.source.less + s, p.source.into + s * Pitch};
     in_blocks(rows, kRows, [&]<int Count>(int64_t row) {
-      const DotArguments<Real> block{p.vectors, p.a + row * p.a_row, p.a_row, p.b + s * Pitch, p.c + row * p.c_row + s, p.c_row};
-      dots_block<Part, Count, Pitch, Real>(block, shares.share());
+      block.a = p.a + row * p.a_row;
+      block.c = p.c + row * p.c_row + s;
+      if (Fill && row > 0) {
+        dots_block<Part, Count, Pitch, false, Real>(block, shares.share());
+      } else {
+        dots_block<Part, Count, Pitch, Fill, Real>(block, shares.share());
+      }
     });
   }
 }

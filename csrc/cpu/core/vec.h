@@ -4,6 +4,10 @@
 // never takes code compiled for one machine on another. pair.h makes values of two vectors.
 #pragma once
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -50,6 +54,13 @@ struct Vec {
 
   static HK_INLINE Vec load(const float* p) { return Floats(*reinterpret_cast<const Unaligned*>(p)); }
   HK_INLINE void store(float* p) const { *reinterpret_cast<Unaligned*>(p) = v; }
+  // Past the caches, where there is a way; p is aligned to the vector.
+  HK_INLINE void stream(float* p) const {
+#if defined(__AVX512F__)
+    if constexpr (N == 16) return _mm512_stream_ps(p, v);
+#endif
+    store(p);
+  }
 };
 
 template <int N> HK_INLINE Vec<N> operator+(Vec<N> a, Vec<N> b) { return a.v + b.v; }
@@ -170,6 +181,7 @@ struct Lane {
   HK_INLINE explicit Lane(double x) : v(x) {}
   static HK_INLINE Lane load(const double* p) { return Lane(*p); }
   HK_INLINE void store(double* p) const { *p = v; }
+  HK_INLINE void stream(double* p) const { store(p); }
 };
 
 HK_INLINE Lane operator+(Lane a, Lane b) { return Lane(a.v + b.v); }

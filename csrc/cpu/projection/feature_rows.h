@@ -15,9 +15,7 @@ namespace hetero::cpu {
 template <class Real, class Stored, class Convert>
 static inline void read_row(const Stored* __restrict__ in, int64_t n, const Real* __restrict__ pilot, bool per_element, Real* __restrict__ out,
                             Convert convert) {
-  if (pilot == nullptr) {
-    for (int64_t i = 0; i < n; ++i) out[i] = convert(in[i]);
-  } else if (per_element) {
+  if (per_element) {
     for (int64_t i = 0; i < n; ++i) out[i] = convert(in[i]) - pilot[i];
   } else {
     const Real one = *pilot;
@@ -65,6 +63,16 @@ static inline void read_features(const FeatureMap<Real>& f, int64_t offset, int6
   for (int64_t i = length; i < whole; ++i) out[i] = Real(0);
 }
 
+// Where a tile's pixels of channels from c0 on lie as the loops compute with them, in whole vectors, `f.stride` from channel to
+// channel; null where they are another dtype's, rounded first, of several images or partly taken for 0: read_channels' work.
+template <class Part, class Real = typename Part::Real>
+const Real* find_channels(const FeatureMap<Real>& f, const PixelTile& t, int64_t c0) {
+  constexpr DType kComputed = std::is_same_v<Real, float> ? DType::kFloat : DType::kDouble;
+  const bool rounds = f.rounding == DType::kBFloat16 || f.rounding == DType::kHalf;
+  if (f.dtype != kComputed || rounds || f.unreached || t.images > 1 || t.n % Part::kLanes) return nullptr;
+  return static_cast<const Real*>(f.data) + t.image * f.batch_stride + c0 * f.stride + t.p0;
+}
+
 // A tile's pixels of channels [c0, c0 + count), pixels side by side, with zeros up to `whole` pixels.
 template <class Part, class Real = typename Part::Real>
 void read_channels(const FeatureMap<Real>& f, const PixelTile& t, int64_t c0, int64_t count, int64_t whole, Real* out, int64_t pitch) {
@@ -74,7 +82,7 @@ void read_channels(const FeatureMap<Real>& f, const PixelTile& t, int64_t c0, in
     Real* row = out + c * pitch;
     for (int64_t i = 0; i < t.images; ++i) {
       const int64_t offset = (t.image + i) * f.batch_stride + (c0 + c) * f.stride + t.p0;
-      read_features(f, offset, t.n, i == last ? whole - last * t.n : t.n, f.pilot ? f.pilot + c0 + c : nullptr, false, row + i * t.n);
+      read_features(f, offset, t.n, i == last ? whole - last * t.n : t.n, f.pilot + c0 + c, false, row + i * t.n);
     }
     for (int64_t x = 0; unreached && x < total; ++x) row[x] = unreached[x] ? Real(0) : row[x];
   }
@@ -90,26 +98,31 @@ void read_pixels(const FeatureMap<Real>& f, const PixelTile& t, int64_t c0, int6
         std::fill_n(out + x * pitch, whole, Real(0));
       } else {
         const int64_t offset = (t.image + i) * f.batch_stride + p * f.stride + c0;
-        read_features(f, offset, count, whole, f.pilot ? f.pilot + c0 : nullptr, true, out + x * pitch);
+        read_features(f, offset, count, whole, f.pilot + c0, true, out + x * pitch);
       }
     }
   }
 }
 
-// Whole lines past the caches where they begin at one: nobody reads them soon, and they need not be fetched first.
-template <class Part>
-void write_through(const float* row, int64_t n, float* out) {
-#if defined(__AVX512F__)
-  if constexpr (Part::kLanes == 16) {
-    if (reinterpret_cast<uintptr_t>(out) % 64 == 0) {
-      int64_t i = 0;
-      for (; i + 16 <= n; i += 16) _mm512_stream_ps(out + i, _mm512_loadu_ps(row + i));
-      for (; i < n; ++i) out[i] = row[i];
-      return;
-    }
+// Where the features' gradient [B, channels, pixels] of a tile's channels from c0 on can be streamed to; null: write_row's work.
+template <class Part, class Real = typename Part::Real>
+Real* find_rows(void* gradient, const FeatureMap<Real>& f, const PixelTile& t, int64_t c0) {
+  constexpr DType kComputed = std::is_same_v<Real, float> ? DType::kFloat : DType::kDouble;
+  if (f.dtype != kComputed || t.images > 1 || t.n % Part::kLanes || f.pixels % Part::kLanes) return nullptr;
+  Real* rows = static_cast<Real*>(gradient) + (t.image * f.channels + c0) * f.pixels + t.p0;
+  return reinterpret_cast<uintptr_t>(rows) % sizeof(Part) ? nullptr : rows;
+}
+
+// Whole vectors past the caches where they begin at one: nobody reads them soon, and they need not be fetched first.
+template <class Part, class Real = typename Part::Real>
+void write_through(const Real* row, int64_t n, Real* out) {
+  if (reinterpret_cast<uintptr_t>(out) % sizeof(Part)) {
+    std::copy_n(row, n, out);
+    return;
   }
-#endif
-  std::copy_n(row, n, out);
+  int64_t i = 0;
+  for (; i + Part::kLanes <= n; i += Part::kLanes) Part::load(row + i).stream(out + i);
+  for (; i < n; ++i) out[i] = row[i];
 }
 
 // n numbers to element `offset` of an array of a dtype.

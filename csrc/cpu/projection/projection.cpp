@@ -39,6 +39,16 @@ void with_stored(const FeatureMap<Real>& f, Use use) {
   }
 }
 
+// The features less their pilot, zeros where there is none.
+template <class Real>
+FeatureMap<Real> with_pilot(FeatureMap<Real> f, const Runtime& runtime) {
+  if (f.pilot) return f;
+  Real* zeros = array<Real>(runtime, f.channels);
+  std::fill_n(zeros, f.channels, Real(0));
+  f.pilot = zeros;
+  return f;
+}
+
 // [K, padded] of [K, channels].
 template <class Real>
 Real* pad_rows(const Real* weight, int64_t classes, int64_t channels, int64_t padded, const Runtime& runtime) {
@@ -97,7 +107,7 @@ void project(const FeatureMap<Real>& f, const Real* weight, int64_t classes, Rea
              const Runtime& runtime) {
   const ProjectionKernels<Real>& kernels = projection_kernels<Real>();
   ProjectProblem<Real> p{};
-  p.features = f;
+  p.features = with_pilot(f, runtime);
   p.classes = classes;
   p.logits = logits;
   p.tiles = cut(f.batch, f.pixels, f.channels_last ? kProjectLastPixels : kProjectPixels);
@@ -146,7 +156,7 @@ void project_back(const FeatureMap<Real>& f, const Real* weight, int64_t classes
   const ProjectionKernels<Real>& kernels = projection_kernels<Real>();
   const int64_t width = f.channels_last ? kBackRun : kBackChannels;
   ProjectBackProblem<Real> p{};
-  p.features = f;
+  p.features = with_pilot(f, runtime);
   p.classes = classes;
   p.tiles = {f.batch, f.pixels, f.channels_last ? kBackLastPixels : kBackPixels};
   const int64_t tiles = p.tiles.count();

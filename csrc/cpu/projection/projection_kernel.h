@@ -50,14 +50,19 @@ class ProjectTile {
     const int64_t n = t.total(), vectors = (n + kLanes - 1) / kLanes;
     for (int64_t c0 = 0; c0 < f.channels; c0 += kProjectChannels) {
       const int64_t count = std::min(kProjectChannels, f.channels - c0);
-      read_channels<Part>(f, t, c0, count, vectors * kLanes, block_, kProjectPitch);
       // The next channels; at the end the next tile's first ones.
       const bool last = c0 + kProjectChannels >= f.channels;
       const int64_t bytes = element_size(f.dtype), next_p0 = last ? t.p0 + p_.tiles.size() : t.p0;
       const int64_t next = t.image * f.batch_stride + (last ? 0 : c0 + kProjectChannels) * f.stride + next_p0;
-      panels<Part, kProjectPitch, Real>(
-          p_.classes, vectors, {count, p_.weight + c0 * p_.classes, p_.classes, block_, logits_, pitch_, c0 > 0},
-          {static_cast<const char*>(f.data) + next * bytes, f.stride * bytes, 64, (n * bytes + 63) / 64});
+      const Ahead ahead{static_cast<const char*>(f.data) + next * bytes, f.stride * bytes, 64, (n * bytes + 63) / 64};
+      PanelArguments<Real> product{count, p_.weight + c0 * p_.classes, p_.classes, block_, logits_, pitch_, c0 > 0};
+      if (const Real* rows = find_channels<Part>(f, t, c0)) {
+        product.source = {rows, f.stride, f.pilot + c0, block_};
+        panels<Part, kPanelPitch<Part>, Real, Panel::kFill>(p_.classes, vectors, product, ahead);
+      } else {
+        read_channels<Part>(f, t, c0, count, vectors * kLanes, block_, kProjectPitch);
+        panels<Part, kProjectPitch>(p_.classes, vectors, product, ahead);
+      }
     }
   }
 
@@ -72,7 +77,7 @@ class ProjectTile {
       const bool last = c0 + kProjectRun >= f.channels;
       const int64_t bytes = element_size(f.dtype), next_p0 = last ? t.p0 + p_.tiles.size() : t.p0;
       const int64_t next = t.image * f.batch_stride + next_p0 * f.stride + (last ? 0 : c0 + kProjectRun);
-      dots<Part, kProjectLastPitch, Real>(
+      dots<Part, kProjectLastPitch, false, Real>(
           p_.classes, columns, {whole / kLanes, p_.weight + c0, p_.padded_channels, block_, logits_, pitch_},
           {static_cast<const char*>(f.data) + next * bytes, 64 * bytes / int64_t(sizeof(Real)), f.stride * bytes, n});
     }
@@ -150,17 +155,29 @@ class BackBlock {
     const Real* gradient = p_.gradient + tile * p_.classes * kBackPitch;
     const int64_t vectors = (t.total() + kLanes - 1) / kLanes;
     if (sums_) {
-      read_channels<Part>(f, t, c0_, count_, vectors * kLanes, block_, kBackPitch);
-      for (int64_t c = count_; c < kBackChannels; ++c) std::fill_n(block_ + c * kBackPitch, vectors * kLanes, Real(0));
       // The same channels' next pixels.
       const int64_t bytes = element_size(f.dtype), next = t.image * f.batch_stride + c0_ * f.stride + t.p0 + p_.tiles.size();
-      dots<Part, kBackPitch, Real>(
-          p_.classes, kBackChannels, {vectors, gradient, kBackPitch, block_, sums_, p_.padded_channels},
-          {static_cast<const char*>(f.data) + next * bytes, 64 * bytes / int64_t(sizeof(Real)), f.stride * bytes, count_});
+      const Ahead ahead{static_cast<const char*>(f.data) + next * bytes, 64 * bytes / int64_t(sizeof(Real)), f.stride * bytes, count_};
+      DotArguments<Real> product{vectors, gradient, kBackPitch, block_, sums_, p_.padded_channels};
+      const Real* rows = count_ == kBackChannels ? find_channels<Part>(f, t, c0_) : nullptr;
+      if (rows) {
+        product.source = {rows, f.stride, f.pilot + c0_, block_};
+        dots<Part, kBackPitch, true>(p_.classes, kBackChannels, product, ahead);
+      } else {
+        read_channels<Part>(f, t, c0_, count_, vectors * kLanes, block_, kBackPitch);
+        for (int64_t c = count_; c < kBackChannels; ++c) std::fill_n(block_ + c * kBackPitch, vectors * kLanes, Real(0));
+        dots<Part, kBackPitch, false>(p_.classes, kBackChannels, product, ahead);
+      }
     }
     if (!p_.features_gradient) return;
-    panels<Part, kBackPitch, Real>(count_, vectors,
-                                   {p_.classes, p_.weight + c0_, p_.padded_channels, gradient, out_, kBackPitch, false});
+    PanelArguments<Real> product{p_.classes, p_.weight + c0_, p_.padded_channels, gradient, out_, kBackPitch, false};
+    if (Real* rows = find_rows<Part>(p_.features_gradient, f, t, c0_)) {
+      product.c = rows;
+      product.c_row = f.pixels;
+      panels<Part, kBackPitch, Real, Panel::kStream>(count_, vectors, product);
+      return;
+    }
+    panels<Part, kBackPitch>(count_, vectors, product);
     for (int64_t c = 0; c < count_; ++c) {
       for (int64_t i = 0; i < t.images; ++i) {
         write_row<Part>(out_ + c * kBackPitch + i * t.n, t.n, f.dtype, p_.features_gradient,

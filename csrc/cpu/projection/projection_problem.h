@@ -30,7 +30,7 @@ struct FeatureMap {
   int64_t batch, channels, pixels;
   int64_t batch_stride, stride;  // of images; of channels or of pixels, whichever are not side by side
   bool channels_last;
-  const Real* pilot;            // [channels] that is subtracted, or null
+  const Real* pilot;            // [channels] that is subtracted
   const uint8_t* unreached;     // [B, pixels]: pixels whose features are taken for 0, or null
 };
 
