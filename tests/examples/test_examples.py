@@ -102,14 +102,19 @@ def test_torchvision(monkeypatch, tmp_path, capsys):
     middle, last = (tensors(tmp_path / f"checkpoint-{n}.pt", "distiller") for n in (2, 4))
     losses = printed(capsys)
     learnt(losses, middle, last)
-    teacher = example.deeplabv3_mobilenet_v3_large(**example.RANDOM, num_classes=3)
-    torch.save(teacher.state_dict(), tmp_path / "teacher.pt")
     example.main([*run, "--resume", str(tmp_path / "checkpoint-2.pt")])
     assert printed(capsys) == losses[2:]
     same(tensors(tmp_path / "checkpoint-4.pt", "distiller"), last)
     plain = example.lraspp_mobilenet_v3_large(**example.RANDOM, num_classes=3)
     plain.load_state_dict(torch.load(tmp_path / "student.pt"))
     same(plain.state_dict(), student_of(last))
+
+    torch.manual_seed(7)
+    teacher = example.deeplabv3_mobilenet_v3_large(**example.RANDOM, num_classes=3)
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pt")
+    given = ["--output", str(tmp_path / "given"), "--epochs", "1", "--device", "cpu"]
+    example.main([*given, "--teacher", str(tmp_path / "teacher.pt")])
+    assert printed(capsys)[0] != losses[0]  # another teacher, another loss
 
 
 def test_accelerate(monkeypatch, tmp_path, capsys):
