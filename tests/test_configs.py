@@ -14,7 +14,7 @@ import yaml
 from heteroakd.cli import COMMANDS, build_parser, main
 from heteroakd.commands.recipe import recipe
 from heteroakd.config.commands import CompareRun, DistillRun, fill_names
-from heteroakd.config.groups import LossConfig, ModelConfig, ScheduleConfig, to_dict
+from heteroakd.config.groups import LossConfig, ModelConfig, ScheduleConfig
 from heteroakd.data import DataConfig, SegmentationData
 from heteroakd.methods import METHODS, Taps, build_distiller
 from heteroakd.networks.shapes import probe, tap_paths
@@ -193,19 +193,8 @@ def test_recipe_says_what_each_method_adds(method: Any) -> None:
     student, teacher = (nn.Sequential(nn.Conv2d(3, 5, 1)) for _ in range(2))
     networks = (student, None if method == "none" else teacher)
     data = SegmentationData([0] * 12, [0], tuple("abcde"), torch.zeros(5, 3))  # type: ignore[arg-type]
-    run = Run(
-        kind="student",
-        distiller=build_distiller(*networks, method, config.loss, 5, (32, 32), Taps("0", "0")),
-        data=data,
-        schedule=config.schedule,
-        optimizer=config.optimizer,
-        runtime=config.runtime,
-        evaluation=config.evaluation,
-        output=Path(config.output),
-        config=to_dict(config),
-        model=to_dict(config.student),
-        loss_backend="cpu",
-    )
+    distiller = build_distiller(*networks, method, config.loss, 5, (32, 32), Taps("0", "0"))
+    run = Run(config, distiller, data, config.student, "cpu")
     text = recipe(run)
     assert TERMS[method] in " ".join(text.split())
     assert ("teacher       runs/street-teacher/last.pt" in text) == (method != "none")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from heteroakd.cli import main
 from heteroakd.commands.predict import read_image, write_labels
+from heteroakd.config.commands import EvaluateRun
 from heteroakd.config.groups import EvaluationConfig
 from heteroakd.data import DataConfig, class_palette
 from heteroakd.data.published import PUBLISHED
@@ -109,7 +110,7 @@ def test_labels_are_the_predicted_indices_in_the_classes_colours(checkpoint: str
     assert main([*arguments, *options]) == 0
     written = {path.name for path in output.iterdir()}
     assert written == {"a.png", "a_labels.png", "a_labels_2.png", "a_labels_2_labels.png"}
-    _, network, data = load_trained(checkpoint, None, None, "cpu", 1)
+    _, network, data = load_trained(EvaluateRun(checkpoint, threads=1), "cpu")
     image = read_image(tmp_path / "in" / "a.png")
     expected = predict(network, image, EvaluationConfig(window=(32, 32), scales=[0.5, 1.0], flip=True))
     with Image.open(output / "a_labels.png") as labels:

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from heteroakd.cli import main
 from heteroakd.commands.projections import run_with_projectors
+from heteroakd.config.commands import EvaluateRun
 from heteroakd.methods import Taps, build_distiller, objective_of
 from heteroakd.training.checkpoint import load_checkpoint
 from heteroakd.training.trained import load_trained
+from segmentation_models_pytorch.base import SegmentationModel
 
 DATA = "{crop_size: [32, 64], image_size: [32, 64], train_images: 2, val_images: 2}"
 NETWORK = "{architecture: fpn, encoder: tu-mobilenetv3_small_050, weights: null, tap: %s}"
@@ -47,8 +49,8 @@ def test_projections_are_measured_as_predictions(runs: Path, capsys: pytest.Capt
     for name, found in {"student": numbers, **numbers["projections"]}.items():
         assert f"{name:<31}  mIoU {100 * found['miou']:6.2f} %" in shown
 
-    saved, student, data = load_trained(checkpoint, None, None, "cpu", 1)
-    _, teacher, _ = load_trained(str(runs / "teacher" / "last.pt"), None, None, "cpu", 1)
+    saved, student, data = load_trained(EvaluateRun(checkpoint, threads=1), "cpu")
+    _, teacher, _ = load_trained(EvaluateRun(str(runs / "teacher" / "last.pt"), threads=1), "cpu")
     run = run_with_projectors(checkpoint, saved)
     classes = len(data.classes)
     taps = Taps(["encoder", "decoder"], ["encoder", "decoder"])
@@ -70,6 +72,22 @@ def test_projections_are_measured_as_predictions(runs: Path, capsys: pytest.Capt
     assert torch.equal(confusion, torch.tensor([numbers["projections"][name]["confusion"] for name in names[1:]]))
     teacher_alone = load_checkpoint(runs / "teacher" / "last.pt").metrics["miou"]
     assert numbers["projections"]["teacher"]["miou"] == pytest.approx(teacher_alone)
+
+
+def test_each_network_runs_once_for_an_image(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many taps there are, and at every scale once."""
+    counted: list[int] = []
+
+    def count(network: SegmentationModel, images: torch.Tensor) -> torch.Tensor:
+        counted.append(images.shape[-1])
+        return forward(network, images)
+
+    forward = SegmentationModel.forward
+    monkeypatch.setattr(SegmentationModel, "forward", count)
+    arguments = ["evaluate", "--checkpoint", str(runs / "heteroakd" / "last.pt"), "--projections", "true"]
+    assert main([*arguments, "--evaluation.scales", "[1.0, 2.0]"]) == 0
+    images, networks, probes = 2, 2, 2
+    assert len(counted) == probes + images * networks * 2 and counted.count(128) == images * networks
 
 
 def test_a_teacher_elsewhere_and_runs_without_projectors(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,10 +12,10 @@ from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import yaml  # type: ignore[import-untyped]
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 
 from heteroakd.config.commands import (
     CheckDataRun,
@@ -30,42 +30,44 @@ from heteroakd.config.commands import (
 )
 from heteroakd.system.signals import StoppedError, reader_may_leave
 
-
-class Command(NamedTuple):
-    """A subcommand; what runs it is imported when it does, so that help and wrong options wait for no torch."""
-
-    config: type[Any]
-    summary: str
-    place: str
-    """Module of `heteroakd.commands` and its function, which takes the configuration and the flags."""
-
-
-COMMANDS = {
-    "teacher": Command(TeacherRun, "train a teacher on labels alone", "train:run_teacher"),
-    "distill": Command(
-        DistillRun, "distil a student from a trained teacher: method none, kd, cwd, heteroakd", "train:run_distill"
-    ),
-    "compare": Command(
-        CompareRun,
-        "methods x seeds on one schedule, and a table of means and paired differences",
-        "compare:run_compare",
-    ),
-    "evaluate": Command(EvaluateRun, "IoU per class and mIoU of a checkpoint", "evaluate:run_evaluate"),
-    "predict": Command(PredictRun, "overlay PNGs of a checkpoint's predictions", "predict:run_predict"),
-    "export": Command(
-        ExportRun, "the network of a checkpoint alone, as a torch.export program or an ONNX model", "export:run_export"
-    ),
-    "report": Command(ReportRun, "runs and comparisons as one HTML file", "report:run_report"),
-    "check-data": Command(
-        CheckDataRun, "count and show a data set, and name what is broken in it", "check_data:run_check_data"
-    ),
-    "demo": Command(
-        DemoRun, "teacher, three students and a report on built-in data, in minutes on two CPU cores", "demo:run_demo"
-    ),
+COMMANDS: dict[str, tuple[type[Any], str]] = {
+    "teacher": (TeacherRun, "train a teacher on labels alone"),
+    "distill": (DistillRun, "distil a student from a trained teacher: method none, kd, cwd, heteroakd"),
+    "compare": (CompareRun, "methods x seeds on one schedule, and a table of means and paired differences"),
+    "evaluate": (EvaluateRun, "IoU per class and mIoU of a checkpoint"),
+    "predict": (PredictRun, "overlay PNGs of a checkpoint's predictions"),
+    "export": (ExportRun, "the network of a checkpoint alone, as a torch.export program or an ONNX model"),
+    "report": (ReportRun, "runs and comparisons as one HTML file"),
+    "check-data": (CheckDataRun, "count and show a data set, and name what is broken in it"),
+    "demo": (DemoRun, "teacher, three students and a report on built-in data, in minutes on two CPU cores"),
 }
+"""Options and summary of every subcommand; what runs it is imported when it does, so that help and wrong options wait
+for no torch."""
 TRAINING = ("teacher", "distill")
 UNKNOWN = re.compile(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'")
 """How the parser says that it does not know an option."""
+
+
+def _load_yaml(text: str) -> Any:
+    """What the parser reads of a file or an option. Raises ValueError for a key that stands twice in a mapping: it
+    would drop the first."""
+    nodes = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value]
+            for number, (key, value) in enumerate(node.value):
+                if isinstance(key, yaml.ScalarNode) and key.value in keys[:number]:
+                    line = key.start_mark.line + 1
+                    raise ValueError(f"{key.value!r} stands twice in one mapping, the second time in line {line}")
+                nodes.append(value)
+    return _load(text)
+
+
+_load = get_loader("yaml")
+set_loader("yaml", _load_yaml, exceptions=(yaml.YAMLError,))
 
 
 class _Parser(ArgumentParser):
@@ -89,7 +91,7 @@ def build_parser() -> ArgumentParser:
         version=_version(),
     )
     subcommands = parser.add_subcommands(dest="command", required=True)
-    for name, (config_class, summary, _) in COMMANDS.items():
+    for name, (config_class, summary) in COMMANDS.items():
         command = _Parser(
             usage=f"heteroakd {name} [--config FILE] [options]; heteroakd {name} --help lists them",
             description=f"{summary[0].upper()}{summary[1:]}.",
@@ -127,18 +129,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for file in files:
         if problem := config_problem(Path(file)):
             parser.error(f"--config {file}: {problem}")
-    parsed = parser.parse_args(ordered)
+    try:
+        parsed = parser.parse_args(ordered)
+    except ValueError as error:  # of a group's file
+        parser.error(str(error))
     name = parsed.command
-    config_class = COMMANDS[name].config
+    config_class, _ = COMMANDS[name]
     for field in dataclasses.fields(config_class):
         if dataclasses.is_dataclass(field.default_factory) and not isinstance(parsed[name][field.name], Namespace):
             parser.error(f"{field.name} must be a group of options, got {parsed[name][field.name]!r}")
-    options = parser.instantiate(parsed)[name]
-    config = config_class(**{field.name: options[field.name] for field in dataclasses.fields(config_class)})
-    flags = {flag: options[flag] for flag in ("resume", "overwrite", "resume_or_start") if name in TRAINING}
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own networks are named by import path
     try:
+        options = parser.instantiate(parsed)[name]
+        config = config_class(**{field.name: options[field.name] for field in dataclasses.fields(config_class)})
+        flags = {flag: options[flag] for flag in ("resume", "overwrite", "resume_or_start") if name in TRAINING}
         _run(name, config, flags)
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         if os.environ.get("HETEROAKD_DEBUG") == "1":
@@ -174,13 +179,15 @@ def config_problem(file: Path) -> str | None:
     """Why a file that is there holds no options, where the parser would not say so."""
     try:
         text = file.read_text(encoding="utf-8")
-        contents = yaml.safe_load(text)
+        contents = _load_yaml(text)
     except OSError:
         return None  # the parser names it
     except UnicodeDecodeError as error:
         return f"not a text file in UTF-8 ({error.reason} at byte {error.start})"
     except yaml.YAMLError as error:
         return f"not YAML: {error}"
+    except ValueError as error:
+        return str(error)
     if not isinstance(contents, dict):
         return f"expected a mapping of options, got {'nothing' if contents is None else type(contents).__name__}"
     return None
@@ -195,5 +202,7 @@ def _message(error: Exception) -> str:
 
 
 def _run(name: str, config: Any, flags: dict[str, bool]) -> None:
-    module, _, function = COMMANDS[name].place.partition(":")
-    getattr(importlib.import_module(f"heteroakd.commands.{module}"), function)(config, **flags)
+    """`heteroakd NAME` is the function run_NAME of heteroakd.commands.NAME, or of `train`."""
+    place = name.replace("-", "_")
+    module = importlib.import_module(f"heteroakd.commands.{'train' if name in TRAINING else place}")
+    getattr(module, f"run_{place}")(config, **flags)

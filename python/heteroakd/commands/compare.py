@@ -11,14 +11,16 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from heteroakd.config.commands import CompareRun, DistillRun, fill_names
+from heteroakd.config.commands import CompareRun, DistillRun, TeacherRun, fill_names
 from heteroakd.config.groups import Method, to_dict
+from heteroakd.data import build_data
 from heteroakd.methods import METHODS
 from heteroakd.report.statistics import mean_and_spread, paired_difference
 from heteroakd.system.distributed import say
 from heteroakd.system.files import COMPARISON, COMPARISON_RESULTS, LAST, SUMMARY, write_text
 from heteroakd.system.signals import StoppedError, StopRequest
 from heteroakd.training.checkpoint import CheckpointError, check_same_run, load_checkpoint, load_latest, state_digest
+from heteroakd.training.trained import files_digest, may_differ
 
 Results = dict[Method, dict[int, dict[str, Any]]]
 """Summaries by method and seed."""
@@ -71,6 +73,19 @@ def run_compare(config: CompareRun) -> Path:
     return folder / COMPARISON
 
 
+def write_options(run: TeacherRun | DistillRun) -> str:
+    """The path of a configuration file, beside its output, for a run that is a process of its own."""
+    path = Path(f"{run.output}.yaml")
+    write_text(path, yaml.safe_dump(to_dict(run), sort_keys=False))
+    return str(path)
+
+
+def check_ended(command: list[str], status: int) -> None:
+    """Raises RunFailedError for a process of a run that ended with an error."""
+    if status:
+        raise RunFailedError(f"`{' '.join(command[1:])}` ended with status {status}; its message is above")
+
+
 def distill_run(config: CompareRun, method: Method, seed: int) -> DistillRun:
     """The run of one method and seed."""
     shared = {entry.name: getattr(config, entry.name) for entry in fields(DistillRun) if hasattr(config, entry.name)}
@@ -85,7 +100,9 @@ def finished(run: DistillRun) -> dict[str, Any] | None:
         path, checkpoint = load_latest(last, lambda error: None)
     except CheckpointError:
         return None  # not there, or damaged: the run itself says what it does about that
-    check_same_run(path, checkpoint.config, to_dict(run), may_differ={"runtime", "output"})
+    moved = checkpoint.config["data"]["root"] != run.data.root
+    files = files_digest(build_data(run.data), run.data.root) if moved else ""
+    check_same_run(path, checkpoint.config, to_dict(run), may_differ=may_differ(checkpoint, files))
     summary_file = Path(run.output) / SUMMARY
     if checkpoint.step < run.schedule.steps or not summary_file.is_file():
         return None
@@ -124,12 +141,10 @@ def check_one_teacher(folder: Path, results: Results, digest: str = "") -> None:
 
 def _train(run: DistillRun, processes: int) -> None:
     """A process of its own, or torchrun's, so that its peak memory is its own; signals are passed on to it."""
-    config_file = Path(f"{run.output}.yaml")
-    write_text(config_file, yaml.safe_dump(to_dict(run), sort_keys=False))
     command = [sys.executable, "-m"]
     if processes > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    command += ["heteroakd", "distill", "--config", str(config_file), "--resume_or_start"]
+    command += ["heteroakd", "distill", "--config", write_options(run), "--resume_or_start"]
     with StopRequest() as stop:
         # In a session of its own: a terminal's Ctrl-C reaches it once, from here.
         process = subprocess.Popen(command, start_new_session=True)
@@ -149,8 +164,7 @@ def _train(run: DistillRun, processes: int) -> None:
                 process.wait()
         if stop.signal_number is not None:
             raise StoppedError(f"stopped in {run.output}; the same command continues there", stop.signal_number)
-    if process.returncode:
-        raise RunFailedError(f"`{' '.join(command[1:])}` ended with status {process.returncode}; its message is above")
+    check_ended(command, process.returncode)
 
 
 def _write(folder: Path, config: CompareRun, results: Results) -> None:
@@ -194,15 +208,15 @@ def markdown(config: CompareRun, results: Results) -> str:
     ]
     for number, method in enumerate(config.methods):
         mean, spread = mean_and_spread(measured[method])
-        cells = [method, str(len(measured[method])), _percent(mean), _percent(spread)]
+        cells = [method, str(len(measured[method])), percent(mean), percent(spread)]
         for column, other in enumerate(before):
             if column >= number:
                 cells.append("")
                 continue
             difference = paired_difference(measured[method], measured[other])
-            error = "" if difference.standard_error is None else f" ± {_percent(difference.standard_error)}"
+            error = "" if difference.standard_error is None else f" ± {percent(difference.standard_error)}"
             claim = "" if difference.verdict == "no claim" else f" **{difference.verdict}**"
-            cells.append(f"{_percent(difference.mean, sign=True)}{error}{claim}")
+            cells.append(f"{percent(difference.mean, sign=True)}{error}{claim}")
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
@@ -214,5 +228,5 @@ def markdown(config: CompareRun, results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _percent(value: float | None, *, sign: bool = False) -> str:
+def percent(value: float | None, *, sign: bool = False) -> str:
     return "–" if value is None else f"{100 * value:{'+' if sign else ''}.2f}"

@@ -10,12 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
-from heteroakd.commands.compare import RunFailedError
+from heteroakd.commands.compare import check_ended, write_options
 from heteroakd.commands.report import report_sections
 from heteroakd.config.commands import DemoRun, DistillRun, TeacherRun
-from heteroakd.config.groups import DataConfig, Method, ModelConfig, OptimizerConfig, TeacherConfig, to_dict
+from heteroakd.config.groups import DataConfig, Method, ModelConfig, OptimizerConfig, TeacherConfig
 from heteroakd.methods import method_named
 from heteroakd.report.page import Table, write_report
 from heteroakd.report.read_runs import Group, read
@@ -115,12 +113,8 @@ def _scheduled(run: Any, config: DemoRun, steps: int) -> Any:
 
 def _run(command: str, run: TeacherRun | DistillRun) -> None:
     print(f"\n== {command}: {run.output}", flush=True)
-    config_file = Path(f"{run.output}.yaml")
-    write_text(config_file, yaml.safe_dump(to_dict(run), sort_keys=False))
-    arguments = [sys.executable, "-m", "heteroakd", command, "--config", str(config_file), "--overwrite"]
-    status = subprocess.run(arguments, check=False).returncode
-    if status:
-        raise RunFailedError(f"`{' '.join(arguments[1:])}` ended with status {status}; its message is above")
+    arguments = [sys.executable, "-m", "heteroakd", command, "--config", write_options(run), "--overwrite"]
+    check_ended(arguments, subprocess.run(arguments, check=False).returncode)
 
 
 def comparison(summaries: dict[str, dict[str, Any]]) -> Table:

@@ -10,37 +10,39 @@ from typing import Any
 
 from torch import nn
 
-from heteroakd.commands.projections import evaluate_projections, projections_table, run_with_projectors
+from heteroakd.commands.projections import measure_projections, projections_table, run_with_projectors
 from heteroakd.config.commands import DistillRun, EvaluateRun
 from heteroakd.data import SegmentationData
-from heteroakd.evaluation.metrics import Evaluation, evaluate
+from heteroakd.evaluation.metrics import Evaluation, evaluate_maps
 from heteroakd.system.distributed import choose_device, on_main, process_group, say
 from heteroakd.system.files import write_text
-from heteroakd.training.trained import choose_evaluation, load_teacher, load_trained, saved_loss
+from heteroakd.training.trained import check_trusted, choose_evaluation, load_teacher, load_trained, saved_loss
 
 
 def run_evaluate(config: EvaluateRun) -> Evaluation:
     """`heteroakd evaluate`: print IoU per class and mIoU of a checkpoint on a val set."""
     with process_group(choose_device(config.device, config.threads)):
-        checkpoint, network, data = load_trained(
-            config.checkpoint, config.data, config.root, config.device, config.threads
-        )
-        run = run_with_projectors(config.checkpoint, checkpoint) if config.projections else None
-        found = None if run is None else _teacher_of(run, config.teacher, data, network)
+        checkpoint, network, data = load_trained(config, config.device, config.data)
         measure = partial(
-            evaluate,
+            evaluate_maps,
             dataset=data.val,
             classes=data.classes,
             options=choose_evaluation(config.evaluation, checkpoint),
             limit=config.limit,
             workers=config.workers,
+            align_corners=saved_loss(checkpoint).logits_align_corners,
             progress=True,
         )
-        evaluation = measure(network, align_corners=saved_loss(checkpoint).logits_align_corners)
+        projected: dict[str, Evaluation] = {}
+        if config.projections:
+            run = run_with_projectors(config.checkpoint, checkpoint)
+            teacher = _teacher_of(run, config, data, network)
+            evaluation, projected = measure_projections(run, config.checkpoint, checkpoint, network, *teacher, measure)
+        else:
+            (evaluation,) = measure(network, 1)
         say(evaluation.table())
         numbers = _numbers(evaluation)
-        if run is not None and found is not None:
-            projected = evaluate_projections(run, config.checkpoint, checkpoint, network, *found, measure)
+        if projected:
             say(projections_table(evaluation, projected))
             numbers["projections"] = {name: _numbers(each) for name, each in projected.items()}
         if config.output is not None:
@@ -49,10 +51,14 @@ def run_evaluate(config: EvaluateRun) -> Evaluation:
 
 
 def _teacher_of(
-    run: DistillRun, elsewhere: str | None, data: SegmentationData, student: nn.Module
+    run: DistillRun, config: EvaluateRun, data: SegmentationData, student: nn.Module
 ) -> tuple[nn.Module, list[str]]:
-    config = run.teacher if elsewhere is None else replace(run.teacher, checkpoint=elsewhere)
-    teacher, taps, source = load_teacher(config, data)
+    there = run.teacher
+    if config.teacher is not None:
+        there = replace(there, checkpoint=config.teacher, model=None)
+    elif there.model is not None:
+        check_trusted(config.checkpoint, there.model, config.trust_architecture)
+    teacher, taps, source = load_teacher(there, data, config.trust_architecture)
     say(f"teacher: {source}")
     return teacher.to(next(student.parameters()).device).eval(), taps
 

@@ -85,8 +85,6 @@ def run_export(config: ExportRun) -> dict[str, Any]:
     path = Path(config.output)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"output must end with {' or '.join(SUFFIXES)}, got {config.output!r}")
-    if config.dynamic not in KINDS:
-        raise ValueError(f"dynamic must be {', '.join(KINDS)}, got {config.dynamic!r}")
     if not config.tolerance >= 0:
         raise ValueError(f"tolerance must be at least 0, got {config.tolerance}")
     if path.suffix == ".onnx":
@@ -124,10 +122,10 @@ def run_export(config: ExportRun) -> dict[str, Any]:
 def _load(config: ExportRun) -> tuple[Checkpoint, nn.Module, Tensor]:
     """Checkpoint, its network in eval mode on the CPU, and the image of the check, float [3, H, W]."""
     if config.image is None:
-        checkpoint, network, data = load_trained(config.checkpoint, None, config.root, "cpu", config.threads)
+        checkpoint, network, data = load_trained(config, "cpu")
         return checkpoint, network, data.val[0][0]
     image = read_image(Path(config.image))
-    return *load_network(config.checkpoint, "cpu", config.threads), image
+    return *load_network(config, "cpu"), image
 
 
 def example(image: Tensor, stride: int, size: tuple[int, int] | None) -> Tensor:

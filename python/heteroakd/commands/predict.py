@@ -37,10 +37,10 @@ def run_predict(config: PredictRun) -> list[Path]:
     check_limit(config.limit)
     val: SegmentationDataset | None = None
     if config.images:  # the data set need not be here
-        checkpoint, network = load_network(config.checkpoint, config.device, config.threads)
+        checkpoint, network = load_network(config, config.device)
         palette = class_palette(saved_data(config.checkpoint, checkpoint, config.root), checkpoint.classes)
     else:
-        checkpoint, network, data = load_trained(config.checkpoint, None, config.root, config.device, config.threads)
+        checkpoint, network, data = load_trained(config, config.device)
         palette, val = data.palette, data.val
     if config.labels and len(palette) > LARGEST_INDEX + 1:
         raise ValueError(f"labels are written as 8 bit PNGs of up to {LARGEST_INDEX + 1} classes, got {len(palette)}")

@@ -5,42 +5,53 @@ A teacher whose projection is no better than the student's has nothing to teach 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from hetero_kernels import taps
 from heteroakd.config.commands import DistillRun
 from heteroakd.config.groups import from_dict
+from heteroakd.evaluation.inference import at_label_size
 from heteroakd.evaluation.metrics import Evaluation
 from heteroakd.methods import LABELS_ALONE, Taps, build_distiller, method_named, objective_of
 from heteroakd.networks.shapes import tap_paths
 from heteroakd.training.checkpoint import Checkpoint, load_state
 
-Measure = Callable[..., Evaluation]
-"""`evaluate` on a data set: takes a network and `align_corners`."""
-
 
 class ProjectedNetwork(nn.Module):
-    """A network whose logits are the projection of its feature map at one of its taps.
+    """A network that gives, of one run, its own logits and the projections of its feature maps.
 
     Args:
         network: the network.
-        projector: maps the feature map [B, C, h, w] to logits [B, K, h, w].
-        tap: path of the module that gives it.
+        projectors: each maps a feature map [1, C, h, w] to logits [1, K, h, w].
+        paths: of the modules that give the feature maps.
+        align_corners: of the interpolation of its own logits, and of that of the projected ones.
     """
 
-    def __init__(self, network: nn.Module, projector: nn.Module, tap: str) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        projectors: Sequence[nn.Module],
+        paths: Sequence[str],
+        align_corners: tuple[bool, bool],
+    ) -> None:
         super().__init__()
         self.network = network
-        self.projector = projector
-        self.taps = taps.tap(network, [tap])
+        self.projectors = nn.ModuleList(projectors)
+        self.taps = taps.tap(network, paths)
+        self.align_corners = align_corners
         self.encoder = getattr(network, "encoder", None)  # has the stride
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> projected logits."""
-        logits: Tensor = self.projector(taps.run(self.network, self.taps, images).maps[0])
-        return logits
+        """One image [1, 3, H, W] -> logits [1 + number of projectors, K, H, W]."""
+        found = taps.run(self.network, self.taps, images)
+        own, projected = self.align_corners
+        maps = [(found.logits, own)]
+        maps += [(project(each), projected) for project, each in zip(self.projectors, found.maps, strict=True)]
+        size = (images.shape[2], images.shape[3])
+        return torch.cat([at_label_size(logits, size, images, corners) for logits, corners in maps])
 
 
 def run_with_projectors(path: str, checkpoint: Checkpoint) -> DistillRun:
@@ -51,33 +62,36 @@ def run_with_projectors(path: str, checkpoint: Checkpoint) -> DistillRun:
     return from_dict(DistillRun, checkpoint.config, path)
 
 
-def evaluate_projections(
+def measure_projections(
     run: DistillRun,
     path: str,
     checkpoint: Checkpoint,
     student: nn.Module,
     teacher: nn.Module,
     teacher_tap: list[str],
-    measure: Measure,
-) -> dict[str, Evaluation]:
-    """The teacher's output and both networks' projections at every tap, by name; `path` holds the run's checkpoint.
+    measure: Callable[[nn.Module, int], list[Evaluation]],
+) -> tuple[Evaluation, dict[str, Evaluation]]:
+    """The student's output; and the teacher's, and both networks' projections at every tap, by name. Each network runs
+    once for an image. `path` holds the run's checkpoint, `measure` is `evaluate_maps` on a data set.
 
     Raises CheckpointError where its projectors do not fit the networks.
     """
-    num_classes, size, paths = len(checkpoint.classes), run.data.crop_size, Taps(run.student.tap, teacher_tap)
-    distiller = build_distiller(student, teacher, run.method, run.loss, num_classes, size, paths)
+    student_tap, num_classes = tap_paths(run.student.tap), len(checkpoint.classes)
+    paths = Taps(student_tap, teacher_tap)
+    distiller = build_distiller(student, teacher, run.method, run.loss, num_classes, run.data.crop_size, paths)
     objective = objective_of(distiller)
     load_state(objective.criterion.load_state_dict, checkpoint.loss, path)
     distiller.eval().to(next(student.parameters()).device)
-    found = {"teacher": measure(teacher, align_corners=run.loss.logits_align_corners)}
-    for pair, ours, theirs in zip(objective.pairs, tap_paths(run.student.tap), teacher_tap, strict=True):
-        for name, network, projector, tap in (
-            ("student", student, pair.student_projector, ours),
-            ("teacher", teacher, pair.teacher_projector, theirs),
-        ):
-            projected = ProjectedNetwork(network, projector, tap).eval()
-            found[f"{name}, projected from {tap}"] = measure(projected, align_corners=run.loss.align_corners)
-    return found
+    corners = (run.loss.logits_align_corners, run.loss.align_corners)
+    ours = ProjectedNetwork(student, [pair.student_projector for pair in objective.pairs], student_tap, corners)
+    theirs = ProjectedNetwork(teacher, [pair.teacher_projector for pair in objective.pairs], teacher_tap, corners)
+    count = 1 + len(student_tap)
+    (evaluation, *students), (own, *teachers) = measure(ours, count), measure(theirs, count)
+    found = {"teacher": own}
+    for number, (tap, other) in enumerate(zip(student_tap, teacher_tap, strict=True)):
+        found[f"student, projected from {tap}"] = students[number]
+        found[f"teacher, projected from {other}"] = teachers[number]
+    return evaluation, found
 
 
 def projections_table(student: Evaluation, found: dict[str, Evaluation]) -> str:

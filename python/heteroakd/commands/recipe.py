@@ -15,10 +15,11 @@ INDENT = " " * 16
 
 def recipe(run: Run) -> str:
     """The whole recipe, a line per subject and term of the loss; what is not said is as the options' help has it."""
+    origin = run.config["continue_from"]
     lines = {
         "data": _data(run),
         "augmentation": _augmentation(run.config["data"]),
-        run.kind: _network(run.model),
+        run.kind: _network(run.model) + (f", trained on from {origin}" if origin else ""),
         **_teacher(run),
         "loss": _loss(run),
         "optimizer": _optimizer(run),

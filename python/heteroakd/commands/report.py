@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from heteroakd.commands.compare import percent
 from heteroakd.config.commands import ReportRun
 from heteroakd.evaluation.pictures import heatmap, panel
 from heteroakd.evaluation.visualize import load_maps
@@ -70,14 +71,6 @@ def _introduction(groups: Sequence[Group]) -> str:
     return "\n\n".join(lines)
 
 
-def _percent(value: float | None) -> str | None:
-    return None if value is None else f"{100 * value:.2f}"
-
-
-def _mebibytes(value: float) -> str:
-    return f"{value / 2**20:.1f} MiB"
-
-
 def _runs(groups: Sequence[Group]) -> Table:
     columns = ("mIoU, %", "pixel accuracy, %", "steps", "s/step", "images/s", "peak memory", "loss backend", "device")
     rows: list[list[object]] = []
@@ -85,11 +78,11 @@ def _runs(groups: Sequence[Group]) -> Table:
         if (summary := run.summary) is None:
             last = run.evaluation or {}
             steps = f"{max((line['step'] for line in run.metrics), default=0)} of {run.config['schedule']['steps']}"
-            values = [_percent(last.get("miou")), _percent(last.get("pixel_accuracy")), steps, *[None] * 5]
+            values = [percent(last.get("miou")), percent(last.get("pixel_accuracy")), steps, *[None] * 5]
         else:
-            values = [_percent(summary["miou"]), _percent(summary["pixel_accuracy"])]
+            values = [percent(summary["miou"]), percent(summary["pixel_accuracy"])]
             values += [summary[name] for name in ("steps", "seconds_per_step", "images_per_second")]
-            values += [_mebibytes(summary["peak_memory_bytes"]), summary["loss_backend"], summary["device"]]
+            values += [f"{summary['peak_memory_bytes'] / 2**20:.1f} MiB", summary["loss_backend"], summary["device"]]
         rows.append([run.path.name, *values])
     note = "After the last step. s/step: median, without loading the data; images/s: mean, with it."
     return Table("Runs", ("run", *columns), rows, note)
@@ -97,16 +90,15 @@ def _runs(groups: Sequence[Group]) -> Table:
 
 def _comparison(results: dict[str, Any]) -> list[Table]:
     methods = [
-        [name, len(values["runs"]), _percent(values["mean_miou"]), _percent(values["standard_deviation"])]
+        [name, len(values["runs"]), percent(values["mean_miou"]), percent(values["standard_deviation"])]
         for name, values in results["methods"].items()
     ]
     pairs = []
     for pair in results["paired_differences"]:
         error = pair["standard_error"]
-        difference = None if pair["mean"] is None else f"{100 * pair['mean']:+.2f}"
-        pairs.append(
-            [f"{pair['method']} minus {pair['minus']}", difference, _percent(error), pair["seeds"], pair["verdict"]]
-        )
+        methods_named = f"{pair['method']} minus {pair['minus']}"
+        difference = percent(pair["mean"], sign=True)
+        pairs.append([methods_named, difference, percent(error), pair["seeds"], pair["verdict"]])
     return [
         Table(
             "Methods", ("method", "seeds", "mIoU, %", "spread"), methods, "Spread: standard deviation over the seeds."
@@ -185,7 +177,7 @@ def _classes(groups: Sequence[Group]) -> list[Section]:
     sections = []
     for classes, found in sets.items():
         bars = Bars("IoU per class", "IoU, %", classes, {name: _times_100(iou, classes) for name, iou in found.items()})
-        rows = [[label, *(_percent(iou[label]) for iou in found.values())] for label in classes]
+        rows = [[label, *(percent(iou[label]) for iou in found.values())] for label in classes]
         note = "A dash: neither labelled nor predicted anywhere."
         sections.append(
             Section("IoU per class", diagrams=[bars], tables=[Table("In numbers, %", ("class", *found), rows, note)])

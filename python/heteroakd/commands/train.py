@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import yaml  # type: ignore[import-untyped]
@@ -13,7 +13,7 @@ from torch import nn
 import hetero_kernels
 from heteroakd.commands.recipe import recipe
 from heteroakd.config.commands import DistillRun, TeacherRun, fill_names
-from heteroakd.config.groups import LossConfig, to_dict
+from heteroakd.config.groups import LossConfig, ModelConfig
 from heteroakd.data import build_data
 from heteroakd.evaluation.metrics import Evaluation
 from heteroakd.methods import LABELS_ALONE, Taps, build_distiller, method_named
@@ -24,7 +24,7 @@ from heteroakd.system.files import BEST, CONFIG, LAST, METRICS, clear_output, ol
 from heteroakd.training.loop import train
 from heteroakd.training.random_state import seed_generators
 from heteroakd.training.run import Run
-from heteroakd.training.trained import load_teacher
+from heteroakd.training.trained import Origin, check_classes, load_teacher
 
 
 class _Start(NamedTuple):
@@ -56,23 +56,30 @@ def _run(config: TeacherRun | DistillRun, start: _Start) -> Evaluation:
 
 
 def _build_run(config: TeacherRun | DistillRun, device: torch.device, start: _Start) -> Run:
-    kind: Literal["teacher", "student"] = "student" if isinstance(config, DistillRun) else "teacher"
-    model, method = (config.student, config.method) if isinstance(config, DistillRun) else (config.model, LABELS_ALONE)
+    if isinstance(config, DistillRun):
+        kind, model, method = "student", config.student, config.method
+    else:
+        kind, model, method = "teacher", config.model, LABELS_ALONE
     backend = select_backend(config.loss, device)
     data = build_data(config.data)
     num_classes, crop_size = len(data.classes), config.data.crop_size
     teacher: nn.Module | None = None
     teacher_tap: list[str] = []
     if isinstance(config, DistillRun) and method_named(method).needs_teacher:
-        teacher, teacher_tap, source = load_teacher(config.teacher, data)
+        trusted = [*tap_paths(config.trust_architecture), config.student.architecture]
+        teacher, teacher_tap, source = load_teacher(config.teacher, data, trusted)
         say(f"teacher: {source}\n  {describe(teacher, Taps(teacher_tap), crop_size)}")
         teacher.to(device)
-    on_main(partial(check_output, Path(config.output), start))
+    start = on_main(partial(check_output, Path(config.output), start))
+    origin = None if config.continue_from is None else _origin(config.continue_from, model, Path(config.output), start)
+    if origin is not None:
+        check_classes(str(origin.path), origin.checkpoint, data)
+        model = origin.model
     seed_generators(config.schedule.seed)  # here, so that the teacher leaves the student's initialisation alone
     with main_first():
-        network, loaded = build_network(model, num_classes)
+        network, loaded = build_network(model, num_classes, load_weights=origin is None)
     taps = Taps(model.tap, teacher_tap, model.auxiliary_tap if model.auxiliary_weight else None)
-    say(f"{kind}: {loaded}\n  {describe(network, taps, crop_size)}")
+    say(f"{kind}: {origin or loaded}\n  {describe(network, taps, crop_size)}")
     distiller = build_distiller(
         network.to(device),
         teacher,
@@ -83,20 +90,17 @@ def _build_run(config: TeacherRun | DistillRun, device: torch.device, start: _St
         taps,
         auxiliary_weight=model.auxiliary_weight,
     )
-    return Run(
-        kind=kind,
-        distiller=distiller.to(device),
-        data=data,
-        schedule=config.schedule,
-        optimizer=config.optimizer,
-        runtime=config.runtime,
-        output=Path(config.output),
-        config=to_dict(config),
-        model=to_dict(model),
-        loss_backend=backend,
-        evaluation=config.evaluation,
-        align_corners=config.loss.logits_align_corners,
-    )
+    if origin is not None and not start.resume:
+        origin.load_into(distiller)
+    return Run(config, distiller.to(device), data, model, backend)
+
+
+def _origin(folder: str, model: ModelConfig, output: Path, start: _Start) -> Origin:
+    """Where the run starts from; of one that is resumed, itself, and `continue_from` need not be there any more. Raises
+    ValueError where the output is that folder, and as `Origin`."""
+    if output.resolve() in (Path(folder).resolve(), Path(folder).resolve().parent):
+        raise ValueError(f"continue_from must be another folder than output, got {folder} for both")
+    return Origin(str(output) if start.resume else folder, model)
 
 
 def _train(run: Run, start: _Start) -> Evaluation:

@@ -20,10 +20,11 @@ from heteroakd.config.groups import (
     ScheduleConfig,
     TeacherConfig,
 )
+from heteroakd.config.options import Options
 
 
 @dataclass
-class Training:
+class Training(Options):
     """What every training takes."""
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -42,7 +43,16 @@ class Training:
 
 
 @dataclass
-class TeacherRun(Training):
+class OneRun(Training):
+    """What a run takes that is no part of a comparison."""
+
+    continue_from: str | None = None
+    """Train on: the folder of another run of the same network, or a checkpoint of it. Its network, auxiliary head and
+    projectors are the start, with a fresh optimiser at step 0 and a new output; `weights` must be null, or as there."""
+
+
+@dataclass
+class TeacherRun(OneRun):
     """Train a teacher: a network on labels alone."""
 
     model: ModelConfig = field(
@@ -54,7 +64,16 @@ class TeacherRun(Training):
 
 
 @dataclass
-class Distillation(Training):
+class Trusting(Options):
+    """What every use of another's checkpoint takes."""
+
+    trust_architecture: list[str] | str = field(default_factory=list, kw_only=True)
+    """Import path "package.module:function", or a list of such, that a checkpoint may name as its network's
+    architecture: the function is imported and called with the checkpoint's own options, which can do anything."""
+
+
+@dataclass
+class Distillation(Trusting, Training):
     """What every distillation takes."""
 
     student: ModelConfig = field(default_factory=ModelConfig)
@@ -64,7 +83,7 @@ class Distillation(Training):
 
 
 @dataclass
-class DistillRun(Distillation):
+class DistillRun(OneRun, Distillation):
     """Distil a student from a trained teacher, or train it without one on the same schedule (method none)."""
 
     method: Method = "heteroakd"
@@ -114,7 +133,7 @@ def fill_names(config: Named, method: str) -> Named:
 
 
 @dataclass
-class CheckpointUse:
+class CheckpointUse(Trusting):
     """What every use of a trained network takes."""
 
     checkpoint: str
@@ -155,6 +174,11 @@ class EvaluateRun(Prediction):
     output: str | None = None
     """JSON file for the numbers."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.projections:
+            self.refuse_unused("without projections", "teacher")
+
 
 @dataclass
 class PredictRun(Prediction):
@@ -189,9 +213,14 @@ class ExportRun(CheckpointUse):
     tolerance: float = 1e-4
     """Largest difference from PyTorch's logits, as a share of the largest of them."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image is not None:
+            self.refuse_unused("where image is given", "root")
+
 
 @dataclass
-class ReportRun:
+class ReportRun(Options):
     """Show runs, finished or not, and comparisons as one HTML file that refers to nothing outside."""
 
     runs: list[str]
@@ -201,7 +230,7 @@ class ReportRun:
 
 
 @dataclass
-class CheckDataRun:
+class CheckDataRun(Options):
     """Read every pair of a data set once: count them, name what is broken, and show samples."""
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -218,7 +247,7 @@ class CheckDataRun:
 
 
 @dataclass
-class DemoRun:
+class DemoRun(Options):
     """Teacher, three students on one schedule and a report, on the built-in street scenes."""
 
     output: str = "runs/demo"

@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeVar
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from heteroakd.config.options import Options
+
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 Method = Literal["none", "kd", "cwd", "heteroakd", "heteroakd_no_kmm", "heteroakd_no_kem"]
@@ -19,7 +21,7 @@ ConfigClass = TypeVar("ConfigClass")
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Options):
     """Data set and augmentation of a run.
 
     Raises ValueError, naming the field, for sizes, counts, ranges and probabilities that make no sense.
@@ -57,30 +59,34 @@ class DataConfig:
     its own, so that this is for small sets."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name == "street":
+            self.refuse_unused("by the data set 'street', which has no files (name says which set is)", "root")
+        else:
+            self.refuse_unused(
+                f"by the data set {self.name!r}, only by 'street'", "image_size", "train_images", "val_images", "seed"
+            )
+        if not self.augment:
+            self.refuse_unused("where augment is false", "scale_range", "scale_step", "flip_probability")
         if self.evaluation_part == "test" and self.name != "camvid":
             raise ValueError(f"evaluation_part must be 'val' for the data set {self.name!r}, got 'test'")
         for name in ("crop_size", "image_size"):
             value = getattr(self, name)
             if len(value) != 2 or min(value) < 1:
                 raise ValueError(f"{name} must be a (height, width) of at least 1 pixel each, got {value}")
-        smallest_scene = (32, 32)
-        if any(size < limit for size, limit in zip(self.image_size, smallest_scene, strict=True)):
-            raise ValueError(f"image_size must be at least {smallest_scene}, got {self.image_size}")
+        if min(self.image_size) < 32:
+            raise ValueError(f"image_size must be at least (32, 32), got {self.image_size}")
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise ValueError(f"scale_range must be 0 < smallest <= largest, got {self.scale_range}")
-        if self.scale_step < 0:
-            raise ValueError(f"scale_step must not be negative, got {self.scale_step}")
         if not 0 <= self.flip_probability <= 1:
             raise ValueError(f"flip_probability must lie in [0, 1], got {self.flip_probability}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
-        for name in ("train_images", "val_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("scale_step", 0), ("seed", 0), ("train_images", 1), ("val_images", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Options):
     """A segmentation network and the feature map that is distilled."""
 
     architecture: str = "segformer"
@@ -107,9 +113,16 @@ class ModelConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the architecture, e.g. {decoder_segmentation_channels: 64}."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.auxiliary_weight:
+            self.refuse_unused("where auxiliary_weight is 0", "auxiliary_tap")
+        if self.weights in (None, "pypi", "imagenet"):
+            self.refuse_unused("without a file of weights", "weights_strict")
+
 
 @dataclass
-class TeacherConfig:
+class TeacherConfig(Options):
     """The trained network that a student is distilled from."""
 
     checkpoint: str = "runs/street-teacher/last.pt"
@@ -165,7 +178,7 @@ class LossConfig:
 
 
 @dataclass
-class OptimizerConfig:
+class OptimizerConfig(Options):
     """Optimiser and learning rates."""
 
     name: Literal["sgd", "adamw"] = "adamw"
@@ -189,6 +202,10 @@ class OptimizerConfig:
     ema_decay: float = 0.0
     """Decay of a moving average of the student, which then is what is evaluated and saved; 0: none. In the first steps
     the decay is smaller, (1 + step) / (10 + step)."""
+
+    def __post_init__(self) -> None:
+        if self.name == "adamw":
+            self.refuse_unused("by adamw", "momentum")
 
 
 @dataclass

@@ -55,14 +55,15 @@ def pad(image: Tensor, stride: int) -> Tensor:
 
 @torch.no_grad()
 def whole_logits(network: nn.Module, image: Tensor, *, align_corners: bool = False) -> Tensor:
-    """Logits float32 [K, H, W] of an image float [3, H, W] that the network sees at once, on the network's device."""
+    """Logits float32 [K, H, W] of an image float [3, H, W] that the network sees at once, on the network's device; here
+    and below [N, K, H, W] where the network gives N maps of logits of an image."""
     padded = pad(image, stride_of(network))
     logits = output_logits(network(padded.to(next(network.parameters()).device)))
-    return at_label_size(logits, (padded.shape[2], padded.shape[3]), image, align_corners)[0]
+    return at_label_size(logits, (padded.shape[2], padded.shape[3]), image, align_corners).squeeze(0)
 
 
 def at_label_size(logits: Tensor, padded_size: tuple[int, int], image: Tensor, align_corners: bool) -> Tensor:
-    """Coarse logits [1, K, h, w] of a padded image, float32 and as large as the image [3, H, W]."""
+    """Coarse logits [N, K, h, w] of a padded image, float32 and as large as the image [3, H, W]."""
     full = F.interpolate(logits.float(), size=padded_size, mode="bilinear", align_corners=align_corners)
     return full[:, :, : image.shape[-2], : image.shape[-1]]
 
@@ -92,8 +93,8 @@ def window_logits(
             place = (slice(top, min(top + window[0], height)), slice(left, min(left + window[1], width)))
             logits = whole_logits(network, image[:, place[0], place[1]], align_corners=align_corners)
             if total is None:
-                total = logits.new_zeros(len(logits), height, width)
-            total[:, place[0], place[1]] += logits
+                total = logits.new_zeros(*logits.shape[:-2], height, width)
+            total[..., place[0], place[1]] += logits
             count[place] += 1
     assert total is not None
     return total / count.to(total.device)
@@ -121,11 +122,13 @@ def class_scores(
         else:
             logits = window_logits(network, view, options.window, window_stride(options), align_corners=align_corners)
         logits = logits.flip(-1) if mirrored else logits
-        if logits.shape[1:] != size:
-            logits = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=align_corners)[0]
+        if logits.shape[-2:] != size:
+            maps = logits.view(-1, *logits.shape[-3:])
+            resized = F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
+            logits = resized.view(*logits.shape[:-2], *size)
         if len(views) == 1:
             return logits
-        total = logits.softmax(0) if total is None else total.add_(logits.softmax(0))
+        total = logits.softmax(-3) if total is None else total.add_(logits.softmax(-3))
     assert total is not None
     return total / len(views)
 
@@ -141,5 +144,5 @@ def _resize(image: Tensor, scale: float) -> Tensor:
 def predict(
     network: nn.Module, image: Tensor, options: EvaluationConfig = WHOLE, *, align_corners: bool = False
 ) -> Tensor:
-    """Predicted classes int64 [H, W] of an image float [3, H, W], see `class_scores`."""
-    return class_scores(network, image, options, align_corners=align_corners).argmax(0)
+    """Predicted classes int64 [H, W] of an image float [3, H, W], see `class_scores`; [N, H, W] of N maps."""
+    return class_scores(network, image, options, align_corners=align_corners).argmax(-3)

@@ -90,8 +90,14 @@ def check_limit(limit: int | None) -> None:
         raise ValueError(f"limit must be at least 1, or null for all images, got {limit}")
 
 
-def evaluate(
+def evaluate(network: nn.Module, *data: Any, **how: Any) -> Evaluation:
+    """What `evaluate_maps` counts, with the same arguments, of a network that gives one map of logits."""
+    return evaluate_maps(network, 1, *data, **how)[0]
+
+
+def evaluate_maps(
     network: nn.Module,
+    maps: int,
     dataset: Dataset[tuple[Tensor, Tensor]],
     classes: tuple[str, ...],
     options: EvaluationConfig = WHOLE,
@@ -101,11 +107,11 @@ def evaluate(
     workers: int = 0,
     progress: bool = False,
     stop: StopRequest | None = None,
-) -> Evaluation:
-    """Count predictions against labels over the first `limit` samples of a data set (all by default), which `workers`
-    processes read (0: this one). Over several processes each counts its share of them, every sample once, and all
-    get the sum. `progress` shows a bar where there is a terminal. Once `stop` has its signal the other images of this
-    process are left out.
+) -> list[Evaluation]:
+    """Count predictions against labels over the first `limit` samples of a data set (all by default), for each of the
+    `maps` maps of logits that one run of the network gives of an image. `workers` processes read the samples (0: this
+    one). Over several processes each counts its share of them, every sample once, and all get the sum. `progress` shows
+    a bar where there is a terminal. Once `stop` has its signal the other images of this process are left out.
 
     The network is put into eval mode and back. Raises ValueError for labels outside [0, K) that are not 255, and as
     `check_options` and `check_limit`.
@@ -113,7 +119,7 @@ def evaluate(
     check_options(options)
     check_limit(limit)
     count = len(dataset) if limit is None else min(limit, len(dataset))  # type: ignore[arg-type]
-    metric = MulticlassConfusionMatrix(num_classes=len(classes), ignore_index=IGNORE_INDEX, validate_args=False)
+    metrics = [MulticlassConfusionMatrix(len(classes), IGNORE_INDEX, validate_args=False) for _ in range(maps)]
     training = network.training
     network.eval()
     own = range(rank(), count, world_size())
@@ -135,7 +141,8 @@ def evaluate(
             raise ValueError(
                 f"label {index} holds {int(label[wrong][0])}, expected 0 to {len(classes) - 1} or {IGNORE_INDEX}"
             )
-        prediction = predict(network, image, options, align_corners=align_corners)
-        metric.update(prediction.cpu()[None], label[None])
+        predictions = predict(network, image, options, align_corners=align_corners).cpu()
+        for metric, prediction in zip(metrics, predictions.view(-1, *label.shape), strict=True):
+            metric.update(prediction[None], label[None])
     network.train(training)
-    return Evaluation(sum_over_processes(metric.confmat), classes, count)
+    return [Evaluation(sum_over_processes(metric.confmat), classes, count) for metric in metrics]

@@ -6,9 +6,9 @@ import html
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -62,12 +62,8 @@ Diagram = Curve | Bars | Matrix
 
 def svg(diagram: Diagram) -> str:
     """The diagram as an SVG element. Raises ValueError for bars and matrices of the wrong length."""
-    if isinstance(diagram, Curve):
-        figure = _curve(diagram)
-    elif isinstance(diagram, Bars):
-        figure = _bars(diagram)
-    else:
-        figure = _matrix(diagram)
+    drawn: dict[type, Callable[[Any], Figure]] = {Curve: _curve, Bars: _bars, Matrix: _matrix}
+    figure = drawn[type(diagram)](diagram)
     buffer = io.StringIO()
     # No metadata: its date would make equal reports differ, and its addresses are references to the outside.
     metadata = {"Creator": None, "Date": None, "Format": None, "Type": None}

@@ -7,7 +7,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +56,8 @@ class Checkpoint:
     """state_dict of the network that the optimiser updates, where `network` is its moving average; else empty."""
     teacher: str = ""
     """`state_digest` of the teacher, where the run has one."""
+    files: str = ""
+    """`trained.files_digest` of the data set, where it has files."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, keep: int = 1) -> None:
@@ -100,10 +102,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: a file of torch, but not a checkpoint that heteroakd wrote")
     if contents.get("version") != VERSION:
         raise CheckpointError(f"{path}: version {contents.get('version')}, expected {VERSION}")
+    optional = {entry.name for entry in fields(Checkpoint) if (entry.default, entry.default_factory) != (MISSING,) * 2}
     known = [entry.name for entry in fields(Checkpoint)]
-    if missing := [name for name in known if name not in contents]:
+    if missing := [name for name in known if name not in contents and name not in optional]:
         raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
-    return Checkpoint(**{name: contents[name] for name in known})
+    return Checkpoint(**{name: contents[name] for name in known if name in contents})
 
 
 def load_latest(path: Path, complain: Callable[[str], None]) -> tuple[Path, Checkpoint]:
@@ -155,18 +158,20 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 
 def check_same_run(path: Path, saved: dict[str, Any], current: dict[str, Any], *, may_differ: set[str]) -> None:
-    """Refuse to continue another run: raises CheckpointError naming the options, as `a.b`, that differ."""
+    """Refuse to continue another run: raises CheckpointError naming the options, as `a.b`, that differ; `may_differ`
+    names groups and options."""
     saved, current = _flatten(saved), _flatten(current)
     names = sorted(saved.keys() | current.keys())
     differing = [
         f"{name} ({saved.get(name)!r} there, {current.get(name)!r} now)"
         for name in names
-        if name.partition(".")[0] not in may_differ and saved.get(name) != current.get(name)
+        if may_differ.isdisjoint({name, name.partition(".")[0]}) and saved.get(name) != current.get(name)
     ]
     if differing:
         raise CheckpointError(
             f"{path}: cannot be resumed with other options: {'; '.join(differing)}. "
-            "Its own are in config.yaml beside it; another --output begins another run"
+            "Its own are in config.yaml beside it; another --output begins another run, from this one's network by "
+            "continue_from"
         )
 
 

@@ -23,6 +23,7 @@ from heteroakd.training.checkpoint import (
 from heteroakd.training.random_state import random_states, restore_random_states
 from heteroakd.training.run import Run
 from heteroakd.training.step import TrainingStep
+from heteroakd.training.trained import files_digest, may_differ
 
 
 class DivergedError(ArithmeticError):
@@ -40,6 +41,8 @@ class Keeper:
         teacher = run.distiller.teacher
         self.teacher = "" if teacher is None else state_digest(teacher.state_dict())
         """What tells the run's teacher from others."""
+        self.files = files_digest(run.data, run.config["data"]["root"])
+        """What tells the data set's files from others."""
 
     def save(self, name: str, step: int, miou: float, best_miou: float) -> None:
         """Write a checkpoint; of LAST older ones are kept, but not several of one step. Every process must call this;
@@ -61,6 +64,7 @@ class Keeper:
             random_states=states,
             metrics=metrics,
             teacher=self.teacher,
+            files=self.files,
             **{name: part.state_dict() for name, part in self._parts().items()},
         )
         keep = self.run.runtime.keep if name == LAST and step != self.saved else 1
@@ -101,7 +105,7 @@ class Keeper:
         last = self.run.output / LAST
         path, checkpoint = load_latest(last, lambda error: say(f"passed over: {error}"))
         say(f"resuming from {path}, step {checkpoint.step}")
-        check_same_run(path, checkpoint.config, self.run.config, may_differ={"runtime", "output"})
+        check_same_run(path, checkpoint.config, self.run.config, may_differ=may_differ(checkpoint, self.files))
         if checkpoint.teacher and checkpoint.teacher != self.teacher:
             raise CheckpointError(
                 f"{path}: has another teacher than the one that is there now, though their options are the same: it "

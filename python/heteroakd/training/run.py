@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from hetero_kernels import Distiller
-from heteroakd.config.groups import EvaluationConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig
+from heteroakd.config.commands import DistillRun, TeacherRun
+from heteroakd.config.groups import ModelConfig, to_dict
 from heteroakd.data import SegmentationData
 
 
-@dataclass
 class Run:
-    """All that one training run is made of."""
+    """All that one training run is made of.
 
-    kind: Literal["teacher", "student"]
-    """What the checkpoints will say."""
-    distiller: Distiller
-    """Network to train, with its loss and, where the method has one, the frozen teacher."""
-    data: SegmentationData
-    """Data set."""
-    schedule: ScheduleConfig
-    """How long, and on which batches."""
-    optimizer: OptimizerConfig
-    """How the network is updated."""
-    runtime: RuntimeConfig
-    """Where the run happens and what it writes."""
-    output: Path
-    """Folder for everything that is written."""
-    config: dict[str, Any]
-    """The whole configuration, for checkpoints."""
-    model: dict[str, Any]
-    """The network's ModelConfig, for checkpoints."""
-    loss_backend: str
-    """Name of the backend that computes the losses."""
-    evaluation: EvaluationConfig
-    """How the network is applied to the val images."""
-    align_corners: bool = False
-    """How evaluation interpolates the logits."""
+    Args:
+        options: the whole configuration, which checkpoints hold as `config`.
+        distiller: network to train, with its loss and, where the method has one, the frozen teacher.
+        data: data set.
+        model: the network's options, as it was built.
+        loss_backend: name of the backend that computes the losses.
+    """
+
+    def __init__(
+        self,
+        options: TeacherRun | DistillRun,
+        distiller: Distiller,
+        data: SegmentationData,
+        model: ModelConfig,
+        loss_backend: str,
+    ) -> None:
+        self.distiller, self.data, self.loss_backend = distiller, data, loss_backend
+        self.kind: Literal["teacher", "student"] = "student" if isinstance(options, DistillRun) else "teacher"
+        self.schedule, self.optimizer, self.runtime = options.schedule, options.optimizer, options.runtime
+        self.evaluation, self.align_corners = options.evaluation, options.loss.logits_align_corners
+        self.output, self.config, self.model = Path(options.output), to_dict(options), to_dict(model)
 
 
 def due(step: int, every: int) -> bool:

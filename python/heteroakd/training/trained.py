@@ -2,43 +2,65 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from hetero_kernels import Distiller
+from heteroakd.config.commands import CheckpointUse
 from heteroakd.config.groups import EvaluationConfig, LossConfig, ModelConfig, TeacherConfig, from_dict, to_dict
 from heteroakd.data import DataConfig, SegmentationData, build_data
+from heteroakd.methods import objective_of
 from heteroakd.networks.shapes import tap_paths
 from heteroakd.networks.weights import SUFFIXES, is_weights_file
 from heteroakd.networks.zoo import build_network
 from heteroakd.system.distributed import choose_device, say
-from heteroakd.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_state
+from heteroakd.system.files import LAST
+from heteroakd.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_latest, load_state
 
 
 def load_trained(
-    path: str, data_options: dict[str, Any] | None, root: str | None, device_name: str, threads: int | None
+    use: CheckpointUse, device_name: str, data_options: dict[str, Any] | None = None
 ) -> tuple[Checkpoint, nn.Module, SegmentationData]:
     """A checkpoint, its network in eval mode on the device, and the data set it is to be used on, see `saved_data`.
 
-    Raises CheckpointError where the data set's classes are not those of the checkpoint.
+    Raises CheckpointError where the data set's classes are not those of the checkpoint, and as `restore_network`.
     """
-    checkpoint, network = load_network(path, device_name, threads)
-    data = build_data(saved_data(path, checkpoint, root, data_options))
-    check_classes(path, checkpoint, data)
+    checkpoint, network = load_network(use, device_name)
+    data = build_data(saved_data(use.checkpoint, checkpoint, use.root, data_options))
+    check_classes(use.checkpoint, checkpoint, data)
     return checkpoint, network, data
 
 
-def load_network(path: str, device_name: str, threads: int | None) -> tuple[Checkpoint, nn.Module]:
-    """A checkpoint and its network in eval mode on the device, without its data set."""
-    device = choose_device(device_name, threads)
-    checkpoint = load_checkpoint(path)
-    return checkpoint, restore_network(path, checkpoint).to(device).eval()
+def load_network(use: CheckpointUse, device_name: str) -> tuple[Checkpoint, nn.Module]:
+    """A checkpoint and its network in eval mode on the device, without its data set; raises as `restore_network`."""
+    device = choose_device(device_name, use.threads)
+    checkpoint = load_checkpoint(use.checkpoint)
+    return checkpoint, restore_network(use.checkpoint, checkpoint, use.trust_architecture).to(device).eval()
 
 
-def restore_network(path: str, checkpoint: Checkpoint) -> nn.Module:
-    """The network that a checkpoint holds; nothing is downloaded."""
+def check_trusted(path: str, model: ModelConfig, trusted: Sequence[str] | str) -> None:
+    """Raises CheckpointError where a file names a function to import and call that the user's options do not name."""
+    if ":" in model.architecture and model.architecture not in tap_paths(trusted):
+        raise CheckpointError(
+            f"{path}: its network is what {model.architecture!r} returns for the options {model.options}, as the file "
+            f"says and none of your options does. Only if you trust it: --trust_architecture {model.architecture}"
+        )
+
+
+def restore_network(path: str, checkpoint: Checkpoint, trusted: Sequence[str] | str = ()) -> nn.Module:
+    """The network that a checkpoint holds; nothing is downloaded.
+
+    Raises CheckpointError where it is not one of ours, and its import path none of those `trusted`.
+    """
     model = from_dict(ModelConfig, checkpoint.model, path)
+    check_trusted(path, model, trusted)
     network, _ = build_network(model, len(checkpoint.classes), load_weights=False)
     load_state(network.load_state_dict, checkpoint.network, path)
     return network
@@ -64,17 +86,12 @@ def saved_loss(checkpoint: Checkpoint) -> LossConfig:
     return from_dict(LossConfig, checkpoint.config["loss"], "checkpoint")
 
 
-def saved_evaluation(checkpoint: Checkpoint) -> EvaluationConfig:
-    """The evaluation options of the run that wrote the checkpoint."""
-    return from_dict(EvaluationConfig, checkpoint.config["evaluation"], "checkpoint")
-
-
 def choose_evaluation(given: dict[str, Any] | None, checkpoint: Checkpoint) -> EvaluationConfig:
     """The options of the checkpoint's own run, with those given in their places; says so where they differ.
 
     Raises ValueError for options that an evaluation does not have.
     """
-    saved = saved_evaluation(checkpoint)
+    saved = from_dict(EvaluationConfig, checkpoint.config["evaluation"], "checkpoint")
     chosen = from_dict(EvaluationConfig, {**to_dict(saved), **(given or {})}, "evaluation")
     if chosen != saved:
         say(f"evaluated by {to_dict(chosen)}; the run's own evaluations: {to_dict(saved)}")
@@ -91,16 +108,18 @@ def check_classes(path: str, checkpoint: Checkpoint, data: SegmentationData) -> 
         raise CheckpointError(f"{path}: class {index} is {there[index]!r} there and {here[index]!r} in the data set")
 
 
-def load_teacher(config: TeacherConfig, data: SegmentationData) -> tuple[nn.Module, list[str], str]:
+def load_teacher(
+    config: TeacherConfig, data: SegmentationData, trusted: Sequence[str] | str
+) -> tuple[nn.Module, list[str], str]:
     """The network to distil from, the paths of its taps, and where it comes from.
 
-    Raises CheckpointError where a checkpoint's classes are not those of the data set, WeightsError where a file of
+    Raises CheckpointError as `check_classes` and `restore_network` do of a checkpoint, WeightsError where a file of
     weights does not cover the network, ValueError for a network without trained weights.
     """
     if config.model is None:
         checkpoint = load_checkpoint(config.checkpoint)
         check_classes(config.checkpoint, checkpoint, data)
-        network = restore_network(config.checkpoint, checkpoint)
+        network = restore_network(config.checkpoint, checkpoint, trusted)
         tap = from_dict(ModelConfig, checkpoint.model, config.checkpoint).tap if config.tap is None else config.tap
         source = f"{config.checkpoint}, step {checkpoint.step}, mIoU {checkpoint.metrics['miou']:.4f}"
         return network, tap_paths(tap), source
@@ -112,3 +131,60 @@ def load_teacher(config: TeacherConfig, data: SegmentationData) -> tuple[nn.Modu
     network, loaded = build_network(config.model, len(data.classes), whole=True)
     taps = tap_paths(config.model.tap if config.tap is None else config.tap)
     return network, taps, f"{loaded}\n  its classes are taken to be the data set's: {', '.join(data.classes)}"
+
+
+def files_digest(data: SegmentationData, root: str | None) -> str:
+    """What tells the files of a data set from others, wherever its root is: a digest of their names below it; empty for
+    a set without files."""
+    sources = [getattr(part, "source", None) for part in (data.train, data.val)]
+    pairs = [getattr(getattr(source, "source", source), "pairs", ()) for source in sources]
+    names = [[[os.path.relpath(file, root) for file in pair] for pair in part] for part in pairs]
+    return hashlib.blake2b(json.dumps(names).encode(), digest_size=8).hexdigest() if any(names) else ""
+
+
+def may_differ(checkpoint: Checkpoint, files: str) -> set[str]:
+    """Options that do not make another run of a checkpoint's; of the same `files_digest`, the data set's root too."""
+    moved = {"data.root"} if files and checkpoint.files == files else set()
+    return {"runtime", "output", "trust_architecture"} | moved
+
+
+class Origin:
+    """What a run that trains on starts from: another run's network, and what was trained beside it.
+
+    Args:
+        folder: of the run, or the path of a checkpoint. model: the network as the run to come is to have it.
+
+    Raises CheckpointError where it cannot be read or holds another network, ValueError for weights of another origin.
+    """
+
+    def __init__(self, folder: str, model: ModelConfig) -> None:
+        self.path, self.checkpoint = load_latest(
+            Path(folder) / LAST if Path(folder).is_dir() else Path(folder), lambda error: say(f"passed over: {error}")
+        )
+        there = from_dict(ModelConfig, self.checkpoint.model, str(self.path))
+        if model.weights not in (None, there.weights):
+            raise ValueError(
+                f"weights must be null, as the network is that of continue_from {self.path}, or {there.weights!r}, as "
+                f"that run had them; got {model.weights!r}"
+            )
+        for name in ("architecture", "encoder", "options"):
+            ours, theirs = to_dict(model)[name], to_dict(there)[name]
+            if ours != theirs:
+                raise CheckpointError(
+                    f"continue_from: {self.path} has another network: {name} ({theirs!r} there, {ours!r} now)"
+                )
+        self.model = replace(model, weights=there.weights, weights_strict=there.weights_strict)
+        """The network, as it is built: what normalises its images depends on where its weights came from at first."""
+
+    def __str__(self) -> str:
+        metrics = self.checkpoint.metrics
+        return f"trains on from {self.path}, step {self.checkpoint.step}, mIoU {metrics['miou']:.4f}"
+
+    def load_into(self, distiller: Distiller) -> None:
+        """Network, and auxiliary head and projectors where both runs have them. Raises CheckpointError where they do
+        not fit."""
+        objective, saved = objective_of(distiller), self.checkpoint
+        parts = [(distiller.student, saved.network), (objective.auxiliary, saved.auxiliary)]
+        for part, state in [*parts, (objective.criterion if objective.pairs else None, saved.loss)]:
+            if part is not None and state:
+                load_state(part.load_state_dict, state, str(self.path))

@@ -3,17 +3,16 @@
 Every picture is a function of (seed, part, index, size) alone: a random street in perspective, painted from far to
 near, under sun, clouds, dusk, night or haze. Colours are antialiased, labels never. Poles, signs, traffic lights and
 people are thin and rare, as in a street; shop boards, brick, glass, autumn leaves and grey cars share their colours
-with other classes. The own car's bonnet and street cabinets are labelled 255.
+with other classes. The own car's bonnet is labelled 255.
 """
 
 from typing import Literal
 
 import torch
 
-from heteroakd.data.street.canvas import CLASSES, PALETTE, Randomness
-from heteroakd.data.street.layout import render_scene
-
-__all__ = ["CLASSES", "PALETTE", "StreetScenes"]
+from heteroakd.data.street.canvas import CLASSES as CLASSES
+from heteroakd.data.street.canvas import PALETTE as PALETTE
+from heteroakd.data.street.scene import render_scene
 
 _PARTS = {"train": 0, "val": 1}
 
@@ -31,5 +30,5 @@ class StreetScenes:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        picture, labels = render_scene(Randomness(self.seed, _PARTS[self.part], index), self.size)
+        picture, labels = render_scene((self.seed, _PARTS[self.part], index), self.size)
         return torch.from_numpy(picture).permute(2, 0, 1).contiguous(), torch.from_numpy(labels)

@@ -1,8 +1,8 @@
-"""A pinhole camera, the canvas on which a scene is painted from far to near, and where its random numbers come from."""
+"""A pinhole camera, and the canvas on which a scene is painted from far to near."""
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,6 @@ SUPERSAMPLING = 3  # odd, so that every pixel has a central sample: colours are 
 NEAR, FAR = 1.2, 250.0  # nearest distance at which anything is painted, and distance of the sky, in metres
 Colour = tuple[int, int, int]
 Array = NDArray[np.float32]
-T = TypeVar("T")
-
 Label = IntEnum(
     "Label",
     "ROAD LANE_MARKING SIDEWALK BUILDING FENCE POLE TRAFFIC_LIGHT TRAFFIC_SIGN VEGETATION SKY PERSON VEHICLE",
@@ -25,29 +23,6 @@ PALETTE: tuple[Colour, ...] = (
     (128, 64, 128), (255, 255, 255), (244, 35, 232), (90, 90, 90), (190, 153, 153), (153, 153, 153),
     (250, 170, 30), (220, 220, 0), (107, 142, 35), (70, 130, 180), (220, 20, 60), (0, 0, 142),
 )  # fmt: skip
-
-
-class Randomness:
-    """Scalars and arrays from one numpy generator, identified by the integers of its key."""
-
-    def __init__(self, *key: int) -> None:
-        self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
-
-    def uniform(self, low: float, high: float) -> float:
-        """A number in [low, high)."""
-        return low + (high - low) * self._generator.random()
-
-    def chance(self, probability: float) -> bool:
-        """True with the given probability."""
-        return self._generator.random() < probability
-
-    def pick(self, options: Sequence[T]) -> T:
-        """One of the options."""
-        return options[int(len(options) * self._generator.random())]
-
-    def normal(self, *shape: int) -> Array:
-        """Standard normal numbers."""
-        return self._generator.standard_normal(shape, dtype=np.float32)
 
 
 def shade(colour: Colour, factor: float) -> Colour:
@@ -85,14 +60,12 @@ class Camera(NamedTuple):
 
 
 class Surface(NamedTuple):
-    """One object, or one material of it: what label and light need to know."""
+    """One object, or one material of it, for label and light: strengths of its texture and of its own light."""
 
     label: int
     depth: float
     grain: float = 0.04
-    """Strength of the texture."""
     emission: float = 0.0
-    """Strength of its own light, in [0, 1]."""
     ground: bool = False
 
 
@@ -108,36 +81,29 @@ class Canvas:
         size = (camera.width * SUPERSAMPLING, camera.height * SUPERSAMPLING)
         # CMYK is Pillow's plain four-channel mode: three channels of colour and the surface, painted by one call.
         picture = Image.fromarray(np.dstack([sky, np.zeros(sky.shape[:2], np.uint8)]), "CMYK")
-        self._picture = picture.resize(size, Image.Resampling.NEAREST)
-        self._shadow = Image.new("L", size)
+        self._picture, self._shadow = picture.resize(size, Image.Resampling.NEAREST), Image.new("L", size)
         self._draw, self._shadow_draw = ImageDraw.Draw(self._picture), ImageDraw.Draw(self._shadow)
         self.surfaces = [Surface(Label.SKY, FAR)]
+        self._numbers = {self.surfaces[0]: 0}
 
     def surface(self, wanted: Surface) -> int:
-        """The number of a new surface or, on a crowded canvas, of the nearest in depth that is alike."""
-        if len(self.surfaces) >= self.CROWDED:
-            alike = [i for i, other in enumerate(self.surfaces) if other[::3] + other[4:] == wanted[::3] + wanted[4:]]
-            if alike:
-                return min(alike, key=lambda i: abs(self.surfaces[i].depth - wanted.depth))
-        if len(self.surfaces) == self.MAX_SURFACES:
-            raise RuntimeError(f"a scene has at most {self.MAX_SURFACES} surfaces")
-        self.surfaces.append(wanted)
-        return len(self.surfaces) - 1
+        """The number of a surface or, on a crowded canvas, of the nearest in depth that is alike."""
+        if wanted not in self._numbers and len(self.surfaces) >= self.CROWDED:
+            alike = [other for other in self.surfaces if other[::3] + other[4:] == wanted[::3] + wanted[4:]]
+            wanted = min(alike, key=lambda other: abs(other.depth - wanted.depth), default=wanted)
+        if wanted not in self._numbers:
+            self._numbers[wanted] = len(self.surfaces)
+            self.surfaces.append(wanted)
+        return self._numbers[wanted]
 
     def polygon(self, points: Sequence[tuple[float, float]], colour: Colour, surface: int) -> None:
         """Fill a polygon of (column, row) points, in pixels of the picture."""
         self._draw.polygon([(SUPERSAMPLING * u, SUPERSAMPLING * v) for u, v in points], fill=(*colour, surface))
 
-    def disc(self, centre: tuple[float, float], across: float, down: float, colour: Colour, surface: int) -> None:
-        """Fill an ellipse, in pixels of the picture."""
-        box = (centre[0] - across, centre[1] - down, centre[0] + across, centre[1] + down)
-        self._draw.ellipse([SUPERSAMPLING * edge for edge in box], fill=(*colour, surface))
-
     def shadow(self, points: Sequence[tuple[float, float]], strength: float) -> None:
         """Darken a polygon of ground points (x, z), in metres."""
-        projected = (self.camera.project(x, 0.0, z) for x, z in points)
-        scaled = [(SUPERSAMPLING * u, SUPERSAMPLING * v) for u, v in projected]
-        self._shadow_draw.polygon(scaled, fill=int(255 * strength))
+        projected = [self.camera.project(x, 0.0, z) for x, z in points]
+        self._shadow_draw.polygon([(SUPERSAMPLING * u, SUPERSAMPLING * v) for u, v in projected], int(255 * strength))
 
     def developed(self) -> tuple[Array, NDArray[np.uint8], Array]:
         """Antialiased colours, float32 [H, W, 3] in 0..1; the surface at every pixel's centre, uint8 [H, W]; the share

@@ -1,0 +1,174 @@
+"""Options as people write them: unused and doubled ones, paths with ~ and variables, import paths in checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import pytest
+import yaml
+from heteroakd.cli import COMMANDS, main
+from heteroakd.config.commands import DistillRun, EvaluateRun, ExportRun
+from heteroakd.config.groups import DataConfig, ModelConfig, OptimizerConfig, TeacherConfig, from_dict
+from heteroakd.config.options import PATHS, Options, expand_path
+from heteroakd.training.checkpoint import load_checkpoint, save_checkpoint
+
+NO_PATHS = {"architecture", "encoder", "tap", "auxiliary_tap", "device", "trust_architecture"}
+"""Options that are strings and name no file."""
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("group", "options", "message"),
+    [
+        (DataConfig, {"root": "/data/camvid"}, "root is not used by the data set 'street'"),
+        (
+            DataConfig,
+            {"name": "camvid", "train_images": 9},
+            "train_images is not used by the data set 'camvid', only by",
+        ),
+        (DataConfig, {"augment": False, "scale_range": [0.5, 1.0]}, "scale_range is not used where augment is false"),
+        (OptimizerConfig, {"name": "adamw", "momentum": 0.8}, "momentum is not used by adamw"),
+        (ModelConfig, {"auxiliary_tap": "encoder.layer2"}, "auxiliary_tap is not used where auxiliary_weight is 0"),
+        (ModelConfig, {"weights_strict": False}, "weights_strict is not used without a file of weights"),
+        (EvaluateRun, {"checkpoint": "a.pt", "teacher": "b.pt"}, "teacher is not used without projections"),
+        (ExportRun, {"checkpoint": "a.pt", "image": "a.png", "root": "b"}, "root is not used where image is given"),
+    ],
+)
+def test_an_option_that_is_not_used_is_an_error(group: type[Any], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_dict(group, options, "here")
+
+
+def test_a_root_without_a_name_and_values_out_of_bounds_are_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, message in (
+        (["--data.root", str(tmp_path)], "root is not used by the data set 'street'"),
+        (["--data.crop_size", "[-64,64]"], "crop_size must be"),
+        (["--data.root", "$NOT_SET/x"], "the variable NOT_SET is not set"),
+    ):
+        assert main(["check-data", *options, "--output", str(tmp_path / "out")]) == 1
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["data: {seed: 1}\nschedule: {steps: 3}\ndata: {seed: 2}\n", "data:\n  seed: 1\n  seed: 2\n"]
+)
+def test_a_doubled_key_is_an_error(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "double.yaml"
+    file.write_text(text)
+    assert "stands twice in one mapping, the second time in line 3" in refused(
+        ["teacher", "--config", str(file)], capsys
+    )
+
+
+def test_a_doubled_key_in_a_groups_file_and_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "double.yaml"
+    file.write_text("seed: 1\nseed: 2\n")
+    for value in (str(file), "{seed: 1, seed: 2}"):
+        assert "'seed' stands twice in one mapping" in refused(["check-data", "--data", value], capsys)
+
+
+def test_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    assert expand_path("~/runs/{method}") == f"{tmp_path}/runs/{{method}}"
+    assert expand_path("$SCRATCH/${SCRATCH}x") == "/scratch//scratchx"
+    assert TeacherConfig(checkpoint="~/a.pt").checkpoint == f"{tmp_path}/a.pt"
+    with pytest.raises(ValueError, match="'\\$NOT_SET/x': the variable NOT_SET is not set"):
+        expand_path("$NOT_SET/x")
+    monkeypatch.chdir(tmp_path)
+    Path("a$b.png").touch()
+    assert expand_path("a$b.png") == "a$b.png"
+
+
+def options_of(group: type[Any]) -> list[tuple[type[Any], str]]:
+    """Every option that is a string or holds some, with its group."""
+    found = []
+    for name, kind in get_type_hints(group).items():
+        inside = [kind, *get_args(kind), *(inner for each in get_args(kind) for inner in get_args(each))]
+        mapping = any(get_origin(each) is dict for each in inside)
+        found += [(group, name)] if str in inside and not mapping else []
+        found += [one for each in inside if dataclasses.is_dataclass(each) for one in options_of(each)]
+    return found
+
+
+def test_every_path_option_is_expanded() -> None:
+    """A new option that is a string is a path or says here that it is none."""
+    for config_class, _ in COMMANDS.values():
+        for group, name in options_of(config_class):
+            assert name in PATHS or name in NO_PATHS, f"{group.__name__}.{name}"
+            assert name in NO_PATHS or issubclass(group, Options), group
+
+
+OWN = """
+from torch import nn
+def network(num_classes):
+    body = nn.Conv2d(3, 8, 3, stride=4, padding=1)
+    return nn.Sequential(body, nn.Conv2d(8, num_classes, 1))
+"""
+TINY = [
+    *("--data", "{crop_size: [32, 32], image_size: [32, 32], train_images: 2, val_images: 1}"),
+    *("--schedule", "{steps: 1, batch_size: 2}"),
+    *("--runtime", "{device: cpu, threads: 1, tensorboard: false, progress: none, pictures: 0}"),
+]
+
+
+def test_an_import_path_in_a_checkpoint_is_followed_only_when_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Predict, evaluate, export and the teacher of a distillation, alone and under a comparison."""
+    (tmp_path / "own_of_options.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    own = ["{architecture: 'own_of_options:network', tap: '0', weights: null, options: {}}"]
+    assert main(["teacher", "--model", *own, *TINY, "--output", "teacher"]) == 0
+    stranger = load_checkpoint("teacher/last.pt")
+    stranger.model = {**stranger.model, "architecture": "os:system", "options": {"command": "touch harm"}}
+    save_checkpoint(Path("stranger.pt"), stranger)
+    small = "{architecture: fpn, encoder: tu-mobilenetv3_small_050, weights: null}"
+    distill = ["distill", "--method", "kd", *TINY, "--overwrite", "--output", "student", "--student", small]
+    uses = [["evaluate", "--checkpoint"], ["predict", "--checkpoint"], ["export", "--checkpoint"]]
+    for use in [*uses, [*distill, "--teacher.checkpoint"]]:
+        for file, name in (("teacher/last.pt", "own_of_options:network"), ("stranger.pt", "os:system")):
+            assert main([*use, file]) == 1, use
+            message = capsys.readouterr().err
+            assert f"{file}: its network is what {name!r} returns" in message
+            assert f"--trust_architecture {name}" in message
+    assert not Path("harm").exists()
+    trusting = ["--trust_architecture", "own_of_options:network"]
+    assert main(["evaluate", "--checkpoint", "teacher/last.pt", *trusting]) == 0
+    assert main([*distill, "--teacher.checkpoint", "teacher/last.pt", *trusting]) == 0
+    assert (
+        main([*distill[:-2], "--student", *own, "--teacher.checkpoint", "teacher/last.pt"]) == 0
+    )  # its own options' path
+
+
+def test_trust_is_passed_on_to_the_runs_of_a_comparison_and_is_none_of_a_checkpoints() -> None:
+    from heteroakd.commands.compare import distill_run
+    from heteroakd.config.commands import CompareRun
+    from heteroakd.config.groups import to_dict
+    from heteroakd.training.checkpoint import check_same_run
+    from heteroakd.training.trained import may_differ
+
+    trusting = distill_run(CompareRun(trust_architecture="mine:network"), "kd", 0)
+    assert yaml.safe_load(yaml.safe_dump(to_dict(trusting)))["trust_architecture"] == "mine:network"
+    plain = dataclasses.replace(trusting, trust_architecture=[])
+    assert isinstance(plain, DistillRun)
+    saved = type("Saved", (), {"files": ""})
+    check_same_run(Path("last.pt"), to_dict(trusting), to_dict(plain), may_differ=may_differ(saved, ""))  # type: ignore[arg-type]
