@@ -12,6 +12,10 @@ from hetero_kernels.ops import backends
 sys.path.insert(0, str(Path(__file__).parent))
 # For `benchmarks`, wherever pytest was started; last, so that an installed hetero_kernels is what is tested.
 sys.path.append(str(Path(__file__).parent.parent))
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from interpreter import patch_once_a_launch
+
+    patch_once_a_launch()
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # of two cores
 
 

@@ -17,9 +17,17 @@ from gpu_cases import (
 
 from hetero_kernels import reference
 
+CASES = {"shape": ("stride 4", "mixed strides"), "kind": ("randn", "trained")}
+
 
 def identify(options):
     return "-".join(map(str, options.values()))
+
+
+def case_of(options):
+    """The inputs that CASES's values name, and the other options."""
+    options = dict(options)
+    return make_case(options.pop("shape"), options.pop("kind")), options
 
 
 class PixelLossTests:
@@ -31,19 +39,15 @@ class PixelLossTests:
     losses: Losses
     cancellation_slack = 1.0  # of the bound, for a loss of 1e-7 that is all cancellation
 
-    @pytest.mark.parametrize("options", list(pairwise(OPTIONS)), ids=identify)
-    @pytest.mark.parametrize("shape", ["stride 4", "mixed strides"])
-    def test_hakd_options(self, shape, options):
-        for kind in ("randn", "trained"):
-            self.losses.compare(run_hakd, "hakd_loss", make_case(shape, kind), **options)
+    @pytest.mark.parametrize("options", list(pairwise(OPTIONS | CASES)), ids=identify)
+    def test_hakd_options(self, options):
+        case, options = case_of(options)
+        self.losses.compare(run_hakd, "hakd_loss", case, **options)
 
-    @pytest.mark.parametrize(
-        "options", list(pairwise(SEGMENTATION_OPTIONS)), ids=lambda o: "-".join(map(str, o.values()))
-    )
-    @pytest.mark.parametrize("shape", ["stride 4", "mixed strides"])
-    def test_segmentation_options(self, shape, options):
-        for kind in ("randn", "trained"):
-            self.losses.compare(run_segmentation, "segmentation_loss", make_case(shape, kind), **options)
+    @pytest.mark.parametrize("options", list(pairwise(SEGMENTATION_OPTIONS | CASES)), ids=identify)
+    def test_segmentation_options(self, options):
+        case, options = case_of(options)
+        self.losses.compare(run_segmentation, "segmentation_loss", case, **options)
 
     @pytest.mark.parametrize("shape", SHAPES)
     @pytest.mark.parametrize("resolution", ["label", "feature"])

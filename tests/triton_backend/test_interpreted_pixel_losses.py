@@ -37,6 +37,16 @@ def test_launches(launches):
     assert launches == ["divisors_kernel", "hakd_kernel", "finish_kernel"]
 
 
+def test_a_launch_is_prepared_once(monkeypatch):
+    """Whatever it calls: ``triton.language`` in four pieces, and with its core in six for Triton's own functions."""
+    from triton.runtime import interpreter
+
+    pieces, patch = [], interpreter._patch_builtin
+    monkeypatch.setattr(interpreter, "_patch_builtin", lambda *arguments: pieces.append(1) or patch(*arguments))
+    functional.hakd_loss(*make_case("one pixel", "randn"), backend="triton")
+    assert 0 < len(pieces) <= 2 * (4 + 6)
+
+
 def test_wrong_labels_raise_on_the_cpu():
     student, teacher, labels = make_case("stride 4", "randn")
     labels[1, 3, 2] = 77
