@@ -91,7 +91,7 @@ def test_broken_pictures_are_named_and_the_others_predicted(
     assert main(arguments) == 1
     printed = capsys.readouterr()
     assert "4 overlays in" in printed.out
-    assert f"3 of 7 images cannot be read; the first: {folder}/b.png: not a readable image" in printed.err
+    assert f"3 of 7 images cannot be read; the first: {folder}/b.png: not a readable picture" in printed.err
     sizes = {}
     for path in output.iterdir():
         with Image.open(path) as opened:

@@ -133,12 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for field in dataclasses.fields(config_class):
         if dataclasses.is_dataclass(field.default_factory) and not isinstance(parsed[name][field.name], Namespace):
             parser.error(f"{field.name} must be a group of options, got {parsed[name][field.name]!r}")
-    options = parser.instantiate(parsed)[name]
-    config = config_class(**{field.name: options[field.name] for field in dataclasses.fields(config_class)})
-    flags = {flag: options[flag] for flag in ("resume", "overwrite", "resume_or_start") if name in TRAINING}
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own networks are named by import path
     try:
+        options = parser.instantiate(parsed)[name]
+        config = config_class(**{field.name: options[field.name] for field in dataclasses.fields(config_class)})
+        flags = {flag: options[flag] for flag in ("resume", "overwrite", "resume_or_start") if name in TRAINING}
         _run(name, config, flags)
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         if os.environ.get("HETEROAKD_DEBUG") == "1":

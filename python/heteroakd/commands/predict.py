@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from heteroakd.config.commands import PredictRun
-from heteroakd.data import class_palette, denormalize
+from heteroakd.data import class_palette, denormalize, reading
 from heteroakd.data.files import IMAGE_SUFFIXES
-from heteroakd.data.samples import IMAGENET_MEAN, IMAGENET_STD, SegmentationDataset
+from heteroakd.data.samples import SegmentationDataset, normalize
 from heteroakd.evaluation.inference import check_options, predict
-from heteroakd.evaluation.metrics import check_limit
+from heteroakd.evaluation.metrics import check_counts
 from heteroakd.evaluation.pictures import overlay
 from heteroakd.system.files import atomic_file
 from heteroakd.training.trained import choose_evaluation, load_network, load_trained, saved_data, saved_loss
@@ -34,7 +32,7 @@ def run_predict(config: PredictRun) -> list[Path]:
     """
     if not 0 <= config.alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {config.alpha}")
-    check_limit(config.limit)
+    check_counts(config.limit)
     val: SegmentationDataset | None = None
     if config.images:  # the data set need not be here
         checkpoint, network = load_network(config.checkpoint, config.device, config.threads)
@@ -136,22 +134,5 @@ def image_files(paths: list[str]) -> list[Path]:
 
 
 def read_image(path: Path) -> Tensor:
-    """An image file as float32 [3, H, W], ImageNet-normalised: gray becomes RGB, transparency is dropped, 16 bit gray
-    is scaled by its type's range, cameras' orientation marks are followed. Raises ValueError, naming it, where it is
-    no readable image."""
-    try:
-        with Image.open(path) as file:
-            image = _to_tensor(ImageOps.exif_transpose(file))
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, DecompressionBombError and more
-        raise ValueError(f"{path}: not a readable image: {error}") from error
-    return transforms.normalize(image, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
-    """Float32 [3, H, W] in [0, 1]."""
-    if image.mode.startswith("I;16") or image.mode == "I":  # "I": what older versions of Pillow made of 16 bit PNGs
-        gray = np.asarray(image).astype(np.float32) / 65535
-        return torch.from_numpy(gray).clamp(0, 1).expand(3, -1, -1)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is not known")
-    return transforms.to_dtype(transforms.pil_to_tensor(image.convert("RGB")), torch.float32, scale=True)
+    """An image file as float32 [3, H, W], ImageNet-normalised. Raises DataError as the reader of data sets."""
+    return normalize(reading.read_image(path))

@@ -84,10 +84,13 @@ def none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def check_limit(limit: int | None) -> None:
-    """Raises ValueError for a number of images below 1: a negative one would count from the end."""
+def check_counts(limit: int | None, workers: int = 0) -> None:
+    """Raises ValueError for a number of images below 1, as a negative one would count from the end, and for less than
+    no workers."""
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, or null for all images, got {limit}")
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
 
 
 def evaluate(
@@ -108,10 +111,10 @@ def evaluate(
     process are left out.
 
     The network is put into eval mode and back. Raises ValueError for labels outside [0, K) that are not 255, and as
-    `check_options` and `check_limit`.
+    `check_options` and `check_counts`.
     """
     check_options(options)
-    check_limit(limit)
+    check_counts(limit, workers)
     count = len(dataset) if limit is None else min(limit, len(dataset))  # type: ignore[arg-type]
     metric = MulticlassConfusionMatrix(num_classes=len(classes), ignore_index=IGNORE_INDEX, validate_args=False)
     training = network.training
