@@ -126,7 +126,7 @@ def write_contact_sheet(
 
     def show(caption: str, image: Tensor, label: Tensor) -> None:
         present.update(label.unique().tolist())
-        image, label = _thumbnail(image, label)
+        image, label = _thumbnail(transforms.to_dtype(image, torch.uint8, scale=True), label)
         captioned.extend([(caption, image), ("label", colorize(label, data.palette))])
 
     for name, dataset in datasets.items():

@@ -28,7 +28,8 @@ def _open(path: Path) -> Image.Image:
             picture.load()
             ImageOps.exif_transpose(picture, in_place=True)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; it was there when the folder was listed") from None
+        why = "a link to what is not there" if path.is_symlink() else "it was there when the folder was listed"
+        raise DataError(f"{path}: no such file; {why}") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, DecompressionBombError and more
         raise DataError(f"{path}: not a readable picture: {str(error) or type(error).__name__}") from error
     return picture
