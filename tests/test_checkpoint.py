@@ -113,9 +113,15 @@ def test_damaged_or_missing_checkpoint_gives_way_to_the_one_before(tmp_path: Pat
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "last.pt", checkpoint())
-    (tmp_path / ".last.pt.abc123.tmp").write_bytes(b"half")
-    remove_leftovers(tmp_path)
-    assert os.listdir(tmp_path) == ["last.pt"]
+    (tmp_path / ".heteroakd-abc123.tmp").write_bytes(b"half")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / ".heteroakd-abc123.tmp").write_bytes(b"half")
+    with atomic_file(tmp_path / "b.png"):  # which another process writes: flock knows files by their opening
+        remove_leftovers(tmp_path)
+        assert len(list(tmp_path.glob(".*.tmp"))) == 1
+    assert sorted(os.listdir(tmp_path)) == ["b.png", "last.pt", "pictures"] and not any(
+        (tmp_path / "pictures").iterdir()
+    )
     remove_leftovers(tmp_path / "nowhere")
 
 

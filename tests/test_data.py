@@ -7,8 +7,9 @@ import pytest
 import torch
 from heteroakd.data import IGNORE_INDEX, DataConfig, DataError, build_data, denormalize
 from heteroakd.data.augmentation import EvalTransform, TrainTransform
-from heteroakd.data.files import LabelValues, pair_files, read_image, read_label_values
+from heteroakd.data.files import pair_files
 from heteroakd.data.folder import read_classes
+from heteroakd.data.reading import LabelValues, read_image, read_label_values
 from heteroakd.data.samples import CachedSource, SegmentationDataset
 from heteroakd.data.street import StreetScenes
 from PIL import Image

@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 from heteroakd.config.groups import EvaluationConfig
-from heteroakd.evaluation.inference import class_scores, pad, predict, whole_logits, window_starts
+from heteroakd.evaluation.inference import (
+    bounded,
+    class_scores,
+    pad,
+    predict,
+    whole_logits,
+    window_bands,
+    window_starts,
+)
 from heteroakd.evaluation.metrics import Evaluation, evaluate
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -155,6 +163,28 @@ def test_overlapping_windows_are_averaged_as_by_hand(size: tuple[int, int]) -> N
     options = EvaluationConfig(window=(height, width), window_stride=(step_y, step_x))
     assert count.min() == 1 and count.max() >= 3
     torch.testing.assert_close(class_scores(tapped, image, options), (total / count).float(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "window"), [((48, 64), (24, 28)), ((37, 50), (16, 24)), ((10, 70), (24, 28))])
+def test_predictions_in_windows_hold_one_row_of_windows_at_a_time(
+    size: tuple[int, int], window: tuple[int, int]
+) -> None:
+    tapped, image = Blurred().eval(), torch.randn(3, *size)
+    options = EvaluationConfig(window=window, window_stride=(11, 20))
+    assert torch.equal(predict(tapped, image, options), class_scores(tapped, image, options).argmax(0))
+    bands = list(window_bands(tapped, image, window, (11, 20)))
+    assert max(band.shape[1] for band in bands) <= window[0] and sum(band.shape[1] for band in bands) == size[0]
+
+
+def test_large_images_are_bounded_by_windows_unless_options_say_otherwise() -> None:
+    """The image of the report: 4032x3024 pixels, of which a network sees at most 1024x1024 at once."""
+    whole, photo = EvaluationConfig(), torch.empty(3, 3024, 4032, device="meta")
+    assert bounded(whole, photo) == EvaluationConfig(window=(1024, 1024))
+    assert bounded(whole, torch.empty(3, 1024, 2048, device="meta")) == whole
+    twice = EvaluationConfig(scales=[0.5, 2.0])
+    assert bounded(twice, torch.empty(3, 512, 1025, device="meta")).window == (1024, 1024)
+    own = EvaluationConfig(window=(4000, 4000))
+    assert bounded(own, photo) == own
 
 
 def test_one_window_and_the_scale_1_are_the_whole_image() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,26 @@ def test_program_for_any_size_says_what_the_checkpoint_says(tmp_path: Path, caps
     assert metadata["classes"][0] == "road" and metadata["stride"] == 32 and metadata["upsampled"]
     assert metadata["mean"] == [0.485, 0.456, 0.406] and metadata["std"] == [0.229, 0.224, 0.225]
     assert metadata["miou"] == 0.25 and metadata["step"] == 7
+    measured = metadata["measured"]
+    assert (measured["data"], measured["part"], measured["window"]) == ("street", "val", None)
     for size in ((64, 96), (160, 64)):
         images = torch.randn(2, 3, *size)
         expected = torch.stack([whole_logits(network, image, align_corners=True) for image in images])
         torch.testing.assert_close(program(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_documented_use_of_an_onnx_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "trainer.md").read_text()
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "InferenceSession(" in block)
+    network = checkpoint(tmp_path / "last.pt", RESNET)
+    assert exported(tmp_path / "last.pt", tmp_path / "student.onnx") == 0
+    random = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    Image.fromarray(random).save(tmp_path / "photo.jpg", quality=95)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    expected = predict(network, read_image(tmp_path / "photo.jpg")).numpy()
+    assert names["labels"].shape == (90, 130) and (names["labels"] == expected).mean() > 0.999
 
 
 def test_onnx_model_says_what_the_checkpoint_says(tmp_path: Path) -> None:

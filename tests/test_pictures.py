@@ -1,10 +1,13 @@
 """Coloured labels, overlays, heat maps and panels."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from heteroakd.evaluation import fonts
+from heteroakd.evaluation.fonts import families_for, font_for
 from heteroakd.evaluation.pictures import NEUTRAL, colorize, heatmap, labelled_class_map, overlay, panel
 from PIL import Image
 
@@ -129,6 +132,31 @@ def test_panel_rows_and_legend(tmp_path: Path):
 def test_panel_of_different_sizes_and_long_captions(tmp_path: Path):
     panel([("a" * 200, pictures(1)[0][1]), ("", pictures(1, (400, 500))[0][1])], tmp_path / "panel.png")
     assert Image.open(tmp_path / "panel.png").height > 400
+
+
+@pytest.mark.parametrize("letters", ["Straße", "δρόμος", "дорога"])
+def test_letters_beyond_ascii_are_no_boxes(letters: str) -> None:
+    font = font_for(letters, 20)
+    boxes = [bytes(font.getmask(letter)) for letter in ("\ue000", *letters)]
+    assert len(set(boxes)) == 1 + len(set(letters))  # a letter that is lacking looks as a private one does
+
+
+def test_letters_that_dejavu_lacks_are_looked_for_on_the_system(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for cached in (fonts._file_for, fonts._warn, font_for, families_for):
+        cached.cache_clear()
+    entry = SimpleNamespace(fname="/nowhere/Han.otf", name="Han", weight=400, style="normal")
+    monkeypatch.setattr(fonts.font_manager.fontManager, "ttflist", [entry])
+    has = fonts._has
+    monkeypatch.setattr(fonts, "_has", lambda file, letters: file == entry.fname or has(file, letters))
+    assert families_for("a 道路") == ["DejaVu Sans", "Han"] and families_for("a") == ["DejaVu Sans"]
+    monkeypatch.setattr(fonts.font_manager.fontManager, "ttflist", [])
+    for letters in ("道", "道"):
+        assert families_for(letters) == ["DejaVu Sans"]
+    assert capsys.readouterr().out.count("no font here has '道'") == 1
+    for cached in (fonts._file_for, fonts._warn, font_for, families_for):
+        cached.cache_clear()
 
 
 def test_panel_errors_leave_nothing_behind(tmp_path: Path):

@@ -92,7 +92,7 @@ def test_broken_pictures_are_named_and_the_others_predicted(
     assert main(arguments) == 1
     printed = capsys.readouterr()
     assert "4 overlays in" in printed.out
-    assert f"3 of 7 images cannot be read; the first: {folder}/b.png: not a readable image" in printed.err
+    assert f"3 of 7 images cannot be read; the first: {folder}/b.png: not a readable picture" in printed.err
     sizes = {}
     for path in output.iterdir():
         with Image.open(path) as opened:
@@ -199,6 +199,92 @@ def test_wrong_options_are_one_message(
 ) -> None:
     assert main([command, "--checkpoint", checkpoint, "--evaluation", options]) == 1
     assert capsys.readouterr().err.startswith(f"heteroakd {command}: error: {message}")
+
+
+def test_images_that_fail_are_named_and_the_others_predicted(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For want of memory, and for a name to which nothing can be added; one of 244 bytes is no trouble."""
+    for name in ("a", "b" * 240, "c" * 251, "d"):
+        picture(tmp_path / f"{name}.png", "RGB")
+    (tmp_path / "e.png").symlink_to("nowhere")
+
+    def short_of_memory(
+        network: torch.nn.Module, image: torch.Tensor, *rest: object, **options: object
+    ) -> torch.Tensor:
+        if not calls:
+            calls.append(1)
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 36700000000 bytes")
+        return predict(network, image, *rest, **options)  # type: ignore[arg-type]
+
+    calls: list[int] = []
+    monkeypatch.setattr("heteroakd.commands.predict.predict", short_of_memory)
+    arguments = ["predict", "--checkpoint", checkpoint, "--images", str(tmp_path), "--labels", "true"]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert f"3 of 5 images failed; the first: {tmp_path / 'a.png'}: DefaultCPUAllocator" in printed.err
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {f"{'b' * 240}.png", f"{'b' * 240}_labels.png", f"{'c' * 251}.png", "d.png", "d_labels.png"}
+
+
+def test_large_images_are_predicted_in_windows_and_a_line_says_so(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("inference.LARGEST_WHOLE", "inference.WINDOW"):
+        monkeypatch.setattr(f"heteroakd.evaluation.{name}", (32, 32))
+    picture(tmp_path / "a.png", "RGB", (70, 45))
+    picture(tmp_path / "b.png", "RGB", (32, 32))
+    arguments = ["predict", "--checkpoint", checkpoint, "--images", str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    arguments += ["--labels", "true", "--evaluation.flip", "false"]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.count("predicted in windows") == 1
+    _, network, _ = load_trained(checkpoint, None, None, "cpu", 1)
+    expected = predict(network, read_image(tmp_path / "a.png"), EvaluationConfig(window=(32, 32)))
+    with Image.open(tmp_path / "out" / "a_labels.png") as labels:
+        np.testing.assert_array_equal(np.asarray(labels), expected.numpy())
+    assert main([*arguments, "--output", str(tmp_path / "out"), "--evaluation.window", "[45,70]"]) == 0
+    assert "predicted in windows" not in capsys.readouterr().out
+
+
+def test_val_pictures_keep_their_names_and_a_folder_is_its_last_checkpoint(checkpoint: str, tmp_path: Path) -> None:
+    saved = load_checkpoint(Path(checkpoint).parent)
+    (tmp_path / "classes.txt").write_text("\n".join(saved.classes))
+    for kind, mode in (("images", "RGB"), ("labels", "L")):
+        for part in ("train", "val"):
+            (tmp_path / kind / part).mkdir(parents=True)
+            values = np.zeros((32, 32, 3) if mode == "RGB" else (32, 32), np.uint8)
+            Image.fromarray(values).save(tmp_path / kind / part / f"{part} 7.png")
+    saved.config["data"] = {**saved.config["data"], "name": "folder", "root": str(tmp_path)}
+    save_checkpoint(tmp_path / "last.pt", saved)
+    assert main(["predict", "--checkpoint", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["val 7.png"]
+
+
+def test_how_miou_was_measured_is_on_record(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--evaluation", "{window: [32, 48], scales: [0.5, 1.0]}", "--output", str(tmp_path / "e.json")]
+    assert main(["evaluate", "--checkpoint", checkpoint, *options]) == 0
+    assert json.loads((tmp_path / "e.json").read_text())["measured"] == {
+        "data": "street", "root": None, "part": "val", "window": [32, 48], "window_stride": [21, 32],
+        "scales": [0.5, 1.0], "flip": True,
+    }  # fmt: skip
+    line = "on the val part of street: windows of 32x48 every 21x32, mean of the scales 0.5, 1, mirrored too"
+    assert line in capsys.readouterr().out
+
+
+def test_numbers_that_a_full_disk_takes_are_an_error(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", "--checkpoint", checkpoint, "--limit", "1", "--output"]
+    with open("/dev/full", "w") as full, monkeypatch.context() as replaced:
+        replaced.setattr("sys.stdout", full)
+        assert main([*arguments, str(tmp_path / "e.json")]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert json.loads((tmp_path / "e.json").read_text())["images"] == 1  # what has a file of its own is kept
+    monkeypatch.setattr("heteroakd.commands.evaluate.evaluate", None)  # nothing is measured for a file that cannot be
+    assert main([*arguments, "/proc/nowhere/e.json"]) == 1
+    assert "/proc/nowhere/e.json: cannot be written there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("labels", ["true", "false"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from heteroakd.report import figures
 from heteroakd.report.figures import Bars, Curve, Matrix, svg
 from heteroakd.report.page import Picture, Section, Table, write_report
 from PIL import Image
@@ -88,7 +89,7 @@ def test_report_is_self_contained(tmp_path: Path):
     page = Page(text)
     assert not re.search(r"https?:|//www|url\((?!#)|@import|<script|<link", text)
     assert page.references and all(
-        reference.startswith(("#", "data:image/png;base64,")) for reference in page.references
+        reference.startswith(("#", "data:image/webp;base64,")) for reference in page.references
     )
     identifiers = set(re.findall(r'id="([^"]*)"', text))
     assert {reference[1:] for reference in page.references if reference.startswith("#")} <= identifiers
@@ -116,7 +117,34 @@ def test_report_shows_everything_once_and_escaped(tmp_path: Path):
 def test_report_holds_the_pictures(tmp_path: Path):
     page = Page(write_sample(tmp_path / "report.html"))
     data = [base64.b64decode(link.split(",")[1]) for link in page.references if link.startswith("data:")]
-    assert data == [png(), png((9, 9, 9)), png((9, 9, 9))]
+    shown, given = ([Image.open(io.BytesIO(one)).convert("RGB") for one in pictures]
+                    for pictures in (data, [png(), png((9, 9, 9)), png((9, 9, 9))]))  # fmt: skip
+    for ours, theirs in zip(shown, given, strict=True):
+        assert ours.size == theirs.size
+        assert max(abs(a - b) for a, b in zip(ours.getpixel((1, 1)), theirs.getpixel((1, 1)), strict=True)) <= 4
+
+
+def test_pictures_are_a_fraction_of_their_pngs(tmp_path: Path):
+    noise = torch.randint(0, 256, (60, 80, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    photo = Image.fromarray(noise.numpy()).resize((640, 480), Image.Resampling.BICUBIC)
+    photo.save(tmp_path / "a.png")
+    pictures = [Picture("a", tmp_path / "a.png")]
+    write_report(tmp_path / "report.html", title="T", introduction="", sections=[Section("P", pictures=pictures)])
+    assert (tmp_path / "report.html").stat().st_size < 0.3 * (tmp_path / "a.png").stat().st_size
+
+
+def test_text_of_diagrams_is_legible_on_a_phone_and_over_no_curve():
+    points = {f"series {number}": [(0.0, 0.0), (1.0, float(number))] for number in range(4)}
+    counts = [[1] * 12] * 12
+    for diagram in (Curve("C", "x", "y", points), Matrix("M", list("abcdefghijkl"), counts)):
+        text = svg(diagram)
+        width = float(re.search(r'viewBox="0 0 ([\d.]+)', text)[1])
+        scales = [float(scale) for scale in re.findall(r"scale\(([\d.]+) -", text)]  # of letters, drawn 100 units high
+        assert scales and 100 * min(scales) * 360 / width > 9.5
+    figure = figures._curve(Curve("C", "x", "y", points))
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_legend() is None
+    assert figure.legends[0].get_window_extent().y0 >= figure.axes[0].get_window_extent().y1
 
 
 def test_report_follows_light_and_dark(tmp_path: Path):

@@ -81,6 +81,16 @@ def test_report_of_a_finished_and_a_cut_off_run(tmp_path: Path, capsys: pytest.C
     assert all(reference.startswith(("#", "data:")) for reference in page.references)
     assert "<script" not in text and "http" not in text.replace("http-equiv", "")
     assert [word for word in words if word.startswith("none, val image")] == ["none, val image 1, step 2"]
+    assert "mIoU on the val part of street: whole images, scale 1." in text
+
+
+def test_a_page_that_cannot_be_written_is_named_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "report_sections", None)
+    run = run_folder(tmp_path / "run")
+    assert main(["report", "--runs", str(run), "--output", "/proc/nowhere/report.html"]) == 1
+    assert "/proc/nowhere/report.html: cannot be written there" in capsys.readouterr().err
 
 
 def test_report_of_a_comparison_averages_over_seeds(tmp_path: Path) -> None:

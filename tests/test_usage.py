@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from heteroakd.cli import build_parser, files_first, main
+from heteroakd.cli import build_parser, files_first, gather_lists, main
 
 
 @pytest.mark.parametrize(
@@ -115,3 +119,54 @@ def test_options_beat_files_wherever_they_stand(tmp_path: Path, separator: str) 
     parsed = build_parser().parse_args(files_first(given)[0]).distill
     assert (parsed.schedule.steps, parsed.schedule.batch_size) == (7, 4)
     assert (parsed.method, parsed.output) == ("kd", "x")
+
+
+def test_lists_need_no_quotes() -> None:
+    given = [
+        "predict",
+        "--images",
+        "a.jpg",
+        "b c.jpg",
+        "--alpha",
+        "0.5",
+        "--seeds=3",
+        "--runs",
+        "[x,y]",
+        "--images",
+        "1",
+    ]
+    assert gather_lists(given) == [
+        "predict", "--images", '["a.jpg", "b c.jpg"]', "--alpha", "0.5", "--seeds", "[3]", "--runs", "[x,y]",
+        "--images", '["1"]',
+    ]  # fmt: skip
+    parsed = build_parser().parse_args(gather_lists(["report", "--runs", "a", "b", "--output", "c.html"]))
+    assert parsed.report.runs == ["a", "b"] and parsed.report.output == "c.html"
+    parsed = build_parser().parse_args(gather_lists(["compare", "--seeds", "1", "2", "--methods", "kd", "none"]))
+    assert parsed.compare.seeds == [1, 2] and parsed.compare.methods == ["kd", "none"]
+    assert build_parser().parse_args(["predict", "--checkpoint", "x"]).predict.images == []
+    with pytest.raises(SystemExit):
+        main(["report", "--runs"])
+
+
+@pytest.mark.parametrize("library", ["jsonargparse", "torch"])
+def test_an_interruption_while_libraries_load_prints_no_traceback(library: str, tmp_path: Path) -> None:
+    (tmp_path / f"{library}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    finished = subprocess.run(
+        [sys.executable, "-m", "heteroakd", "report", "--runs", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert finished.returncode == -signal.SIGINT and finished.stderr == ""
+
+
+def test_a_batch_norm_that_cannot_be_trained_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = "{architecture: deeplabv3, encoder: tu-mobilenetv3_small_050, weights: null}"
+    data = "{crop_size: [32, 32], image_size: [32, 32], train_images: 1, val_images: 1}"
+    runtime = "{device: cpu, threads: 1, tensorboard: false, progress: none, pictures: 0}"
+    arguments = ["teacher", "--model", model, "--data", data, "--runtime", runtime, "--output", str(tmp_path / "run")]
+    assert main([*arguments, "--schedule", "{steps: 1, batch_size: 1}"]) == 1
+    printed = capsys.readouterr().err
+    assert (
+        printed.startswith("heteroakd teacher: error: student.decoder.") and "more than 1 value per channel" in printed
+    )
+    assert "raise schedule.batch_size" in printed

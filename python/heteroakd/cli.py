@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
@@ -44,6 +46,8 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
 """Options and summary of every subcommand; what runs it is imported when it does, so that help and wrong options wait
 for no torch."""
 TRAINING = ("teacher", "distill")
+LISTS: dict[str, Callable[[str], Any]] = {"images": str, "runs": str, "methods": str, "seeds": yaml.safe_load}
+"""Options that are lists, and what their values are."""
 UNKNOWN = re.compile(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'")
 """How the parser says that it does not know an option."""
 
@@ -125,25 +129,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     With HETEROAKD_DEBUG=1 in the environment errors keep their tracebacks.
     """
     parser = build_parser()
-    ordered, files = files_first(sys.argv[1:] if arguments is None else arguments)
+    ordered, files = files_first(gather_lists(sys.argv[1:] if arguments is None else arguments))
     for file in files:
         if problem := config_problem(Path(file)):
             parser.error(f"--config {file}: {problem}")
     try:
         parsed = parser.parse_args(ordered)
-    except ValueError as error:  # of a group's file
+        name = parsed.command
+        config_class, _ = COMMANDS[name]
+        for field in dataclasses.fields(config_class):
+            if dataclasses.is_dataclass(field.default_factory) and not isinstance(parsed[name][field.name], Namespace):
+                parser.error(f"{field.name} must be a group of options, got {parsed[name][field.name]!r}")
+        options = parser.instantiate(parsed)[name]
+        config = config_class(**{field.name: options[field.name] for field in dataclasses.fields(config_class)})
+    except ValueError as error:
         parser.error(str(error))
-    name = parsed.command
-    config_class, _ = COMMANDS[name]
-    for field in dataclasses.fields(config_class):
-        if dataclasses.is_dataclass(field.default_factory) and not isinstance(parsed[name][field.name], Namespace):
-            parser.error(f"{field.name} must be a group of options, got {parsed[name][field.name]!r}")
+    flags = {flag: options[flag] for flag in ("resume", "overwrite", "resume_or_start") if name in TRAINING}
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own networks are named by import path
     try:
-        options = parser.instantiate(parsed)[name]
-        config = config_class(**{field.name: options[field.name] for field in dataclasses.fields(config_class)})
-        flags = {flag: options[flag] for flag in ("resume", "overwrite", "resume_or_start") if name in TRAINING}
         _run(name, config, flags)
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         if os.environ.get("HETEROAKD_DEBUG") == "1":
@@ -158,6 +162,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with reader_may_leave(sys.stderr):
         print(f"heteroakd {name}: {text}", file=sys.stderr, flush=True)
     return status
+
+
+def gather_lists(arguments: Sequence[str]) -> list[str]:
+    """The arguments with what follows an option of LISTS, as a shell spells out *.jpg, made one list of YAML."""
+    gathered: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and name in LISTS:
+            values = [value] if equals else []
+            while not equals and remaining and not remaining[0].startswith("--"):
+                values.append(remaining.pop(0))
+            if len(values) > 1 or (values and values[0] != "null" and not values[0].startswith("[")):
+                values = [json.dumps([LISTS[name](value) for value in values])]
+            gathered += [f"--{name}", *values]
+        else:
+            gathered.append(argument)
+    return gathered
 
 
 def files_first(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -205,4 +228,6 @@ def _run(name: str, config: Any, flags: dict[str, bool]) -> None:
     """`heteroakd NAME` is the function run_NAME of heteroakd.commands.NAME, or of `train`."""
     place = name.replace("-", "_")
     module = importlib.import_module(f"heteroakd.commands.{'train' if name in TRAINING else place}")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see __main__
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     getattr(module, f"run_{place}")(config, **flags)

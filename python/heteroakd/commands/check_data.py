@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from heteroakd.config.commands import CheckDataRun
 from heteroakd.data import IGNORE_INDEX, DataConfig, DataError, SegmentationData, build_data, denormalize
-from heteroakd.data.files import FileSource
 from heteroakd.data.published import PUBLISHED
+from heteroakd.data.reading import FileSource
 from heteroakd.data.samples import SegmentationDataset, Source
+from heteroakd.data.survey import PartReport, Readings, meaningless, nowhere, warnings
+from heteroakd.evaluation.metrics import check_counts
 from heteroakd.evaluation.pictures import NEUTRAL, colorize, panel
 from heteroakd.system.files import write_text
 
@@ -28,110 +30,51 @@ REPORT, SHEET = "check.json", "contact_sheet.png"
 SHEET_COLUMNS = 4  # two samples a row, each beside its label
 THUMBNAIL_WIDTH = 288
 SIZES_SHOWN = 3
-BROKEN_KEPT = 20
-
-
-class Reading(NamedTuple):
-    """What one pair of files holds, or why it cannot be read."""
-
-    size: str = ""
-    """WIDTHxHEIGHT."""
-    counts: tuple[int, ...] = ()
-    """Pixels of each of the K classes, and last those that are ignored."""
-    error: str | None = None
-    """What is broken, naming the file."""
-
-
-class Readings(Dataset[Reading]):
-    """The pictures of a source as what is counted of them; broken ones too, where the source raises DataError."""
-
-    def __init__(self, source: Source, num_classes: int, limit: int | None) -> None:
-        self.source = source
-        self.num_classes = num_classes
-        self.count = len(source) if limit is None else min(limit, len(source))
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Reading:
-        try:
-            _, label = self.source[index]
-        except DataError as error:
-            return Reading(error=str(error))
-        counts = torch.bincount(label.flatten(), minlength=IGNORE_INDEX + 1).tolist()
-        return Reading(f"{label.shape[1]}x{label.shape[0]}", (*counts[: self.num_classes], counts[IGNORE_INDEX]))
-
-
-class PartReport:
-    """What was counted over one part of a data set: `pairs` of files, `published` as many where it is a public set, and
-    of the `read` ones `broken`, the first `errors`, images by `sizes`, and by class, and last for what is ignored,
-    `pixels` and `images` that hold it."""
-
-    def __init__(
-        self, pairs: int, published: int | None, classes: tuple[str, ...], readings: Iterable[Reading]
-    ) -> None:
-        self.pairs, self.published, self.classes = pairs, published, classes
-        self.read, self.broken, self.errors = 0, 0, list[str]()
-        self.sizes = Counter[str]()
-        self.pixels, self.images = ([0] * (len(classes) + 1) for _ in range(2))
-        for reading in readings:
-            self.read += 1
-            if reading.error is not None:
-                self.broken += 1
-                self.errors += [reading.error] if len(self.errors) < BROKEN_KEPT else []
-                continue
-            self.sizes[reading.size] += 1
-            for index, count in enumerate(reading.counts):
-                self.pixels[index] += count
-                self.images[index] += count > 0
-        self.ignored_share = self.pixels[-1] / max(1, sum(self.pixels))
-
-    def share(self, index: int) -> float:
-        """Share of the labelled pixels that are of the class."""
-        return self.pixels[index] / max(1, sum(self.pixels[:-1]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-compatible."""
-        by_class = {name: dict(zip(self.classes, getattr(self, name), strict=False)) for name in ("pixels", "images")}
-        return {**vars(self), "sizes": dict(self.sizes.most_common()), **by_class}
 
 
 def run_check_data(config: CheckDataRun) -> dict[str, PartReport]:
     """Read the data set once; write check.json and contact_sheet.png into `config.output`, print both's essence.
 
     Returns what was counted by part. Raises DataError, naming the first of them, where files are missing or broken:
-    missing ones at once, broken ones after everything else has been counted and written.
+    missing ones at once, broken ones after everything else has been counted and written; and where no training on the
+    set could mean anything.
     """
-    for name, least in (("samples", 0), ("workers", 0), ("limit", 1)):
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    check_counts(config.limit, config.workers)
+    if config.samples < 0:
+        raise ValueError(f"samples must be at least 0, got {config.samples}")
     # Without the cache: every picture is needed once.
     data = build_data(replace(config.data, cache=False))
     output = Path(config.output.replace("{name}", _name_of_set(config.data)))
     published = PUBLISHED[config.data.name].images if config.data.name in PUBLISHED else {}
     reports = {}
     for name, part in parts(config, data).items():
-        readings = Readings(part.source, len(data.classes), config.limit)
+        count = len(part) if config.limit is None else min(config.limit, len(part))
+        readings = Readings(part.source, len(data.classes), range(count))
         # torch's own collation would make lists of the tuples.
         loader = DataLoader(readings, batch_size=None, num_workers=config.workers, collate_fn=_as_it_is)
         shown = tqdm(loader, name, len(readings), unit="pair", disable=None)
         reports[name] = PartReport(len(part), published.get(name), data.classes, shown)
+    found = warnings(reports, complete=config.limit is None) if config.data.name == "folder" else []
     summary = {
         "data": config.data.name,
         "root": config.data.root,
         "parts": {name: report.to_dict() for name, report in reports.items()},
+        "warnings": found,
     }
     write_text(output / REPORT, json.dumps(summary, indent=2) + "\n")
     print("\n".join(_text(config, data, reports)))
     if config.samples and write_contact_sheet(output / SHEET, parts(config, data), data, config.samples):
         print(f"samples: {output / SHEET}")
     print(f"all numbers: {output / REPORT}", flush=True)
+    for text in found:
+        print(f"warning: {text}", file=sys.stderr, flush=True)
     broken = sum(report.broken for report in reports.values())
     if broken:
         first = next(report.errors[0] for report in reports.values() if report.errors)
         read = sum(report.read for report in reports.values())
         raise DataError(f"{broken} of {read} pairs are broken; the first: {first}")
+    if problem := meaningless(reports):
+        raise DataError(problem)
     return reports
 
 
@@ -169,9 +112,8 @@ def _text(config: CheckDataRun, data: SegmentationData, reports: dict[str, PartR
     for index, class_name in enumerate(data.classes):
         cells = (f"  {100 * report.share(index):11.3f} %  {report.images[index]:7d}" for report in reports.values())
         yield f"{class_name:<{width}}" + "".join(cells)
-    nowhere = [name for index, name in enumerate(data.classes) if not any(r.images[index] for r in reports.values())]
-    if nowhere:
-        yield f"labelled nowhere: {', '.join(nowhere)}"
+    if absent := nowhere(reports):
+        yield f"labelled nowhere: {', '.join(absent)}"
 
 
 def write_contact_sheet(
@@ -184,7 +126,7 @@ def write_contact_sheet(
 
     def show(caption: str, image: Tensor, label: Tensor) -> None:
         present.update(label.unique().tolist())
-        image, label = _thumbnail(image, label)
+        image, label = _thumbnail(transforms.to_dtype(image, torch.uint8, scale=True), label)
         captioned.extend([(caption, image), ("label", colorize(label, data.palette))])
 
     for name, dataset in datasets.items():

@@ -13,21 +13,32 @@ from torch import nn
 from heteroakd.commands.projections import measure_projections, projections_table, run_with_projectors
 from heteroakd.config.commands import DistillRun, EvaluateRun
 from heteroakd.data import SegmentationData
-from heteroakd.evaluation.metrics import Evaluation, evaluate_maps
+from heteroakd.evaluation.metrics import Evaluation, Measured, evaluate_maps
 from heteroakd.system.distributed import choose_device, on_main, process_group, say
-from heteroakd.system.files import write_text
-from heteroakd.training.trained import check_trusted, choose_evaluation, load_teacher, load_trained, saved_loss
+from heteroakd.system.files import check_writable, write_text
+from heteroakd.training.trained import (
+    check_trusted,
+    choose_evaluation,
+    load_teacher,
+    load_trained,
+    saved_data,
+    saved_loss,
+)
 
 
 def run_evaluate(config: EvaluateRun) -> Evaluation:
     """`heteroakd evaluate`: print IoU per class and mIoU of a checkpoint on a val set."""
+    if config.output is not None:
+        check_writable(Path(config.output))
     with process_group(choose_device(config.device, config.threads)):
         checkpoint, network, data = load_trained(config, config.device, config.data)
+        options = choose_evaluation(config.evaluation, checkpoint)
+        measured = Measured.of(saved_data(config.checkpoint, checkpoint, config.root, config.data), options)
         measure = partial(
             evaluate_maps,
             dataset=data.val,
             classes=data.classes,
-            options=choose_evaluation(config.evaluation, checkpoint),
+            options=options,
             limit=config.limit,
             workers=config.workers,
             align_corners=saved_loss(checkpoint).logits_align_corners,
@@ -40,13 +51,14 @@ def run_evaluate(config: EvaluateRun) -> Evaluation:
             evaluation, projected = measure_projections(run, config.checkpoint, checkpoint, network, *teacher, measure)
         else:
             (evaluation,) = measure(network, 1)
-        say(evaluation.table())
-        numbers = _numbers(evaluation)
+        lines = [evaluation.table(), str(measured)]
+        numbers = {**_numbers(evaluation), "measured": measured._asdict()}
         if projected:
-            say(projections_table(evaluation, projected))
+            lines.append(projections_table(evaluation, projected))
             numbers["projections"] = {name: _numbers(each) for name, each in projected.items()}
         if config.output is not None:
             on_main(partial(write_text, Path(config.output), json.dumps(numbers, indent=2) + "\n"))
+        say("\n".join(lines), needed=True)
     return evaluation
 
 

@@ -22,12 +22,12 @@ from hetero_kernels.taps import output_logits
 from heteroakd.commands.predict import read_image
 from heteroakd.config.commands import ExportRun
 from heteroakd.data.samples import IMAGENET_MEAN, IMAGENET_STD
-from heteroakd.evaluation.metrics import none_if_nan
+from heteroakd.evaluation.metrics import Measured, none_if_nan
 from heteroakd.networks.pretrained import MissingPackageError
 from heteroakd.networks.shapes import stride_of
 from heteroakd.system.files import atomic_file
 from heteroakd.training.checkpoint import Checkpoint
-from heteroakd.training.trained import load_network, load_trained, saved_loss
+from heteroakd.training.trained import choose_evaluation, load_network, load_trained, saved_data, saved_loss
 
 METADATA = "heteroakd.json"
 """Name of the extra file of a .pt2 that holds the metadata."""
@@ -266,6 +266,7 @@ def describe_export(
     images: Tensor,
 ) -> dict[str, Any]:
     """What a program that uses the file must know; JSON-compatible."""
+    measured = Measured.of(saved_data(config.checkpoint, checkpoint, None), choose_evaluation(None, checkpoint))
     return {
         "format": "heteroakd export",
         "version": 1,
@@ -283,5 +284,6 @@ def describe_export(
         "network": checkpoint.model,
         "step": checkpoint.step,
         "miou": none_if_nan(checkpoint.metrics["miou"]),
+        "measured": measured._replace(root=None)._asdict(),
         "torch": str(torch.__version__),
     }

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from heteroakd.config.commands import PredictRun
-from heteroakd.data import class_palette, denormalize
-from heteroakd.data.files import IMAGE_SUFFIXES
-from heteroakd.data.samples import IMAGENET_MEAN, IMAGENET_STD, SegmentationDataset
-from heteroakd.evaluation.inference import check_options, predict
-from heteroakd.evaluation.metrics import check_limit
+from heteroakd.data import class_palette, denormalize, reading
+from heteroakd.data.files import IMAGE_SUFFIXES, DataError
+from heteroakd.data.reading import FileSource
+from heteroakd.data.samples import SegmentationDataset, normalize
+from heteroakd.evaluation.inference import LARGEST_WHOLE, WINDOW, bounded, check_options, predict
+from heteroakd.evaluation.metrics import check_counts
 from heteroakd.evaluation.pictures import overlay
-from heteroakd.system.files import atomic_file
+from heteroakd.system.distributed import say
+from heteroakd.system.files import atomic_file, remove_leftovers
 from heteroakd.training.trained import choose_evaluation, load_network, load_trained, saved_data, saved_loss
 
 LABEL_ENDING = "_labels"
@@ -29,12 +29,13 @@ LARGEST_INDEX = 255  # of an 8 bit PNG
 def run_predict(config: PredictRun) -> list[Path]:
     """Write one overlay PNG per image into `config.output`, and its label PNG where asked; returns the overlays' paths.
 
-    Raises ValueError for wrong options at once, and, naming the first, for image files that cannot be read after all
-    others have been predicted.
+    Images of more pixels than LARGEST_WHOLE are predicted in windows, unless the options say otherwise, and a line says
+    so. Raises ValueError for wrong options at once, and, naming the first, for images that failed after all others have
+    been predicted.
     """
     if not 0 <= config.alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {config.alpha}")
-    check_limit(config.limit)
+    check_counts(config.limit)
     val: SegmentationDataset | None = None
     if config.images:  # the data set need not be here
         checkpoint, network = load_network(config, config.device)
@@ -48,30 +49,46 @@ def run_predict(config: PredictRun) -> list[Path]:
     check_options(options)
     align_corners = saved_loss(checkpoint).logits_align_corners
     written: list[Path] = []
-    broken: list[str] = []
+    failed: list[Exception] = []
     images = _images(config, val)
     if config.limit is not None:
         images = images[: config.limit]
     if val is None:
-        _keep_sources(config, [(name, Path(source)) for name, source in images])
+        _keep_sources(config, [(name, source) for name, source in images if isinstance(source, Path)])
+    remove_leftovers(Path(config.output))
+    told = False
     for name, source in tqdm(images, "predicting", unit="image", disable=None):
         try:
-            image = read_image(source) if val is None else val[int(source)][0]
-        except ValueError as error:
-            broken.append(str(error))
+            image = val[source][0] if val is not None and isinstance(source, int) else read_image(Path(source))
+            chosen = bounded(options, image)
+            if chosen != options and not told:
+                say(_in_windows(name, image))
+                told = True
+            classes = predict(network, image, chosen, align_corners=align_corners).cpu()
+            picture = overlay(denormalize(image), classes, palette, alpha=config.alpha)
+            path = Path(config.output) / f"{name}.png"
+            with atomic_file(path) as file:
+                Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, format="PNG")
+            if config.labels:
+                write_labels(path.with_name(f"{name}{LABEL_ENDING}.png"), classes, palette)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:  # torch says RuntimeError for want of memory
+            named = isinstance(error, (DataError, OSError))
+            failed.append(error if named else RuntimeError(f"{source}: {str(error) or type(error).__name__}"))
             continue
-        classes = predict(network, image, options, align_corners=align_corners).cpu()
-        picture = overlay(denormalize(image), classes, palette, alpha=config.alpha)
-        path = Path(config.output) / f"{name}.png"
-        with atomic_file(path) as file:
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, format="PNG")
-        if config.labels:
-            write_labels(path.with_name(f"{name}{LABEL_ENDING}.png"), classes, palette)
         written.append(path)
     print(f"{len(written)} overlays in {config.output}", flush=True)
-    if broken:
-        raise ValueError(f"{len(broken)} of {len(images)} images cannot be read; the first: {broken[0]}")
+    if failed:
+        what = "cannot be read" if all(isinstance(error, DataError) for error in failed) else "failed"
+        raise ValueError(f"{len(failed)} of {len(images)} images {what}; the first: {failed[0]}")
     return written
+
+
+def _in_windows(name: str, image: Tensor) -> str:
+    largest, window = ("x".join(map(str, size)) for size in (LARGEST_WHOLE, WINDOW))
+    return (
+        f"{name}: images of more pixels than {largest} are predicted in windows of {window}, for want of memory; "
+        "--evaluation.window says otherwise, one as large as the images: whole"
+    )
 
 
 def write_labels(path: Path, labels: Tensor, palette: Tensor) -> None:
@@ -83,12 +100,14 @@ def write_labels(path: Path, labels: Tensor, palette: Tensor) -> None:
         indexed.save(file, format="PNG")
 
 
-def _images(config: PredictRun, val: SegmentationDataset | None) -> list[tuple[str, Path | str]]:
+def _images(config: PredictRun, val: SegmentationDataset | None) -> list[tuple[str, Path | int]]:
     """Names for the PNGs, and image files or indices of val images."""
-    if val is not None:
-        return [(f"val_{index:04d}", str(index)) for index in range(len(val))]
-    files = image_files(config.images)
-    return list(zip(_names(files), files, strict=True))
+    if val is None:
+        files = image_files(config.images)
+        return list(zip(_names(files), files, strict=True))
+    if isinstance(val.source, FileSource):
+        return list(zip(_names([pair.image for pair in val.source.pairs]), range(len(val)), strict=True))
+    return [(f"val_{index:04d}", index) for index in range(len(val))]
 
 
 def _keep_sources(config: PredictRun, images: list[tuple[str, Path]]) -> None:
@@ -100,7 +119,7 @@ def _keep_sources(config: PredictRun, images: list[tuple[str, Path]]) -> None:
             raise ValueError(f"{path} is one of the images and would be replaced: output must be another folder")
 
 
-def _names(files: list[Path]) -> Iterator[str]:
+def _names(files: Sequence[Path]) -> Iterator[str]:
     """The files' stems, numbered where another file, or the labels of one, have the same."""
     taken: set[str] = set()
     for path in files:
@@ -123,7 +142,7 @@ def image_files(paths: list[str]) -> list[Path]:
             found = sorted(
                 file
                 for file in path.iterdir()
-                if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+                if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and not file.is_dir()
             )
             if not found:
                 raise ValueError(f"{path}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in this folder")
@@ -136,22 +155,5 @@ def image_files(paths: list[str]) -> list[Path]:
 
 
 def read_image(path: Path) -> Tensor:
-    """An image file as float32 [3, H, W], ImageNet-normalised: gray becomes RGB, transparency is dropped, 16 bit gray
-    is scaled by its type's range, cameras' orientation marks are followed. Raises ValueError, naming it, where it is
-    no readable image."""
-    try:
-        with Image.open(path) as file:
-            image = _to_tensor(ImageOps.exif_transpose(file))
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, DecompressionBombError and more
-        raise ValueError(f"{path}: not a readable image: {error}") from error
-    return transforms.normalize(image, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
-    """Float32 [3, H, W] in [0, 1]."""
-    if image.mode.startswith("I;16") or image.mode == "I":  # "I": what older versions of Pillow made of 16 bit PNGs
-        gray = np.asarray(image).astype(np.float32) / 65535
-        return torch.from_numpy(gray).clamp(0, 1).expand(3, -1, -1)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is not known")
-    return transforms.to_dtype(transforms.pil_to_tensor(image.convert("RGB")), torch.float32, scale=True)
+    """An image file as float32 [3, H, W], ImageNet-normalised. Raises DataError as the reader of data sets."""
+    return normalize(reading.read_image(path))

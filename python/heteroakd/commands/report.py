@@ -11,13 +11,15 @@ import torch
 
 from heteroakd.commands.compare import percent
 from heteroakd.config.commands import ReportRun
+from heteroakd.config.groups import DataConfig, EvaluationConfig, from_dict
+from heteroakd.evaluation.metrics import Measured
 from heteroakd.evaluation.pictures import heatmap, panel
 from heteroakd.evaluation.visualize import load_maps
 from heteroakd.methods import TERMS
 from heteroakd.report.figures import Bars, Curve, Matrix
 from heteroakd.report.page import Picture, Section, Table, write_report
 from heteroakd.report.read_runs import Group, read_groups
-from heteroakd.system.files import REPORT
+from heteroakd.system.files import REPORT, check_writable
 
 STEPS_SHOWN = 6  # maps in a row
 BRIGHTEST = 0.99  # quantile of the weights that gets the brightest colour: a few pixels are far above the rest
@@ -33,10 +35,12 @@ TRUST_EXPLAINED = (
 def run_report(config: ReportRun) -> Path:
     """Write `config.output` (report.html in the first folder, unless it is given); returns the page's path.
 
-    Raises ValueError, naming it, for a folder without a run or with files that cannot be read.
+    Raises ValueError, naming it, for a folder without a run or with files that cannot be read, and at once where the
+    page cannot be written.
     """
     groups, comparisons = read_groups(config.runs)
     path = Path(config.runs[0]) / REPORT if config.output is None else Path(config.output)
+    check_writable(path)
     sections = report_sections(groups)
     write_report(
         path,
@@ -64,11 +68,16 @@ def _introduction(groups: Sequence[Group]) -> str:
         height, width = data["crop_size"]
         lines.append(
             f"{group.name}: {run.method}, {data['name']}, {schedule['steps']} steps of {schedule['batch_size']} crops "
-            f"of {height}x{width}, seed {seeds}{where}."
+            f"of {height}x{width}, seed {seeds}{where}; mIoU {_measured(run.config)}."
         )
     if any(len(group.runs) > 1 for group in groups):
         lines.append("Curves, classes and confusion matrices are means over the seeds; pictures are of the first seed.")
     return "\n\n".join(lines)
+
+
+def _measured(config: dict[str, Any]) -> str:
+    data = from_dict(DataConfig, config["data"], "the run's data")
+    return str(Measured.of(data, from_dict(EvaluationConfig, config["evaluation"], "the run's evaluation")))
 
 
 def _runs(groups: Sequence[Group]) -> Table:

@@ -15,6 +15,7 @@ from heteroakd.commands.recipe import recipe
 from heteroakd.config.commands import DistillRun, TeacherRun, fill_names
 from heteroakd.config.groups import LossConfig, ModelConfig
 from heteroakd.data import build_data
+from heteroakd.data.survey import look
 from heteroakd.evaluation.metrics import Evaluation
 from heteroakd.methods import LABELS_ALONE, Taps, build_distiller, method_named
 from heteroakd.networks.shapes import probe, tap_paths
@@ -62,6 +63,8 @@ def _build_run(config: TeacherRun | DistillRun, device: torch.device, start: _St
         kind, model, method = "teacher", config.model, LABELS_ALONE
     backend = select_backend(config.loss, device)
     data = build_data(config.data)
+    for warning in on_main(partial(look, data)) if config.data.name == "folder" else ():
+        say(f"warning: {warning}")
     num_classes, crop_size = len(data.classes), config.data.crop_size
     teacher: nn.Module | None = None
     teacher_tap: list[str] = []

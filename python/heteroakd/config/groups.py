@@ -11,78 +11,13 @@ from typing import Any, Literal, TypeVar
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from heteroakd.config.data import DataConfig as DataConfig
 from heteroakd.config.options import Options
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 Method = Literal["none", "kd", "cwd", "heteroakd", "heteroakd_no_kmm", "heteroakd_no_kem"]
-DataName = Literal["street", "cityscapes", "voc", "voc_aug", "ade20k", "coco_stuff", "camvid", "folder"]
 ConfigClass = TypeVar("ConfigClass")
-
-
-@dataclass
-class DataConfig(Options):
-    """Data set and augmentation of a run.
-
-    Raises ValueError, naming the field, for sizes, counts, ranges and probabilities that make no sense.
-    """
-
-    name: DataName = "street"
-    """Data set: "street" (procedural, built in, no files), a public one as it is downloaded, or "folder" for one of
-    your own; docs/trainer.md says what lies where."""
-    root: str | None = None
-    """Folder that holds the data set; required by all but "street"."""
-    crop_size: tuple[int, int] = (128, 192)
-    """Height and width of the training crops, in pixels."""
-    scale_range: tuple[float, float] = (0.5, 2.0)
-    """Smallest and largest factor by which a training image is resized before it is cropped."""
-    scale_step: float = 0.1
-    """Spacing of the factors within `scale_range`; 0 draws them continuously."""
-    flip_probability: float = 0.5
-    """Probability of mirroring a training image left to right."""
-    augment: bool = True
-    """Random scale, crop and mirror. false: the middle of every training image at its own size, padded where it is
-    smaller than `crop_size`."""
-    image_size: tuple[int, int] = (128, 192)
-    """Height and width of the images that "street" generates, in pixels."""
-    train_images: int = 480
-    """Number of training images that "street" generates."""
-    val_images: int = 96
-    """Number of validation images that "street" generates."""
-    seed: int = 0
-    """Seed of the scenes of "street"; the randomness of the augmentation is torch's own."""
-    evaluation_part: Literal["val", "test"] = "val"
-    """Part to evaluate on; "test" for "camvid" only, whose published results are on it: no other set publishes its
-    test labels."""
-    cache: bool = False
-    """Keep decoded training images in memory ("street" always keeps its own); every worker process has a cache of
-    its own, so that this is for small sets."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.name == "street":
-            self.refuse_unused("by the data set 'street', which has no files (name says which set is)", "root")
-        else:
-            self.refuse_unused(
-                f"by the data set {self.name!r}, only by 'street'", "image_size", "train_images", "val_images", "seed"
-            )
-        if not self.augment:
-            self.refuse_unused("where augment is false", "scale_range", "scale_step", "flip_probability")
-        if self.evaluation_part == "test" and self.name != "camvid":
-            raise ValueError(f"evaluation_part must be 'val' for the data set {self.name!r}, got 'test'")
-        for name in ("crop_size", "image_size"):
-            value = getattr(self, name)
-            if len(value) != 2 or min(value) < 1:
-                raise ValueError(f"{name} must be a (height, width) of at least 1 pixel each, got {value}")
-        if min(self.image_size) < 32:
-            raise ValueError(f"image_size must be at least (32, 32), got {self.image_size}")
-        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
-            raise ValueError(f"scale_range must be 0 < smallest <= largest, got {self.scale_range}")
-        if not 0 <= self.flip_probability <= 1:
-            raise ValueError(f"flip_probability must lie in [0, 1], got {self.flip_probability}")
-        for name, least in (("scale_step", 0), ("seed", 0), ("train_images", 1), ("val_images", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass

@@ -66,7 +66,7 @@ def build_data(config: DataConfig) -> SegmentationData:
             train, val = published.source(root, "train"), published.source(root, config.evaluation_part)
         elif config.name == "folder":
             classes, colours = folder.read_classes(root / "classes.txt")
-            train, val = (folder.folder_source(root, part, len(classes)) for part in ("train", "val"))
+            train, val = (folder.folder_source(config, part, colours) for part in ("train", config.evaluation_part))
         else:
             names = ", ".join(map(repr, ("street", "folder", *PUBLISHED)))
             raise ValueError(f"name must be one of {names}, got {config.name!r}")

@@ -3,6 +3,7 @@
 All randomness is drawn from torch's default generator, which a DataLoader seeds in every worker.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,10 @@ from torchvision.transforms.v2 import functional as F
 
 from heteroakd.data.samples import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, Sample
 
-_MEAN_COLOUR = [round(255 * mean) for mean in IMAGENET_MEAN]  # what is padded is 0 after normalisation
+_MEAN_COLOUR: dict[torch.dtype, list[float]] = {  # what is padded is 0 after normalisation
+    torch.uint8: [round(255 * mean) for mean in IMAGENET_MEAN],
+    torch.float32: list(IMAGENET_MEAN),
+}
 
 
 class RandomRescale(v2.Transform):
@@ -54,13 +58,14 @@ def _normalisation() -> list[v2.Transform]:
 
 
 class _Transform:
-    """Apply a torchvision transform to an image, uint8 [3, H, W], and its label, uint8 [H, W], together."""
+    """Apply torchvision's transforms to an image, [3, H, W] of uint8 or float32 in [0, 1], and its label, uint8 [H, W],
+    together; `steps` makes them from the colour that pads."""
 
-    def __init__(self, *steps: v2.Transform) -> None:
-        self.steps = v2.Compose([*steps, *_normalisation()])
+    def __init__(self, steps: Callable[[list[float]], Sequence[v2.Transform]] = lambda fill: ()) -> None:
+        self.steps = {dtype: v2.Compose([*steps(fill), *_normalisation()]) for dtype, fill in _MEAN_COLOUR.items()}
 
     def __call__(self, image: Tensor, label: Tensor) -> Sample:
-        image, label = self.steps(tv_tensors.Image(image), tv_tensors.Mask(label))
+        image, label = self.steps[image.dtype](tv_tensors.Image(image), tv_tensors.Mask(label))
         return image.as_subclass(Tensor).contiguous(), label.as_subclass(Tensor).contiguous()
 
 
@@ -77,24 +82,28 @@ class TrainTransform(_Transform):
         scale_step: float = 0.1,
         flip_probability: float = 0.5,
     ) -> None:
-        fill: dict[Any, Any] = {tv_tensors.Image: _MEAN_COLOUR, tv_tensors.Mask: IGNORE_INDEX}
-        super().__init__(
-            RandomRescale(scale_range, scale_step),
-            v2.RandomCrop(crop_size, pad_if_needed=True, fill=fill),
-            v2.RandomHorizontalFlip(flip_probability),
-        )
+        def steps(fill: list[float]) -> Sequence[v2.Transform]:
+            fills: dict[Any, Any] = {tv_tensors.Image: fill, tv_tensors.Mask: IGNORE_INDEX}
+            return (
+                RandomRescale(scale_range, scale_step),
+                v2.RandomCrop(crop_size, pad_if_needed=True, fill=fills),
+                v2.RandomHorizontalFlip(flip_probability),
+            )
+
+        super().__init__(steps)
 
 
 class _MiddleCrop(v2.Transform):
     """The middle (H, W) of image and mask, padded at the right and bottom where they are smaller."""
 
-    def __init__(self, size: tuple[int, int]) -> None:
+    def __init__(self, size: tuple[int, int], fill: list[float]) -> None:
         super().__init__()
         self.size = size
+        self.fill = fill
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         height, width = F.get_size(inpt)
-        fill = IGNORE_INDEX if isinstance(inpt, tv_tensors.Mask) else _MEAN_COLOUR
+        fill = IGNORE_INDEX if isinstance(inpt, tv_tensors.Mask) else self.fill
         missing = [max(0, self.size[1] - width), max(0, self.size[0] - height)]
         return F.center_crop(F.pad(inpt, [0, 0, *missing], fill=fill), list(self.size))
 
@@ -103,7 +112,7 @@ class FixedTransform(_Transform):
     """Nothing random: the middle `crop_size` (H, W) of an image at its own size, padded as `TrainTransform` does."""
 
     def __init__(self, crop_size: tuple[int, int]) -> None:
-        super().__init__(_MiddleCrop(crop_size))
+        super().__init__(lambda fill: [_MiddleCrop(crop_size, fill)])
 
 
 class EvalTransform(_Transform):

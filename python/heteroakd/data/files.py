@@ -1,21 +1,14 @@
-"""Pairs of image and label files: finding them, reading them, and saying what is wrong with them."""
+"""Pairs of image and label files: finding them, and saying what is wrong with them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
-
-from heteroakd.data.samples import IGNORE_INDEX
+from typing import NamedTuple
+from unicodedata import normalize
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-_LABEL_MODES = ("1", "L", "P", "I", "I;16")
-_WRONG = -1
+LABEL_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff")
+"""Of formats that keep every value."""
 
 
 class DataError(ValueError):
@@ -36,22 +29,39 @@ def need_folder(folder: Path, origin: str) -> Path:
     return folder
 
 
-def find_files(folder: Path, suffixes: Sequence[str], ending: str = "", skip: str | None = None) -> dict[str, Path]:
-    """Files of a folder by key, sorted: the name without its suffix, which is one of `suffixes`, and without
-    `ending`, which all must have to be found; names that end with `skip` are passed over.
+def files_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+    """Files with one of `suffixes` in a folder and its subfolders, linked ones too; what begins with a dot is not
+    looked at: macOS leaves "._name.png" beside "name.png". Raises DataError for a dead link."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [name for name in folders if not name.startswith(".") and real not in seen]
+        for name in names if real not in seen else ():
+            path = Path(place, name)
+            if path.suffix.lower() not in suffixes or name.startswith("."):
+                continue
+            if path.is_symlink() and not path.exists():
+                raise DataError(f"{path}: a dead link, to {os.readlink(path)}; expected a link to a file, or none")
+            yield path
+        seen.add(real)
 
-    Raises DataError for a folder that is missing or holds none, and for two files of one key.
+
+def find_files(
+    folder: Path, suffixes: Sequence[str], ending: str = "", skip: str | None = None, *, but: Collection[Path] = ()
+) -> dict[str, Path]:
+    """Files of a folder and its subfolders by key, sorted: the path in it without its suffix, which is one of
+    `suffixes`, and without `ending`, which all must have to be found; names that end with `skip`, and the files
+    `but`, are passed over. Keys are in Unicode's composed form (NFC), however the file system spells them.
+
+    Raises DataError for a folder that is missing or holds none, for a dead link and for two files of one key.
     """
     expected = f"{', '.join(ending + suffix for suffix in suffixes)} files"
     need_folder(folder, f"one with {expected}")
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        # Dot files are not pictures, whatever their suffix: macOS leaves "._name.png" beside "name.png".
-        if path.suffix.lower() not in suffixes or path.name.startswith(".") or not path.stem.endswith(ending):
+    for path in sorted(files_below(folder, suffixes)):
+        if not path.stem.endswith(ending) or (skip is not None and path.stem.endswith(skip)) or path in but:
             continue
-        if skip is not None and path.stem.endswith(skip):
-            continue
-        key = path.stem.removesuffix(ending)
+        key = key_of(path.relative_to(folder)).removesuffix(ending)
         if key in found:
             raise DataError(f"{path}: same stem as {found[key].name}; expected one file of each stem")
         found[key] = path
@@ -60,20 +70,29 @@ def find_files(folder: Path, suffixes: Sequence[str], ending: str = "", skip: st
     return found
 
 
-def pair_files(
-    images: Path, labels: Path, *, image_ending: str = "", label_ending: str = "", skip_label: str | None = None
-) -> list[FilePair]:
-    """Pairs of equal stem from a folder of images (IMAGE_SUFFIXES) and a folder of label PNGs, sorted by stem.
+def key_of(path: Path) -> str:
+    """A path without its suffix, in Unicode's composed form."""
+    return normalize("NFC", path.with_suffix("").as_posix())
 
-    Stems are compared without `image_ending` and `label_ending`; files without these endings, and labels whose stem
-    ends with `skip_label`, are not looked at. Raises DataError for a folder that is missing or empty and for the
-    first file without a partner.
-    """
-    image_files = find_files(images, IMAGE_SUFFIXES, image_ending)
-    label_files = find_files(labels, (".png",), label_ending, skip_label)
+
+def pair_files(
+    images: Path,
+    labels: Path,
+    *,
+    image_ending: str = "",
+    label_ending: str = "",
+    skip_label: str | None = None,
+    label_suffixes: Sequence[str] = (".png",),
+) -> list[FilePair]:
+    """Pairs of equal key from a folder of images (IMAGE_SUFFIXES) and a folder of labels, which may be the same, as
+    `find_files` finds them, sorted. Raises DataError as it does and for the first file without a partner."""
+    both = set(find_files(labels, label_suffixes, label_ending).values()) if images == labels else ()
+    image_files = find_files(images, IMAGE_SUFFIXES, image_ending, but=both)
+    label_files = find_files(labels, label_suffixes, label_ending, skip_label)
     for key, path in image_files.items():
         if key not in label_files:
-            raise DataError(f"{path}: no label for it; expected {labels / (key + label_ending)}.png")
+            wanted = f"{labels / (key + label_ending)}{' or '.join(label_suffixes)}"
+            raise DataError(f"{path}: no label for it; expected {wanted}")
     for key, path in label_files.items():
         if key not in image_files:
             suffixes = ", ".join(IMAGE_SUFFIXES)
@@ -81,22 +100,29 @@ def pair_files(
     return [FilePair(path, label_files[key]) for key, path in image_files.items()]
 
 
-def read_list(path: Path) -> list[str]:
-    """The names in a list file, one per line: the stem of each line's first word, "a/b/name.jpg more" or "name".
+def read_lines(path: Path, expected: str) -> list[tuple[int, str]]:
+    """The lines of a text file that are not empty, stripped, by number from 1.
 
-    Raises DataError for a file that is missing, empty or not text, and for a name that stands in it twice.
+    Raises DataError, saying what was expected, where it is missing or not UTF-8 text.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; expected a list of image names") from None
+        raise DataError(f"{path}: no such file; expected {expected}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not readable as UTF-8 text: {error}") from error
+    return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def read_list(path: Path, name_of: Callable[[str], str] = lambda line: Path(line.split()[0]).stem) -> list[str]:
+    """The names in a list file, one per line: what `name_of` makes of it, the stem of its first word ("a/b/name.jpg
+    more" or "name").
+
+    Raises DataError for a file that is missing, empty or not text, and for a name that stands in it twice.
+    """
     names: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        name = Path(line.split()[0]).stem
+    for number, line in read_lines(path, "a list of image names"):
+        name = normalize("NFC", name_of(line))
         if name in names:
             raise DataError(f"{path}, line {number}: {name!r} stands in line {names[name]} already")
         names[name] = number
@@ -119,103 +145,3 @@ def listed_pairs(
                 raise DataError(missing(name, kind))
         pairs.append(FilePair(images[name], labels[name]))
     return pairs
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        picture = Image.open(path)
-        picture.load()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; it was there when the folder was listed") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: not a readable picture: {error}") from error
-    return picture
-
-
-def read_image(path: Path) -> Tensor:
-    """An image file as uint8 [3, H, W], RGB, upright by its EXIF data. Raises DataError if unreadable."""
-    picture = ImageOps.exif_transpose(_open(path)).convert("RGB")
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
-
-
-def read_label_values(path: Path) -> NDArray[Any]:
-    """The integers [H, W] in a grey or palette PNG. Raises DataError for an unreadable file and a colour picture."""
-    picture = _open(path)
-    if picture.mode not in _LABEL_MODES:
-        raise DataError(f"{path}: a label must be a single-channel PNG of class indices, got mode {picture.mode}")
-    values = np.asarray(picture)
-    return values.astype(np.uint8) if values.dtype == np.bool_ else values
-
-
-@lru_cache(maxsize=16)
-def _classes_of_values(num_classes: int, remap: tuple[tuple[int, int], ...]) -> NDArray[np.int16]:
-    """The class of each of the values 0 to 255 of a label file, _WRONG where it must not occur."""
-    table = np.full(256, _WRONG, np.int16)
-    table[:num_classes] = np.arange(num_classes)
-    table[IGNORE_INDEX] = IGNORE_INDEX
-    for value, replacement in remap:
-        table[value] = replacement
-    return table
-
-
-class LabelValues(NamedTuple):
-    """What the values of a data set's label files mean."""
-
-    num_classes: int
-    """K: the values 0 to K-1 are classes where `remap` does not say otherwise, and 255 is ignored."""
-    remap: tuple[tuple[int, int], ...] = ()
-    """Values 0 to 255 of the file and what they are read as."""
-    described: str | None = None
-    """The valid values in words, for error messages; by default made from the above."""
-
-    @classmethod
-    def of(cls, num_classes: int, remap: Mapping[int, int], described: str | None = None) -> "LabelValues":
-        """From a mapping."""
-        return cls(num_classes, tuple(remap.items()), described)
-
-    def __str__(self) -> str:
-        also = "".join(f", {value} (read as {replacement})" for value, replacement in self.remap)
-        return self.described or f"0 to {self.num_classes - 1}{also} or {IGNORE_INDEX} (ignore)"
-
-    def decode(self, values: NDArray[Any], path: Path) -> Tensor:
-        """Values [H, W] of the file `path` as uint8 in {0..K-1, 255}. Raises DataError for the first wrong one."""
-        table = _classes_of_values(self.num_classes, self.remap)
-        outside = (values < 0) | (values > 255) if values.dtype != np.uint8 else None
-        classes = table[values if outside is None else np.where(outside, 0, values)]
-        wrong = classes == _WRONG if outside is None else (classes == _WRONG) | outside
-        if wrong.any():
-            row, column = np.argwhere(wrong)[0]
-            raise DataError(f"{path}: label {values[row, column]} at row {row}, column {column}; expected {self}")
-        return torch.from_numpy(classes.astype(np.uint8))
-
-
-class FileSource:
-    """Pictures read from pairs of files: image uint8 [3, H, W], label uint8 [H, W] in {0..K-1, 255}.
-
-    Reading raises DataError for unreadable files, for labels that `labels` does not allow and for labels whose size
-    is not their image's. `read_values` reads the integers of a label file that is not a PNG.
-    """
-
-    def __init__(
-        self,
-        pairs: Sequence[FilePair],
-        labels: LabelValues,
-        read_values: Callable[[Path], NDArray[Any]] = read_label_values,
-    ) -> None:
-        self.pairs = list(pairs)
-        self.labels = labels
-        self.read_values = read_values
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        pair = self.pairs[index]
-        image = read_image(pair.image)
-        label = self.labels.decode(self.read_values(pair.label), pair.label)
-        if image.shape[1:] != label.shape:
-            raise DataError(
-                f"{pair.label}: {label.shape[1]}x{label.shape[0]} pixels (width x height);"
-                f" expected {image.shape[2]}x{image.shape[1]}, the size of {pair.image}"
-            )
-        return image, label

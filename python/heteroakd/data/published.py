@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from heteroakd.data.files import DataError, FileSource, LabelValues, need_folder, pair_files
+from heteroakd.data.files import DataError, need_folder, pair_files
 from heteroakd.data.folder import Colour, read_classes
+from heteroakd.data.reading import FileSource, LabelValues
 from heteroakd.data.samples import IGNORE_INDEX
 from heteroakd.data.voc import voc_aug_source, voc_source
 
@@ -29,7 +30,7 @@ class Layout(NamedTuple):
 
     images: str
     labels: str
-    """Folders under the root; {part} stands for the part's name."""
+    """Folders under the root, their subfolders included; {part} stands for the part's name."""
     values: LabelValues
     origin: tuple[str | None, str | None] = (None, None)
     """Where the contents of both come from, for the error that misses a folder."""
@@ -38,8 +39,6 @@ class Layout(NamedTuple):
     endings: tuple[str, str] = ("", "")
     skip_label: str | None = None
     """Ending of labels that are not looked at."""
-    nested: str | None = None
-    """What each folder inside both is, where the files lie in such."""
     inside: str | None = None
     """Folder that the root may lie above."""
     foreign: tuple[str, ...] = ()
@@ -57,20 +56,10 @@ class Layout(NamedTuple):
         for folder, origin in zip((images, labels), self.origin, strict=True):
             if origin is not None:
                 need_folder(folder, origin.format(part=self.parts[split]))
-        folders = ["."]
-        if self.nested is not None:
-            folders = sorted({path.name for place in (images, labels) for path in place.iterdir() if path.is_dir()})
-            if not folders:
-                raise DataError(f"{images}: no {self.nested}'s folder in it; expected {self.origin[0]}")
-        pairs = []
-        for name in folders:
-            pairs += pair_files(
-                images / name,
-                labels / name,
-                image_ending=self.endings[0],
-                label_ending=self.endings[1],
-                skip_label=self.skip_label,
-            )
+        image_ending, label_ending = self.endings
+        pairs = pair_files(
+            images, labels, image_ending=image_ending, label_ending=label_ending, skip_label=self.skip_label
+        )
         return FileSource(pairs, self.values)
 
 
@@ -86,7 +75,6 @@ CITYSCAPES = Layout(
     LabelValues.of(19, _TRAIN_IDS, "a label id of Cityscapes, 0 to 33"),
     ("the contents of leftImg8bit_trainvaltest.zip", "the contents of gtFine_trainvaltest.zip"),
     endings=("_leftImg8bit", "_gtFine_labelIds"),
-    nested="city",
 )
 ADE20K = Layout(
     "images/{part}",

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as transforms
 
 IGNORE_INDEX = 255
 """Label of pixels that neither train nor count."""
@@ -17,7 +18,8 @@ Sample = tuple[Tensor, Tensor]
 
 
 class Source(Protocol):
-    """Raw pictures by index: image uint8 [3, H, W] and label uint8 [H, W] in {0..K-1, 255}.
+    """Raw pictures by index: image uint8 [3, H, W], or float32 in [0, 1] where 8 bits do not hold it, and label uint8
+    [H, W] in {0..K-1, 255}.
 
     A source hands out tensors that the caller must not write to: they may come from a cache.
     """
@@ -62,7 +64,7 @@ class SegmentationData(NamedTuple):
 
 
 class CachedSource:
-    """A source whose pictures are kept in memory, as uint8, once they have been asked for."""
+    """A source whose pictures are kept in memory once they have been asked for."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -75,6 +77,12 @@ class CachedSource:
         if index not in self._pictures:
             self._pictures[index] = self.source[index]
         return self._pictures[index]
+
+
+def normalize(image: Tensor) -> Tensor:
+    """A picture [3, H, W], uint8 or float in [0, 1], as a sample has it: float32, by ImageNet's mean and deviation."""
+    scaled = transforms.to_dtype(image, torch.float32, scale=True)
+    return transforms.normalize(scaled, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
 
 
 def denormalize(image: Tensor) -> Tensor:

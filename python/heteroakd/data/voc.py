@@ -27,14 +27,12 @@ from numpy.typing import NDArray
 from heteroakd.data.files import (
     DataError,
     FilePair,
-    FileSource,
-    LabelValues,
     find_files,
     listed_pairs,
     need_folder,
-    read_label_values,
     read_list,
 )
+from heteroakd.data.reading import FileSource, LabelValues, read_label_values
 
 LABELS = LabelValues(21)
 _ARCHIVE = "the contents of VOCtrainval_11-May-2012.tar"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +13,10 @@ from hetero_kernels.taps import output_logits
 from heteroakd.config.groups import EvaluationConfig
 from heteroakd.networks.shapes import stride_of
 
+LARGEST_WHOLE = (2048, 1024)
+"""Width and height of the largest image, by its pixels, that `bounded` leaves whole."""
+WINDOW = (1024, 1024)
+"""The windows of larger ones."""
 WHOLE = EvaluationConfig()
 """Whole image, single scale, not mirrored."""
 LARGEST_SCALE = 16  # beyond it a misplaced digit, which would end in the allocator's words
@@ -35,6 +42,15 @@ def check_options(options: EvaluationConfig) -> None:
             f"evaluation.window_stride must be two numbers from 1 to evaluation.window {options.window}, else pixels "
             f"lie between the windows, got {options.window_stride}"
         )
+
+
+def bounded(options: EvaluationConfig, image: Tensor) -> EvaluationConfig:
+    """The options with windows where they have none and an image [3, H, W] at its largest scale has more pixels than
+    LARGEST_WHOLE: the memory that a whole image takes grows with their square in a Transformer."""
+    pixels = image.shape[-2] * image.shape[-1] * max(options.scales) ** 2
+    if options.window is not None or pixels <= LARGEST_WHOLE[0] * LARGEST_WHOLE[1]:
+        return options
+    return replace(options, window=WINDOW)
 
 
 def window_stride(options: EvaluationConfig) -> tuple[int, int]:
@@ -75,29 +91,34 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-def window_logits(
+def window_bands(
     network: nn.Module,
     image: Tensor,
     window: tuple[int, int],
     stride: tuple[int, int],
     *,
     align_corners: bool = False,
-) -> Tensor:
-    """Logits float32 [K, H, W] of an image float [3, H, W] in windows (H, W): where windows overlap, the mean of their
-    logits at label size, as MMSegmentation has it. A side shorter than the window's is seen at once."""
+) -> Iterator[Tensor]:
+    """Logits float32 [K, H, W] of an image float [3, H, W] in windows (H, W), a band of rows [K, h, W] after the other
+    as soon as no later window covers it: where windows overlap, the mean of their logits at label size, as
+    MMSegmentation has it. A side shorter than the window's is seen at once."""
     height, width = image.shape[-2:]
-    total: Tensor | None = None
-    count = torch.zeros(height, width)
-    for top in window_starts(height, window[0], stride[0]):
+    tops = window_starts(height, window[0], stride[0])
+    held, count = torch.empty(0), torch.zeros(0, width)
+    for top, following in zip(tops, [*tops[1:], height], strict=True):
+        bottom = min(top + window[0], height)
+        count = torch.cat([count, torch.zeros(bottom - top - len(count), width)])
         for left in window_starts(width, window[1], stride[1]):
-            place = (slice(top, min(top + window[0], height)), slice(left, min(left + window[1], width)))
-            logits = whole_logits(network, image[:, place[0], place[1]], align_corners=align_corners)
-            if total is None:
-                total = logits.new_zeros(*logits.shape[:-2], height, width)
-            total[..., place[0], place[1]] += logits
-            count[place] += 1
-    assert total is not None
-    return total / count.to(total.device)
+            columns = slice(left, min(left + window[1], width))
+            logits = whole_logits(network, image[:, top:bottom, columns], align_corners=align_corners)
+            held = held if held.numel() else logits.new_zeros(*logits.shape[:-2], 0, width)
+            if missing := bottom - top - held.shape[-2]:
+                held = torch.cat([held, held.new_zeros(*logits.shape[:-2], missing, width)], -2)
+            held[..., columns] += logits
+            count[:, columns] += 1
+        done = following - top
+        yield held[..., :done, :] / count[:done].to(held.device)
+        held, count = held[..., done:, :], count[done:]
 
 
 @torch.no_grad()
@@ -120,7 +141,8 @@ def class_scores(
         if options.window is None:
             logits = whole_logits(network, view, align_corners=align_corners)
         else:
-            logits = window_logits(network, view, options.window, window_stride(options), align_corners=align_corners)
+            bands = window_bands(network, view, options.window, window_stride(options), align_corners=align_corners)
+            logits = torch.cat(list(bands), -2)
         logits = logits.flip(-1) if mirrored else logits
         if logits.shape[-2:] != size:
             maps = logits.view(-1, *logits.shape[-3:])
@@ -144,5 +166,10 @@ def _resize(image: Tensor, scale: float) -> Tensor:
 def predict(
     network: nn.Module, image: Tensor, options: EvaluationConfig = WHOLE, *, align_corners: bool = False
 ) -> Tensor:
-    """Predicted classes int64 [H, W] of an image float [3, H, W], see `class_scores`; [N, H, W] of N maps."""
+    """Predicted classes int64 [H, W] of an image float [3, H, W], see `class_scores`; [N, H, W] of N maps. Of one view
+    in windows no more scores are in memory than a row of windows has."""
+    if options.window is not None and options.scales == [1.0] and not options.flip:
+        check_options(options)
+        bands = window_bands(network, image, options.window, window_stride(options), align_corners=align_corners)
+        return torch.cat([band.argmax(-3) for band in bands], -2)
     return class_scores(network, image, options, align_corners=align_corners).argmax(-3)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
-from heteroakd.config.groups import EvaluationConfig
+from heteroakd.config.groups import DataConfig, EvaluationConfig
 from heteroakd.data import IGNORE_INDEX
-from heteroakd.evaluation.inference import WHOLE, check_options, predict
+from heteroakd.evaluation.inference import WHOLE, check_options, predict, window_stride
 from heteroakd.system.distributed import is_main, rank, sum_over_processes, world_size
 from heteroakd.system.signals import StopRequest, leave_signals_to_the_parent
 
@@ -79,15 +80,50 @@ class Evaluation:
         return "\n".join(lines)
 
 
+class Measured(NamedTuple):
+    """How a mIoU was measured: of which images, and how the network was applied to them."""
+
+    data: str
+    root: str | None
+    part: str
+    window: Sequence[int] | None
+    """Height and width of the sliding windows; None: whole images."""
+    window_stride: Sequence[int] | None
+    scales: list[float]
+    flip: bool
+
+    @classmethod
+    def of(cls, data: DataConfig, options: EvaluationConfig) -> Measured:
+        """By the options of data set and evaluation."""
+        stride = window_stride(options) if options.window else None
+        return cls(
+            data.name, data.root, data.evaluation_part, options.window, stride, list(options.scales), options.flip
+        )
+
+    def __str__(self) -> str:
+        where = self.data + (f" in {self.root}" if self.root else "")
+        how = "whole images"
+        if self.window and self.window_stride:
+            how = "windows of {}x{} every {}x{}".format(*self.window, *self.window_stride)
+        scales = "scale" if len(self.scales) == 1 else "mean of the scales"
+        mirrored = ", mirrored too" if self.flip else ""
+        return (
+            f"on the {self.part} part of {where}: {how}, {scales} {', '.join(f'{s:g}' for s in self.scales)}{mirrored}"
+        )
+
+
 def none_if_nan(value: float) -> float | None:
     """The value as JSON has it, which knows no NaN."""
     return None if math.isnan(value) else value
 
 
-def check_limit(limit: int | None) -> None:
-    """Raises ValueError for a number of images below 1: a negative one would count from the end."""
+def check_counts(limit: int | None, workers: int = 0) -> None:
+    """Raises ValueError for a number of images below 1, as a negative one would count from the end, and for less than
+    no workers."""
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, or null for all images, got {limit}")
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
 
 
 def evaluate(network: nn.Module, *data: Any, **how: Any) -> Evaluation:
@@ -114,10 +150,10 @@ def evaluate_maps(
     a bar where there is a terminal. Once `stop` has its signal the other images of this process are left out.
 
     The network is put into eval mode and back. Raises ValueError for labels outside [0, K) that are not 255, and as
-    `check_options` and `check_limit`.
+    `check_options` and `check_counts`.
     """
     check_options(options)
-    check_limit(limit)
+    check_counts(limit, workers)
     count = len(dataset) if limit is None else min(limit, len(dataset))  # type: ignore[arg-type]
     metrics = [MulticlassConfusionMatrix(len(classes), IGNORE_INDEX, validate_args=False) for _ in range(maps)]
     training = network.training

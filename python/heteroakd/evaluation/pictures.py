@@ -6,18 +6,18 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from heteroakd.data import IGNORE_INDEX
+from heteroakd.evaluation.fonts import Font, font_for
 from heteroakd.system.files import atomic_file
 
 NEUTRAL = (96, 96, 96)
 """Colour of pixels that have no class and of values that are NaN; `viridis` and the palettes of the project
 lack it."""
 
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
-
+FONT_SIZE = 14  # pixels
 _PAPER, _INK = (255, 255, 255), (32, 32, 36)
 _GAP = 8  # pixels between the pictures of a panel
 _SMALLEST_WIDTH = 288  # pictures below this width, in pixels, are enlarged by whole factors so that captions fit
@@ -164,7 +164,7 @@ def panel(
         raise ValueError(
             f"palette must hold {len(classes)} colours, one per class, got {0 if palette is None else len(palette)}"
         )
-    font = ImageFont.load_default(15)
+    font = font_for("".join([caption for caption, _ in pictures] + list(classes)), FONT_SIZE)
     tiles = []
     for caption, picture in pictures:
         factor = max(1, math.ceil(_SMALLEST_WIDTH / picture.shape[2]))

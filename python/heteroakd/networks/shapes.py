@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from traceback import walk_tb
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,6 +21,26 @@ _KNOWN: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Tapped]] = WeakKey
 def stride_of(network: nn.Module) -> int:
     """Height and width of a network's images must be multiples of this."""
     return int(getattr(getattr(network, "encoder", None), "output_stride", DEFAULT_STRIDE))
+
+
+@contextmanager
+def batch_norm_named(network: nn.Module) -> Iterator[None]:
+    """Give the ValueError of a batch norm that sees one value per channel the module's name and the cure."""
+    try:
+        yield
+    except ValueError as error:
+        callers = [frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__)]
+        names = [
+            name
+            for name, module in network.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and any(module is caller for caller in callers)
+        ]
+        if not names:
+            raise
+        raise ValueError(
+            f"{names[0]}: {error}; raise schedule.batch_size, of which each process and micro-batch has its part, or "
+            "data.crop_size"
+        ) from error
 
 
 def probe(network: nn.Module, paths: Sequence[str], image_size: tuple[int, int]) -> Tapped:

@@ -15,6 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from heteroakd.evaluation.fonts import families_for
+
 # After Okabe and Ito: distinguishable by colour-blind readers; mid tones that hold on white and on
 # near-black.
 _COLOURS = ("#2b8ccf", "#d55e00", "#009e73", "#cc79a7", "#56c5e9", "#e69f00", "#8c7ae6", "#999999")
@@ -22,6 +24,7 @@ _LINES = ("-", "--", "-.", ":")
 _INK = "#123456"  # a stand-in that is replaced by currentColor; no series has this colour
 _NUMBERED = 12  # classes up to which a matrix shows its numbers
 _NAMED = 64  # and its names
+_WIDTH, _FONT_SIZE = 5.2, 12  # inches and points: 11 pixels on a phone's 360
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,14 @@ Diagram = Curve | Bars | Matrix
 def svg(diagram: Diagram) -> str:
     """The diagram as an SVG element. Raises ValueError for bars and matrices of the wrong length."""
     drawn: dict[type, Callable[[Any], Figure]] = {Curve: _curve, Bars: _bars, Matrix: _matrix}
-    figure = drawn[type(diagram)](diagram)
     buffer = io.StringIO()
     # No metadata: its date would make equal reports differ, and its addresses are references to the outside.
     metadata = {"Creator": None, "Date": None, "Format": None, "Type": None}
+    families = families_for("".join(sorted(set(repr(diagram)))))
     # The salt makes the names of clip paths and markers, random otherwise, a function of the diagram.
-    with matplotlib.rc_context({"svg.hashsalt": f"salt {diagram.title}"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    salt = f"salt {diagram.title}"
+    with matplotlib.rc_context({"svg.hashsalt": salt, "font.family": families, "font.size": _FONT_SIZE}):
+        drawn[type(diagram)](diagram).savefig(buffer, format="svg", transparent=True, metadata=metadata)
     text = buffer.getvalue()
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text[text.index("<svg") :])  # an HTML page needs no name spaces
     text = text.replace(_INK, "currentColor")
@@ -93,7 +97,7 @@ def _style(axes: Axes, grid: Literal["both", "x"]) -> None:
 
 
 def _curve(curve: Curve) -> Figure:
-    figure = Figure(figsize=(6.0, 3.7), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 3.7), layout="constrained")
     axes = figure.subplots()
     for number, (name, points) in enumerate(curve.series.items()):
         colour = _COLOURS[number % len(_COLOURS)]
@@ -108,7 +112,7 @@ def _curve(curve: Curve) -> Figure:
     axes.set_ylabel(curve.y_label, color=_INK)
     _style(axes, "both")
     if curve.series:
-        axes.legend(frameon=False, labelcolor=_INK)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False, labelcolor=_INK)  # over no curve
     return figure
 
 
@@ -121,7 +125,9 @@ def _bars(bars: Bars) -> Figure:
             )
     count = max(1, len(bars.series))
     height = 0.8 / count
-    figure = Figure(figsize=(6.0, max(2.0, 1.1 + len(bars.categories) * (0.13 + 0.13 * count))), layout="constrained")
+    figure = Figure(
+        figsize=(_WIDTH, max(2.0, 1.1 + len(bars.categories) * (0.15 + 0.13 * count))), layout="constrained"
+    )
     axes = figure.subplots()
     places = np.arange(len(bars.categories))
     for number, (name, values) in enumerate(bars.series.items()):
@@ -133,7 +139,7 @@ def _bars(bars: Bars) -> Figure:
     axes.set_xlabel(bars.x_label, color=_INK)
     _style(axes, "x")
     if count > 1:
-        figure.legend(loc="outside upper center", ncols=min(count, 4), frameon=False, labelcolor=_INK)
+        figure.legend(loc="outside upper center", ncols=min(count, 2), frameon=False, labelcolor=_INK)
     return figure
 
 
@@ -157,10 +163,10 @@ def _matrix(matrix: Matrix) -> Figure:
         axes.set_yticks(range(size), names)
     for row, column in np.argwhere(shares >= 0.005) if size <= _NUMBERED else ():
         text = f"{100 * shares[row, column]:.0f}"
-        axes.text(column, row, text, ha="center", va="center", color=_INK, fontsize=8)
+        axes.text(column, row, text, ha="center", va="center", color=_INK, fontsize=11)
     axes.set_xlabel("predicted", color=_INK)
     axes.set_ylabel("labelled", color=_INK)
-    axes.tick_params(colors=_INK, labelsize=8 if size <= 30 else 5)
+    axes.tick_params(colors=_INK, labelsize=_FONT_SIZE if size <= _NUMBERED else 8 if size <= 30 else 5)
     for spine in axes.spines.values():
         spine.set_color(_INK)
     return figure

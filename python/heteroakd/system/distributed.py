@@ -37,10 +37,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def say(text: str) -> None:
-    """Print a line, once for all processes."""
+def say(text: str, *, needed: bool = False) -> None:
+    """Print a line, once for all processes. With `needed`, as it is what a command is for, OSError where it cannot be
+    written."""
     if is_main():
-        with reader_may_leave(sys.stdout):
+        with reader_may_leave(sys.stdout, needed=needed):
             print(text, flush=True)
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +16,7 @@ from heteroakd.system.distributed import on_main
 LAST, BEST, CONFIG, SUMMARY, METRICS = "last.pt", "best.pt", "config.yaml", "summary.json", "metrics.jsonl"
 PICTURES, MAPS, EVENTS, LOCK = "pictures", "maps", "events.out.tfevents", "run.lock"
 REPORT, COMPARISON, COMPARISON_RESULTS = "report.html", "comparison.md", "comparison.json"
+TEMPORARY = ".heteroakd-"
 OF_A_RUN = (
     *(LAST, "last.*.pt", BEST, CONFIG, SUMMARY, METRICS, f"{EVENTS}.*", REPORT),
     *(f"{PICTURES}/step_*.png", f"{MAPS}/step_*.npz"),
@@ -48,19 +49,21 @@ def atomic_file(path: Path, *, keep: int = 1) -> Iterator[IO[bytes]]:
     No library does both, the fsync of file and folder and the older versions: a kill -9 or a power cut costs nothing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    # The name is not the file's, which may be as long as a name can be.
+    descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY, suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            _lock(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's 0600 would hide it from a group that shares the folder
-        for age in range(keep - 1, 0, -1):
-            if older(path, age - 1).is_file():
-                os.replace(older(path, age - 1), older(path, age))
-        os.replace(temporary, path)
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)  # mkstemp's 0600 would hide it from a group that shares the folder
+            for age in range(keep - 1, 0, -1):
+                if older(path, age - 1).is_file():
+                    os.replace(older(path, age - 1), older(path, age))
+            os.replace(temporary, path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
@@ -76,14 +79,38 @@ def atomic_file(path: Path, *, keep: int = 1) -> Iterator[IO[bytes]]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
+    remove_leftovers(path.parent)
     with atomic_file(path) as file:
         file.write(text.encode())
 
 
+def check_writable(path: Path) -> None:
+    """Raises ValueError where a file could not be written, before what it shall hold is computed."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written there ({error.strerror}): --output names another file") from error
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Delete what `atomic_file` was writing into the folder when its process was killed."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    """Delete what `atomic_file` was writing into a folder, or into those of a run's pictures and maps in it, when its
+    process was killed; not what another process writes."""
+    for path in (path for place in ("", PICTURES, MAPS) for path in (folder / place).glob(f"{TEMPORARY}*.tmp")):
+        with suppress(OSError), path.open("r+b") as file:
+            if _lock(file):
+                path.unlink(missing_ok=True)
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Hold an open file by the system's lock until it is closed; False where another process does, or there are no
+    locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def clear_output(folder: Path) -> None:

@@ -65,16 +65,20 @@ class StopRequest:
 
 
 @contextmanager
-def reader_may_leave(stream: TextIO) -> Iterator[None]:
+def reader_may_leave(stream: TextIO, *, needed: bool = False) -> Iterator[None]:
     """What cannot be written to a terminal, pipe or full disk is dropped: `| tee log`, which the Ctrl-C that stops a
-    run ends too, must not cost it its checkpoint."""
+    run ends too, must not cost it its checkpoint. With `needed` a disk that takes nothing is an OSError."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.EPIPE, errno.EIO):  # for good: and what is buffered must not fail once more at exit
+        gone = error.errno in (errno.EPIPE, errno.EIO)
+        if gone or needed:  # for good: and what is buffered must not fail once more at exit
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
+        if needed and not gone:
+            error.filename = error.filename or stream.name
+            raise
 
 
 def leave_signals_to_the_parent(worker: int) -> None:

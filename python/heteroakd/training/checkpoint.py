@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from heteroakd.system.files import atomic_file, older
+from heteroakd.system.files import LAST, atomic_file, older
 
 FORMAT = "heteroakd checkpoint"
 VERSION = 2
@@ -78,12 +78,14 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, keep: int = 1) -> Non
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU, executing nothing that is in it (`weights_only=True`).
+    """Read a checkpoint, or the last one of a run's folder, onto the CPU, executing nothing that is in it
+    (`weights_only=True`).
 
     Raises CheckpointError, naming the file, where it is missing, truncated, otherwise damaged or not written by
     `save_checkpoint`.
     """
     path = Path(path)
+    path = path / LAST if path.is_dir() else path
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:

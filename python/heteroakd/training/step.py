@@ -15,6 +15,7 @@ from hetero_kernels import Distiller, mean_over_processes
 from heteroakd.config.groups import OptimizerConfig, RuntimeConfig, ScheduleConfig
 from heteroakd.methods import Terms, objective_of
 from heteroakd.methods.losses import Divisors
+from heteroakd.networks.shapes import batch_norm_named
 from heteroakd.system.distributed import world_size
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -167,7 +168,7 @@ class TrainingStep:
         share = 1 / parts if normalizer is None else 1.0  # with divisors of the whole step the parts just add up
         sums: list[Tensor] = []
         for number, (image, label) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True), start=1):
-            with self._synchronizing(number == parts):
+            with self._synchronizing(number == parts), batch_norm_named(self.distiller):
                 terms = self._forward(image, label, normalizer)
                 self.scaler.scale(terms.loss * share).backward()
             shares = [term.detach() * share for term in terms]

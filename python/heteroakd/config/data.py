@@ -1,0 +1,110 @@
+"""The options of data sets, and what they may be."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from heteroakd.config.options import Options
+
+DataName = Literal["street", "cityscapes", "voc", "voc_aug", "ade20k", "coco_stuff", "camvid", "folder"]
+
+
+@dataclass
+class DataConfig(Options):
+    """Data set and augmentation of a run.
+
+    Raises ValueError, naming the field, for sizes, counts, ranges and probabilities that make no sense.
+    """
+
+    name: DataName = "street"
+    """Data set: "street" (procedural, built in, no files), a public one as it is downloaded, or "folder" for one of
+    your own; docs/trainer.md says what lies where."""
+    root: str | None = None
+    """Folder that holds the data set; required by all but "street"."""
+    crop_size: tuple[int, int] = (128, 192)
+    """Height and width of the training crops, in pixels."""
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest factor by which a training image is resized before it is cropped."""
+    scale_step: float = 0.1
+    """Spacing of the factors within `scale_range`; 0 draws them continuously."""
+    flip_probability: float = 0.5
+    """Probability of mirroring a training image left to right."""
+    augment: bool = True
+    """Random scale, crop and mirror. false: the middle of every training image at its own size, padded where it is
+    smaller than `crop_size`."""
+    image_size: tuple[int, int] = (128, 192)
+    """Height and width of the images that "street" generates, in pixels."""
+    train_images: int = 480
+    """Number of training images that "street" generates."""
+    val_images: int = 96
+    """Number of validation images that "street" generates."""
+    seed: int = 0
+    """Seed of the scenes of "street"; the randomness of the augmentation is torch's own."""
+    evaluation_part: Literal["val", "test"] = "val"
+    """Part to evaluate on; "test" for "folder" and "camvid" only: no other set publishes its test labels."""
+    image_folder: str = "images/{part}"
+    """Of "folder": where under the root the images lie, in subfolders too; {part} is train, val or test (or training,
+    valid, validation, testing). Where a part has a list, a folder without {part} will do."""
+    label_folder: str = "labels/{part}"
+    """Of "folder": where the labels lie; it may be the images' folder."""
+    label_suffix: str = ""
+    """Of "folder": what a label's name has more than its image's, "_mask" for a.jpg and a_mask.png; with a type,
+    "_mask.png" or ".png", labels of other types are passed over."""
+    lists: dict[Literal["train", "val", "test"], str] = field(default_factory=dict)
+    """Of "folder": text files in the root that name a part's images, one a line, or an image and its label as paths in
+    the root; e.g. {train: train.txt, val: val.txt}. A part without one is all of its folder."""
+    label_values: dict[int | str, int] | None = None
+    """Of "folder": classes by the values, or the colours, of the label files, {0: 0, 255: 1} or {"#ff0000": 1}; class
+    255 is ignored, "other" stands for all that is not named. null: values are classes, colours as in classes.txt."""
+    cache: bool = False
+    """Keep decoded training images in memory ("street" always keeps its own); every worker process has a cache of
+    its own, so that this is for small sets."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name == "street":
+            self.refuse_unused("by the data set 'street', which has no files (name says which set is)", "root")
+        else:
+            self.refuse_unused(
+                f"by the data set {self.name!r}, only by 'street'", "image_size", "train_images", "val_images", "seed"
+            )
+        if self.name != "folder":
+            self.refuse_unused(f"by the data set {self.name!r}, only by 'folder'", *_OF_A_FOLDER)
+        if not self.augment:
+            self.refuse_unused("where augment is false", "scale_range", "scale_step", "flip_probability")
+        if self.evaluation_part == "test" and self.name not in ("camvid", "folder"):
+            raise ValueError(f"evaluation_part must be 'val' for the data set {self.name!r}, got 'test'")
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.name in _BOUNDS:
+                least, most = _BOUNDS[option.name]
+                values, count = (value, len(option.default)) if isinstance(option.default, tuple) else ([value], 1)
+                if len(values) != count or not all(least <= each <= most for each in values):
+                    numbers = "lie" if count == 1 else f"be {count} numbers"
+                    raise ValueError(f"{option.name} must {numbers} between {least} and {most}, got {value}")
+        if self.scale_range[0] > self.scale_range[1]:
+            raise ValueError(f"scale_range must be smallest and largest, got {self.scale_range}")
+        if self.label_values is not None:  # as JSON has it, so that a checkpoint gives back what it was given
+            values = {str(value).lower(): index for value, index in self.label_values.items()}
+            for name in values:
+                if not re.fullmatch(r"#[0-9a-f]{6}|\d{1,5}|other", name):
+                    raise ValueError(f'label_values must map numbers, colours #rrggbb or "other", got {name!r}')
+            if len({name[0] == "#" for name in values if name != "other"}) > 1:
+                raise ValueError(f"label_values must map numbers or colours, not both, got {values}")
+            self.label_values = {**values}
+
+
+_OF_A_FOLDER = ("image_folder", "label_folder", "label_suffix", "lists", "label_values")
+_BOUNDS = {
+    "crop_size": (1, 65536),
+    "image_size": (32, 65536),
+    "scale_range": (1e-3, 16),
+    "scale_step": (0, 16),
+    "flip_probability": (0, 1),
+    "seed": (0, 2**63 - 1),
+    "train_images": (1, 2**31),
+    "val_images": (1, 2**31),
+}
+"""Smallest and largest value of DataConfig's numbers."""
