@@ -128,6 +128,8 @@ def test_limit_reads_the_first_pairs_of_each_part(folder: Path, tmp_path: Path) 
         run_check_data(config_for(folder, tmp_path / "all"))
     reports = run_check_data(config_for(folder, tmp_path / "some", limit=2, samples=0))
     assert [(report.pairs, report.read) for report in reports.values()] == [(5, 2), (3, 2)]
+    Image.fromarray(np.full((24, 32), 255, np.uint8)).save(folder / "labels" / "train" / "0.png")
+    run_check_data(config_for(folder, tmp_path / "one", limit=1, samples=0))  # one label of five says nothing of them
 
 
 def test_public_sets_are_compared_with_what_is_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

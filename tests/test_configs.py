@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from heteroakd.cli import COMMANDS, build_parser, main
+from heteroakd.cli import COMMANDS, build_parser, gather_lists, main
 from heteroakd.commands.recipe import recipe
 from heteroakd.config.commands import CompareRun, DistillRun, fill_names
 from heteroakd.config.groups import LossConfig, ModelConfig, ScheduleConfig
@@ -122,7 +122,7 @@ def test_documented_commands_are_valid(page: str, count: int, monkeypatch: pytes
     assert len(lines) >= count, lines
     parser = build_parser()
     for line in lines:
-        parser.parse_args(shlex.split(line, comments=True)[1:])
+        parser.parse_args(gather_lists(shlex.split(line, comments=True)[1:]))
 
 
 def test_names_are_filled_in_paths() -> None:

@@ -11,7 +11,7 @@ import torch
 from heteroakd.cli import main
 from heteroakd.commands.predict import read_image, write_labels
 from heteroakd.config.commands import EvaluateRun
-from heteroakd.config.groups import EvaluationConfig
+from heteroakd.config.groups import EvaluationConfig, to_dict
 from heteroakd.data import DataConfig, class_palette
 from heteroakd.data.published import PUBLISHED
 from heteroakd.evaluation.inference import predict
@@ -123,7 +123,7 @@ def test_labels_are_the_predicted_indices_in_the_classes_colours(checkpoint: str
 def test_own_images_need_no_data_set(checkpoint: str, tmp_path: Path) -> None:
     saved = load_checkpoint(checkpoint)
     picture(tmp_path / "a.png", "RGB", (40, 30))
-    saved.config["data"] = {**saved.config["data"], "name": "folder", "root": str(tmp_path / "nowhere")}
+    saved.config["data"] = to_dict(DataConfig("folder", str(tmp_path / "nowhere")))
     save_checkpoint(tmp_path / "last.pt", saved)
     arguments = ["predict", "--checkpoint", str(tmp_path / "last.pt"), "--images", f"[{tmp_path / 'a.png'}]"]
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
@@ -238,7 +238,7 @@ def test_large_images_are_predicted_in_windows_and_a_line_says_so(
     arguments += ["--labels", "true", "--evaluation.flip", "false"]
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.count("predicted in windows") == 1
-    _, network, _ = load_trained(checkpoint, None, None, "cpu", 1)
+    _, network, _ = load_trained(EvaluateRun(checkpoint, threads=1), "cpu")
     expected = predict(network, read_image(tmp_path / "a.png"), EvaluationConfig(window=(32, 32)))
     with Image.open(tmp_path / "out" / "a_labels.png") as labels:
         np.testing.assert_array_equal(np.asarray(labels), expected.numpy())
@@ -246,7 +246,9 @@ def test_large_images_are_predicted_in_windows_and_a_line_says_so(
     assert "predicted in windows" not in capsys.readouterr().out
 
 
-def test_val_pictures_keep_their_names_and_a_folder_is_its_last_checkpoint(checkpoint: str, tmp_path: Path) -> None:
+def test_val_pictures_keep_their_names_and_a_folder_is_its_last_checkpoint(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     saved = load_checkpoint(Path(checkpoint).parent)
     (tmp_path / "classes.txt").write_text("\n".join(saved.classes))
     for kind, mode in (("images", "RGB"), ("labels", "L")):
@@ -254,10 +256,16 @@ def test_val_pictures_keep_their_names_and_a_folder_is_its_last_checkpoint(check
             (tmp_path / kind / part).mkdir(parents=True)
             values = np.zeros((32, 32, 3) if mode == "RGB" else (32, 32), np.uint8)
             Image.fromarray(values).save(tmp_path / kind / part / f"{part} 7.png")
-    saved.config["data"] = {**saved.config["data"], "name": "folder", "root": str(tmp_path)}
+    saved.config["data"] = to_dict(DataConfig("folder", str(tmp_path)))
     save_checkpoint(tmp_path / "last.pt", saved)
-    assert main(["predict", "--checkpoint", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    arguments = ["predict", "--checkpoint", str(tmp_path), "--output"]
+    assert main([*arguments, str(tmp_path / "out")]) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["val 7.png"]
+    for kind in ("images", "labels"):  # neither is replaced by an overlay of its name
+        before = (tmp_path / kind / "val" / "val 7.png").read_bytes()
+        assert main([*arguments, str(tmp_path / kind / "val")]) == 1
+        assert f"{kind}/val/val 7.png is one of the images and would be replaced" in capsys.readouterr().err
+        assert (tmp_path / kind / "val" / "val 7.png").read_bytes() == before
 
 
 def test_how_miou_was_measured_is_on_record(
@@ -282,9 +290,11 @@ def test_numbers_that_a_full_disk_takes_are_an_error(
         assert main([*arguments, str(tmp_path / "e.json")]) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert json.loads((tmp_path / "e.json").read_text())["images"] == 1  # what has a file of its own is kept
-    monkeypatch.setattr("heteroakd.commands.evaluate.evaluate", None)  # nothing is measured for a file that cannot be
+    monkeypatch.setattr("heteroakd.commands.evaluate.evaluate_maps", None)  # for such files nothing is measured
     assert main([*arguments, "/proc/nowhere/e.json"]) == 1
     assert "/proc/nowhere/e.json: cannot be written there" in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path)]) == 1
+    assert f"{tmp_path} is a folder: --output names the file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("labels", ["true", "false"])

@@ -176,7 +176,7 @@ def test_the_current_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.Monke
     assert [group.name for group in read_groups(["."])[0]] == ["mine"]
 
 
-@pytest.mark.parametrize("contents", ["", "- 1\n", "data: 3\nschedule: {}\n"])
+@pytest.mark.parametrize("contents", ["", "- 1\n", "data: 3\nschedule: {}\n", "data: {}\nschedule: {}\n"])
 def test_configurations_of_no_run_are_named(tmp_path: Path, contents: str) -> None:
     run = run_folder(tmp_path / "run")
     (run / "config.yaml").write_text(contents)

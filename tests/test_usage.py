@@ -144,8 +144,9 @@ def test_lists_need_no_quotes() -> None:
     parsed = build_parser().parse_args(gather_lists(["compare", "--seeds", "1", "2", "--methods", "kd", "none"]))
     assert parsed.compare.seeds == [1, 2] and parsed.compare.methods == ["kd", "none"]
     assert build_parser().parse_args(["predict", "--checkpoint", "x"]).predict.images == []
-    with pytest.raises(SystemExit):
-        main(["report", "--runs"])
+    for wrong in (["report", "--runs"], ["compare", "--seeds", "{"], ["compare", "--seeds", "2026-01-01", "1"]):
+        with pytest.raises(SystemExit):
+            main(wrong)
 
 
 @pytest.mark.parametrize("library", ["jsonargparse", "torch"])

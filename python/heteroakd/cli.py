@@ -46,7 +46,12 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
 """Options and summary of every subcommand; what runs it is imported when it does, so that help and wrong options wait
 for no torch."""
 TRAINING = ("teacher", "distill")
-LISTS: dict[str, Callable[[str], Any]] = {"images": str, "runs": str, "methods": str, "seeds": yaml.safe_load}
+LISTS: dict[str, Callable[[str], Any]] = {
+    "images": str,
+    "runs": str,
+    "methods": str,
+    "seeds": lambda text: int(text) if text.removeprefix("-").isdecimal() else text,  # of others the parser complains
+}
 """Options that are lists, and what their values are."""
 UNKNOWN = re.compile(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'")
 """How the parser says that it does not know an option."""

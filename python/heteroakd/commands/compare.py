@@ -69,7 +69,7 @@ def run_compare(config: CompareRun) -> Path:
     check_one_teacher(folder, results)
     _write(folder, config, results)
     say(f"\n{markdown(config, results)}\nwritten: {folder / COMPARISON}, {folder / COMPARISON_RESULTS}")
-    say(f"as a page, with curves and pictures: heteroakd report --runs '[{folder}]'")
+    say(f"as a page, with curves and pictures: heteroakd report --runs {folder}")
     return folder / COMPARISON
 
 

@@ -53,8 +53,7 @@ def run_predict(config: PredictRun) -> list[Path]:
     images = _images(config, val)
     if config.limit is not None:
         images = images[: config.limit]
-    if val is None:
-        _keep_sources(config, [(name, source) for name, source in images if isinstance(source, Path)])
+    _keep_sources(config, images, val)
     remove_leftovers(Path(config.output))
     told = False
     for name, source in tqdm(images, "predicting", unit="image", disable=None):
@@ -110,9 +109,14 @@ def _images(config: PredictRun, val: SegmentationDataset | None) -> list[tuple[s
     return [(f"val_{index:04d}", index) for index in range(len(val))]
 
 
-def _keep_sources(config: PredictRun, images: list[tuple[str, Path]]) -> None:
-    """Raises ValueError, naming the first, where a PNG would replace one of the images that are to be predicted."""
-    sources = {path.resolve() for _, path in images}
+def _keep_sources(
+    config: PredictRun, images: Sequence[tuple[str, Path | int]], val: SegmentationDataset | None
+) -> None:
+    """Raises ValueError, naming the first, where a PNG would replace one of the images that are to be predicted, or a
+    picture of the val set."""
+    sources = {source.resolve() for _, source in images if isinstance(source, Path)}
+    if val is not None and isinstance(val.source, FileSource):
+        sources |= {path.resolve() for pair in val.source.pairs for path in pair}
     endings = ("", LABEL_ENDING) if config.labels else ("",)
     for path in (Path(config.output) / f"{name}{ending}.png" for name, _ in images for ending in endings):
         if path.resolve() in sources:

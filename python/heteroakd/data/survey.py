@@ -104,7 +104,7 @@ def nowhere(reports: dict[str, PartReport]) -> list[str]:
 
 def meaningless(reports: dict[str, PartReport]) -> str | None:
     """Why training on a data set of which this was counted could not mean anything, with the cure: it has one class,
-    or a part without a labelled pixel."""
+    or a part, all of which was read, without a labelled pixel."""
     classes = next(iter(reports.values())).classes
     if len(classes) < 2:
         return (
@@ -112,7 +112,7 @@ def meaningless(reports: dict[str, PartReport]) -> str | None:
             "what the other pixels are"
         )
     for name, report in reports.items():
-        if report.read > report.broken and not sum(report.pixels[:-1]):
+        if report.pairs == report.read > report.broken and not sum(report.pixels[:-1]):
             return (
                 f"{name}: all pixels of all labels are ignored, so that nothing can be learnt or measured; "
                 f"{_cure(len(classes))}"

@@ -130,7 +130,8 @@ def read(folder: Path) -> RunFolder:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{folder / CONFIG}: no YAML: {str(error).splitlines()[0]}") from error
-    if not (isinstance(config, dict) and all(isinstance(config.get(part), dict) for part in ("data", "schedule"))):
+    parts = ("data", "schedule", "evaluation")
+    if not (isinstance(config, dict) and all(isinstance(config.get(part), dict) for part in parts)):
         raise ValueError(f"{folder / CONFIG}: no configuration of a run")
     summary = _json(folder / SUMMARY, SUMMARIZED) if (folder / SUMMARY).is_file() else None
     return RunFolder(folder, config, read_metrics(folder / METRICS), summary)

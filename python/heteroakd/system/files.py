@@ -86,6 +86,8 @@ def write_text(path: Path, text: str) -> None:
 
 def check_writable(path: Path) -> None:
     """Raises ValueError where a file could not be written, before what it shall hold is computed."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: --output names the file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
