@@ -133,6 +133,14 @@ def test_pictures_are_a_fraction_of_their_pngs(tmp_path: Path):
     assert (tmp_path / "report.html").stat().st_size < 0.3 * (tmp_path / "a.png").stat().st_size
 
 
+def test_pictures_wider_than_webp_has_them_are_made_smaller(tmp_path: Path):
+    Image.new("RGB", (20000, 40)).save(tmp_path / "a.png")
+    pictures = [Picture("a", tmp_path / "a.png")]
+    write_report(tmp_path / "report.html", title="T", introduction="", sections=[Section("P", pictures=pictures)])
+    (link,) = [link for link in Page((tmp_path / "report.html").read_text()).references if link.startswith("data:")]
+    assert Image.open(io.BytesIO(base64.b64decode(link.split(",")[1]))).size == (16383, 33)
+
+
 def test_text_of_diagrams_is_legible_on_a_phone_and_over_no_curve():
     points = {f"series {number}": [(0.0, 0.0), (1.0, float(number))] for number in range(4)}
     counts = [[1] * 12] * 12

@@ -15,6 +15,7 @@ from heteroakd.system.files import write_text
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _QUALITY = 80  # of WebP: photographs take a fifth of their PNGs
+_LARGEST = 16383  # pixels of a side that WebP has; three photographs beside each other may be wider
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ def _data_uri(picture: Picture) -> str:
         raise ValueError(f"picture {picture.caption!r}: {where}: expected a PNG")
     smaller = io.BytesIO()
     with Image.open(io.BytesIO(data)) as opened:
-        opened.convert("RGB").save(smaller, format="WEBP", quality=_QUALITY)
+        shown = opened.convert("RGB")
+    shown.thumbnail((_LARGEST, _LARGEST))
+    shown.save(smaller, format="WEBP", quality=_QUALITY)
     return f"data:image/webp;base64,{base64.b64encode(smaller.getvalue()).decode('ascii')}"
 
 
