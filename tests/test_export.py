@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def checkpoint(path: Path, model: ModelConfig, **loss: Any) -> nn.Module:
     metrics = {"miou": 0.25, "best_miou": 0.25}
     saved = Checkpoint("teacher", 7, to_dict(run), to_dict(model), classes, network.state_dict(), {}, {}, [], metrics)
     save_checkpoint(path, saved)
-    return restore_network(str(path), saved).eval()
+    return restore_network(str(path), saved, model.architecture).eval()
 
 
 def exported(path: Path, folder: Path, *options: str) -> int:
@@ -184,9 +185,9 @@ class Branching(nn.Module):
 @pytest.mark.parametrize("name", ["student.pt2", "student.onnx"])
 def test_networks_that_branch_on_the_size_are_left_at_one(tmp_path: Path, when: str, name: str) -> None:
     checkpoint(tmp_path / "last.pt", ModelConfig(f"{__name__}:Branching", tap="backbone", options={"when": when}))
-    assert exported(tmp_path / "last.pt", tmp_path / name, "--dynamic", "sizes") == 1
+    trusted = ("--trust_architecture", f"{__name__}:Branching")
+    assert exported(tmp_path / "last.pt", tmp_path / name, *trusted, "--dynamic", "sizes") == 1
     assert not (tmp_path / name).exists()
-    metadata = export.run_export(
-        ExportRun(str(tmp_path / "last.pt"), output=str(tmp_path / name), dynamic="batch", threads=1)
-    )
+    run = ExportRun(str(tmp_path / "last.pt"), trust_architecture=trusted[1], dynamic="batch", threads=1)
+    metadata = export.run_export(replace(run, output=str(tmp_path / name)))
     assert metadata["dynamic"] == ["batch"]

@@ -151,7 +151,6 @@ def test_labels_of_many_formats_keep_their_values(tmp_path: Path) -> None:
         ("teacher", "data.flip_probability", ".nan"),
         ("teacher", "data.seed", "99999999999999999999999"),
         ("check-data", "data.train_images", "-3"),
-        ("check-data", "data.label_values", "{0: 0}"),
     ],
 )
 def test_options_out_of_bounds_are_a_line(

@@ -232,6 +232,7 @@ def test_any_pair_of_modules_trains_with_taps_and_heads_and_resumes(
         optimizer=OptimizerConfig(ema_decay=0.5),
         schedule=schedule,
         runtime=quiet,
+        trust_architecture=f"{__name__}:torchvision_network",
         output=str(tmp_path / "whole"),
     )
     run_distill(whole)
