@@ -132,6 +132,14 @@ class PixelLossTests:
         options["with_teacher"] = who != "student"  # whose divergence would be infinite
         compare_masked(self.losses.segmentation_loss, run_masked_segmentation, case, who, low, part=not part, **options)
 
+    def test_a_label_without_mass(self):
+        """Infinite, as F.cross_entropy has it with label smoothing, too; its gradient is a number."""
+        case = make_case("same grid", "randn")
+        case[0][:, 2] = -float("inf")
+        options = {"label_smoothing": 0.1, "with_teacher": False}
+        out = run_segmentation(self.losses.segmentation_loss, case, torch.float32, options)
+        assert out["loss"] == float("inf") and out["student"].isfinite().all()
+
     @pytest.mark.parametrize("temperature", [0.05, 1.0, 4.0])
     def test_bounded_and_guarded_agree(self, temperature):
         """One huge logit in a corner sends the tile there through the guarded mathematics: the rest must not notice."""

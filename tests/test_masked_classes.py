@@ -85,21 +85,22 @@ def test_mass_that_the_student_excludes_is_an_infinite_divergence(any_backend, k
         assert relative_l2(out["student"], expected["student"]) <= 1e-6
 
 
-@pytest.mark.parametrize("zero_weight", [False, True])
-def test_a_label_without_mass(any_backend, zero_weight):
+@pytest.mark.parametrize(("zero_weight", "smoothing"), [(False, 0.0), (False, 0.1), (True, 0.0)])
+def test_a_label_without_mass(any_backend, zero_weight, smoothing):
     """Infinite, as F.cross_entropy has it, unless the class's weight is 0: then nothing of it counts."""
     student, _, labels = make_case("same grid", "randn")
     student[:, 2] = -float("inf")
     (student,) = leaves(student)
     weight = torch.tensor([1.0, 2.0, 0.0 if zero_weight else 1.0, 0.5, 1.0, 1.0])
-    loss = functional.segmentation_loss(student, labels, class_weight=weight, backend=any_backend)
+    options = {"label_smoothing": smoothing}
+    loss = functional.segmentation_loss(student, labels, class_weight=weight, backend=any_backend, **options)
     loss.backward()
     assert student.grad.isfinite().all()
     if zero_weight:
         others = labels.masked_fill(labels == 2, 255)
         assert relative_l2(loss, F.cross_entropy(student, others, weight=weight, ignore_index=255)) <= 1e-6
     else:
-        assert loss == float("inf") == F.cross_entropy(student, labels, weight=weight, ignore_index=255)
+        assert loss == float("inf") == F.cross_entropy(student, labels, weight=weight, ignore_index=255, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)

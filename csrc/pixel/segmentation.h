@@ -107,7 +107,10 @@ HK_INLINE SegmentationPixel<V> finish(const SegmentationSums<V>& sums, const Seg
   const V inverse = one / sums.student.total(), share(p.smoothing_share), all(p.class_weight_sum);
   const V labelled_error = -sums.student.others * inverse;  // p_y - 1, without the cancellation
   const V hard = V(Real(1) - p.smoothing) * label_weight;
-  pixel.task = fma(hard, math::where_mass(hard, nll), share * math::where_mass(share, fma(all, nll, sums.smoothed)));
+  V all_classes = fma(all, nll, sums.smoothed);
+  // A label that is switched off is infinitely far from the others, too: inf - inf.
+  if constexpr (Guarded) all_classes = select(nll == V(INFINITY), nll, all_classes);
+  pixel.task = fma(hard, math::where_mass(hard, nll), share * math::where_mass(share, all_classes));
   pixel.student = task_factor * inverse * fma(share, all, hard);
   pixel.smooth = task_factor * share;
   pixel.labelled = task_factor * fma(hard, labelled_error, share * fma(all, one + labelled_error, -label_weight));

@@ -68,7 +68,8 @@ def finish_cross_entropy(
         hard *= 1.0 - smoothing
     task, label_gradient, factor = where_mass(hard, nll), hard * error, hard
     if SMOOTH:
-        task += share * (weight_sum * nll + smoothed)
+        # A label that is switched off is infinitely far from the others, too: inf - inf.
+        task += share * tl.where(nll == float("inf"), nll, weight_sum * nll + smoothed)
         label_gradient += share * (weight_sum * (1.0 + error) - label_weight)
         factor += share * weight_sum
     return task, (inverse * factor, label_gradient, share)
