@@ -144,6 +144,12 @@ def test_lists_need_no_quotes() -> None:
     parsed = build_parser().parse_args(gather_lists(["compare", "--seeds", "1", "2", "--methods", "kd", "none"]))
     assert parsed.compare.seeds == [1, 2] and parsed.compare.methods == ["kd", "none"]
     assert build_parser().parse_args(["predict", "--checkpoint", "x"]).predict.images == []
+
+
+def test_a_file_whose_name_begins_with_a_bracket_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("[1].jpg").touch()
+    assert gather_lists(["--images", "[1].jpg"]) == ["--images", '["[1].jpg"]']
     for wrong in (["report", "--runs"], ["compare", "--seeds", "{"], ["compare", "--seeds", "2026-01-01", "1"]):
         with pytest.raises(SystemExit):
             main(wrong)

@@ -148,6 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.instantiate(parsed)[name]
         config = config_class(**{field.name: options[field.name] for field in dataclasses.fields(config_class)})
     except ValueError as error:
+        if os.environ.get("HETEROAKD_DEBUG") == "1":
+            raise
         parser.error(str(error))
     flags = {flag: options[flag] for flag in ("resume", "overwrite", "resume_or_start") if name in TRAINING}
     if os.getcwd() not in sys.path:
@@ -180,7 +182,8 @@ def gather_lists(arguments: Sequence[str]) -> list[str]:
             values = [value] if equals else []
             while not equals and remaining and not remaining[0].startswith("--"):
                 values.append(remaining.pop(0))
-            if len(values) > 1 or (values and values[0] != "null" and not values[0].startswith("[")):
+            is_yaml = values[:1] == ["null"] or (values and values[0].startswith("[") and not os.path.exists(values[0]))
+            if len(values) > 1 or (values and not is_yaml):
                 values = [json.dumps([LISTS[name](value) for value in values])]
             gathered += [f"--{name}", *values]
         else:
