@@ -253,11 +253,11 @@ void observe_bytes(int64_t offset, int size, bool writes, bool copying = false, 
   const Moment now{machine.epoch, machine.warp_epochs[warp]};
   for (int64_t w = offset / kGrain; w <= (offset + size - 1) / kGrain; ++w) {
     Grain& grain = machine.grains[w];
-    const std::string where = "shared byte " + std::to_string(w * kGrain);
-    if (grain.copying && !lands) fail(where + " is touched while a copy to it is under way");
+    const auto where = [w] { return "shared byte " + std::to_string(w * kGrain); };  // not made at every access
+    if (grain.copying && !lands) fail(where() + " is touched while a copy to it is under way");
     const bool written_now = unordered(grain.writer, grain.written), read_now = unordered(grain.reader, grain.read);
     if (written_now || (writes && read_now)) {
-      fail("race on " + where + ": " + thread_name(written_now ? grain.writer : grain.reader) + (written_now ? " wrote" : " read") +
+      fail("race on " + where() + ": " + thread_name(written_now ? grain.writer : grain.reader) + (written_now ? " wrote" : " read") +
            " and this one " + (writes ? "writes" : "reads") + " between two barriers");
     }
     grain.copying = copying;
@@ -265,7 +265,7 @@ void observe_bytes(int64_t offset, int size, bool writes, bool copying = false, 
       grain.writer = me;
       grain.written = now;
     } else {
-      if (grain.writer == 0) fail(where + " is read but was never written");
+      if (grain.writer == 0) fail(where() + " is read but was never written");
       const bool others = grain.read.epoch == now.epoch && grain.reader != me && grain.reader != 0;
       const bool same_warp = grain.reader == kSeveral + warp || (grain.reader < kSeveral && (grain.reader - 1) / 32 == warp);
       grain.reader = !others ? me : same_warp ? kSeveral + warp : kAll;
