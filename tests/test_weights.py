@@ -111,6 +111,19 @@ def test_whole_networks_are_covered_decoder_and_head_too(tmp_path: Path) -> None
         load_weights(network, path, whole=True)
 
 
+def test_files_of_transformers_are_its_own_to_read(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"depths": [1] * 4, "hidden_sizes": [8] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 8}
+    network = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(**sizes))
+    state = network.state_dict()
+    for contents in ({"gamma": torch.ones(3)}, dict(list(state.items())[:9])):
+        with pytest.raises(WeightsError, match=r"from_pretrained, in the function .* weights: null\n"):
+            load_weights(network, saved(tmp_path, contents), whole=True)
+    with pytest.raises(WeightsError) as caught:
+        load_weights(nn.Linear(2, 2), saved(tmp_path, {"gamma": torch.ones(3)}))
+    assert "from_pretrained" not in str(caught.value)
+
+
 def test_incomplete_encoder_is_an_error_unless_allowed(tmp_path: Path) -> None:
     contents = {name: value for name, value in resnet().items() if not name.startswith("layer4.1.conv")}
     path = saved(tmp_path, contents)

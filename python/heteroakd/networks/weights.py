@@ -53,15 +53,22 @@ def load_weights(network: nn.Module, path: str | Path, *, strict: bool = True, w
     encoder = next((f"{name}." for name in ENCODERS if isinstance(getattr(network, name, None), nn.Module)), "")
     report = _report(path, container, match, own, missing, encoder)
     if not match.found:
-        raise WeightsError(f"{path}: no tensor of the file fits the network\n{report}")
+        raise WeightsError(f"{path}: no tensor of the file fits the network{_own_reader(network)}\n{report}")
     needed = [name for name in missing if whole or name.startswith(encoder)]
     if needed and (whole or strict):
         part = "network" if whole or not encoder else "encoder"
-        advice = "" if whole else "; weights_strict: false leaves them random"
+        advice = ("" if whole else "; weights_strict: false leaves them random") + _own_reader(network)
         raise WeightsError(f"{path}: {len(needed)} of the {part}'s tensors not in the file{advice}\n{report}")
     # On the class: some encoders' own load_state_dict takes no partial state.
     nn.Module.load_state_dict(network, {**own, **match.found})
     return report
+
+
+def _own_reader(network: nn.Module) -> str:
+    """What else to do for a network of transformers, whose files have names that its versions change."""
+    if not any(type(module).__module__.startswith("transformers.") for module in network.modules()):
+        return ""
+    return "; from_pretrained, in the function that makes the network, reads save_pretrained's files: weights: null"
 
 
 @dataclass
