@@ -9,9 +9,9 @@ import pytest
 import torch
 from heteroakd.config.groups import LossConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig
 from heteroakd.methods import Taps, build_distiller
-from heteroakd.training.step import TrainingStep, build_optimizer, distillation_factor
+from heteroakd.training.step import TrainingStep, build_optimizer, distillation_factor, encoder_prefixes
 from test_distributed import SIZE, Plain, batch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hetero_kernels import Distiller
 
@@ -133,3 +133,48 @@ def test_options_that_make_no_sense_are_named() -> None:
         with pytest.raises(ValueError, match=rf"schedule\.micro_batches must .* 4 by 1 processes, got {parts}"):
             training(schedule={"micro_batches": parts})
     assert isinstance(training().distiller, Distiller)
+
+
+class Other(nn.Module):
+    """Neither `encoder` nor `backbone`; it begins in `body`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.Conv2d(8, 8, 1))
+        self.classifier = nn.Conv2d(8, 3, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.body(images))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("tap", "encoder", "at_lr"),
+    [
+        ("body", None, "body"),
+        ("body.1", None, "body"),
+        ("classifier", "body", "body"),
+        ("body", "classifier", "classifier"),
+    ],
+)
+def test_the_encoder_is_what_the_tap_or_the_options_say(tap: str, encoder: str | None, at_lr: str) -> None:
+    distiller = Distiller.heteroakd(
+        Other(), Other(), torch.randn(1, 3, 32, 32), num_classes=3, student_tap=tap, teacher_tap="body"
+    )
+    config = OptimizerConfig(lr=0.1, head_lr_multiplier=10.0, encoder=encoder)
+    prefixes = encoder_prefixes(distiller, config)
+    names = {name for name, _ in distiller.student.named_parameters()}
+    assert {name for name in names if name.startswith(prefixes)} == {n for n in names if n.startswith(f"{at_lr}.")}
+
+
+def test_a_factor_on_the_head_needs_an_encoder() -> None:
+    distiller = Distiller.heteroakd(
+        Other(), Other(), torch.randn(1, 3, 32, 32), num_classes=3, student_tap="classifier", teacher_tap="body"
+    )
+    with pytest.raises(
+        ValueError, match=r"head_lr_multiplier is 10, .*--optimizer.encoder NAME.* are body, classifier"
+    ):
+        encoder_prefixes(distiller, OptimizerConfig(head_lr_multiplier=10.0))
+    with pytest.raises(ValueError, match=r"optimizer.encoder 'neck' has no parameters; modules are body, classifier"):
+        encoder_prefixes(distiller, OptimizerConfig(encoder="neck"))
+    assert encoder_prefixes(distiller, OptimizerConfig()) == ()

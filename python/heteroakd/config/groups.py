@@ -121,7 +121,10 @@ class OptimizerConfig(Options):
     lr: float = 1e-3
     """Learning rate of the encoder at the first step (after the warm-up)."""
     head_lr_multiplier: float = 1.0
-    """Factor on lr for everything outside `encoder.` and `backbone.`: decoder and segmentation head."""
+    """Factor on lr for everything outside the encoder: decoder and segmentation head."""
+    encoder: str | None = None
+    """Path of the module that is the network's encoder. null: `encoder` or `backbone`; in a network without them the
+    module around the first tap, if the network begins in it."""
     projector_lr_multiplier: float = 10.0
     """Factor on lr for the projectors of the method heteroakd: they start from random weights, and what they say of
     either network's reliability means little before they fit."""

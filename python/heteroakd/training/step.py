@@ -15,7 +15,7 @@ from hetero_kernels import Distiller, mean_over_processes
 from heteroakd.config.groups import OptimizerConfig, RuntimeConfig, ScheduleConfig
 from heteroakd.methods import Terms, objective_of
 from heteroakd.methods.losses import Divisors
-from heteroakd.networks.shapes import batch_norm_named
+from heteroakd.networks.shapes import batch_norm_named, tap_paths
 from heteroakd.system.distributed import world_size
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -24,7 +24,8 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 def build_optimizer(distiller: Distiller, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Optimiser over parameter groups: encoder, head (and auxiliary head), projectors, each with and without decay.
 
-    Every group carries its own peak learning rate as `peak_lr`. Raises ValueError for an unknown name.
+    Every group carries its own peak learning rate as `peak_lr`. Raises ValueError for an unknown name, and where
+    encoder and head are to differ and nothing says which the encoder is.
     """
     learning_rates = {
         "encoder": config.lr,
@@ -33,7 +34,11 @@ def build_optimizer(distiller: Distiller, config: OptimizerConfig) -> torch.opti
     }
     parameters: dict[tuple[str, bool], list[nn.Parameter]] = {}
     objective = objective_of(distiller)
-    named = [(_part(name), parameter) for name, parameter in distiller.student.named_parameters()]
+    encoder = encoder_prefixes(distiller, config)
+    named = [
+        ("encoder" if name.startswith(encoder) else "head", parameter)
+        for name, parameter in distiller.student.named_parameters()
+    ]
     named += [("projector", parameter) for parameter in objective.criterion.parameters()]
     if objective.auxiliary is not None:
         named += [("head", parameter) for parameter in objective.auxiliary.parameters()]
@@ -57,8 +62,29 @@ def build_optimizer(distiller: Distiller, config: OptimizerConfig) -> torch.opti
     raise ValueError(f"optimizer.name must be 'sgd' or 'adamw', got {config.name!r}")
 
 
-def _part(name: str) -> str:
-    return "encoder" if name.startswith(("encoder.", "backbone.")) else "head"
+def encoder_prefixes(distiller: Distiller, config: OptimizerConfig) -> tuple[str, ...]:
+    """What the names of the encoder's parameters begin with: as the options say, else `encoder.` and `backbone.`, else
+    the module around the first tap where the network begins in it. Raises ValueError as `build_optimizer` does."""
+    names = [name for name, _ in distiller.student.named_parameters()]
+    modules = sorted({name.partition(".")[0] for name in names})
+    if config.encoder is not None:
+        if not any(name.startswith(f"{config.encoder}.") for name in names):
+            raise ValueError(
+                f"optimizer.encoder {config.encoder!r} has no parameters; modules are {', '.join(modules)}"
+            )
+        return (f"{config.encoder}.",)
+    if found := tuple(f"{name}." for name in ("encoder", "backbone") if name in modules):
+        return found
+    for tap in tap_paths(distiller.student_tap or [])[:1]:
+        around = f"{tap.rpartition('.')[0] or tap}."
+        if names[0].startswith(around):
+            return (around,)
+    if config.head_lr_multiplier != 1:
+        raise ValueError(
+            f"optimizer.head_lr_multiplier is {config.head_lr_multiplier:g}, and nothing says what the encoder is: "
+            f"--optimizer.encoder NAME, a module's path; the network's are {', '.join(modules)}"
+        )
+    return ()
 
 
 def learning_rate_factor(step: int, schedule: ScheduleConfig) -> float:
