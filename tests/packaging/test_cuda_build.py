@@ -13,7 +13,9 @@ from installing import OLDEST_TORCH, ROOT, run
 import hetero_kernels
 
 CSRC = ROOT / "csrc"
-HOST = {"module.cpp", "instruction_set.cpp", "plan.cpp", "projected_plan.cpp"}  # what the host module is made of
+CMAKE = (ROOT / "CMakeLists.txt").read_text()
+HOST = {Path(name).name for name in re.search(r"pybind11_add_module\(_host\s([^)]*)\)", CMAKE)[1].split()}
+"""What the host module is made of."""
 
 
 def includes(path: Path) -> tuple[set[Path], bool]:
