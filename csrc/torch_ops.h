@@ -66,4 +66,32 @@ inline Kem kem_of(const std::string& kem) {
   return Kem::kSpatial;
 }
 
+// What a projection's features and weight are rounded to first, as a library's DType; kFloat: nothing.
+template <class DType>
+DType rounding_of(const std::string& name) {
+  if (name == "bfloat16") return DType::kBFloat16;
+  if (name == "float16") return DType::kHalf;
+  STD_TORCH_CHECK(name == "none", "rounding is '", name, "', expected 'none', 'bfloat16' or 'float16'");
+  return DType::kFloat;
+}
+
+template <class DType>
+Tensor rounded(const Tensor& x, DType rounding) {
+  if (rounding == DType::kFloat) return x;
+  return torch::stable::to(x, rounding == DType::kHalf ? ScalarType::Half : ScalarType::BFloat16);
+}
+
+// Of features [B, C, h, w]: from pixel to pixel of a row, and whether a row's last one is as far from the next row's first.
+inline int64_t pixel_stride(const Tensor& x) { return x.size(3) > 1 ? x.stride(3) : x.stride(2); }
+inline bool rows_joined(const Tensor& x) {
+  return x.size(2) == 1 || x.size(3) == 1 || x.stride(2) == x.stride(3) * x.size(3);
+}
+
+// Whether features are read with neighbouring channels side by side: hetero_kernels/layout.py has the same. Of one pixel these
+// are the rows worth reading.
+inline bool reads_channels_last(const Tensor& x) {
+  const bool adjacent = x.size(1) == 1 || x.stride(1) == 1;
+  return rows_joined(x) && adjacent && (x.size(2) * x.size(3) == 1 || pixel_stride(x) != 1);
+}
+
 }  // namespace hetero

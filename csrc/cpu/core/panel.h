@@ -141,11 +141,12 @@ HK_INLINE void in_blocks(int64_t rows, int64_t most, Use use) {
   }
 }
 
-// `rows` rows of `vectors` vectors each. Panels of b, a few vectors wide, stay in the first-level cache for all rows. Filled ones
-// (kFill) take turns in the same memory of kPanelPitch columns; streamed ones (kStream) end in whole lines past the caches.
+// Columns of a panel.
 template <class Part>
 constexpr int kPanelPitch = GemmShape<Part>::kVectors * Part::kLanes;
 
+// `rows` rows of `vectors` vectors each. Panels of b, a few vectors wide, stay in the first-level cache for all rows. Filled ones
+// (kFill) take turns in the same memory, of kPanelPitch columns; streamed ones (kStream) end in whole lines past the caches.
 template <class Part, int Pitch, class Real, Panel Way = Panel::kPlain>
 void panels(int64_t rows, int64_t vectors, const PanelArguments<Real>& p, Ahead ahead = {}) {
   constexpr int kVectors = GemmShape<Part>::kVectors, kRows = GemmShape<Part>::kRows, kLanes = Part::kLanes;

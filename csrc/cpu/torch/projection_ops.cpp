@@ -8,18 +8,10 @@ namespace hetero::cpu {
 
 namespace {
 
-DType rounding_of(const std::string& name) {
-  if (name == "bfloat16") return DType::kBFloat16;
-  if (name == "float16") return DType::kHalf;
-  STD_TORCH_CHECK(name == "none", "rounding is '", name, "', expected 'none', 'bfloat16' or 'float16'");
-  return DType::kFloat;
-}
-
 // A factor as the loops multiply it: rounded, then in the compute dtype.
 template <class Real>
-Tensor rounded(const Tensor& x, DType rounding) {
-  if (rounding == DType::kFloat) return dense<Real>(x);
-  return dense<Real>(torch::stable::to(x, rounding == DType::kHalf ? ScalarType::Half : ScalarType::BFloat16));
+Tensor factor(const Tensor& x, DType rounding) {
+  return dense<Real>(rounded(x, rounding));
 }
 
 // Features [B, C, h, w] whose pixels or whose channels are side by side; anything else is copied.
@@ -30,23 +22,15 @@ struct BoundFeatures {
 
   BoundFeatures(const Tensor& x, DType rounding) : tensor(x) {
     STD_TORCH_CHECK(x.dim() == 4, "features has ", x.dim(), " dimensions, expected [B, C, h, w]");
-    if (!joined(tensor) || !(pixels_adjacent(tensor) || channels_adjacent(tensor))) tensor = torch::stable::contiguous(x);
-    const bool channels_last = !pixels_adjacent(tensor);
+    const bool channels_last = reads_channels_last(x);
     const int64_t pixels = x.size(2) * x.size(3);
+    const bool pixels_adjacent = rows_joined(x) && (pixels == 1 || pixel_stride(x) == 1);
+    if (!channels_last && !pixels_adjacent) tensor = torch::stable::contiguous(x);
     view = {tensor.const_data_ptr(), float_type(x, "features"), rounding, x.size(0), x.size(1), pixels, tensor.stride(0),
             channels_last ? pixel_stride(tensor) : tensor.stride(1), channels_last, nullptr, nullptr};
   }
   BoundFeatures(const BoundFeatures&) = delete;  // the view points into this object
   BoundFeatures& operator=(const BoundFeatures&) = delete;
-
- private:
-  static int64_t pixel_stride(const Tensor& x) { return x.size(3) > 1 ? x.stride(3) : x.stride(2); }
-  static bool joined(const Tensor& x) { return x.size(2) == 1 || x.size(3) == 1 || x.stride(2) == x.stride(3) * x.size(3); }
-  static bool channels_adjacent(const Tensor& x) { return x.size(1) == 1 || x.stride(1) == 1; }
-  // One pixel, and channels side by side: those are the rows worth reading.
-  static bool pixels_adjacent(const Tensor& x) {
-    return x.size(2) * x.size(3) == 1 ? !channels_adjacent(x) : pixel_stride(x) == 1;
-  }
 };
 
 using ProjectOutput = std::tuple<Tensor, Tensor, Tensor>;
@@ -57,7 +41,7 @@ ProjectOutput project_as(const Tensor& features, const Tensor& weight, bool stat
                   "features must be [B, C, h, w] and weight [K, C]");
   const int64_t classes = weight.size(0), channels = features.size(1);
   BoundFeatures<Real> bound(features, rounding);
-  const Tensor factors = rounded<Real>(weight, rounding);
+  const Tensor factors = factor<Real>(weight, rounding);
   Tensor logits = empty_like_compute<Real>(features, {features.size(0), classes, features.size(2), features.size(3)});
   Tensor pilot = empty_like_compute<Real>(features, {statistics ? channels : 0});
   Tensor found = torch::stable::new_empty(features, {statistics ? 4 : 0, statistics ? classes : 0}, ScalarType::Double);
@@ -74,7 +58,7 @@ ProjectOutput project_as(const Tensor& features, const Tensor& weight, bool stat
 
 ProjectOutput project_cpu(Tensor features, Tensor weight, bool statistics, std::string rounding, Sources) {
   const auto run = is_double(features) || is_double(weight) ? &project_as<double> : &project_as<float>;
-  return run(features, weight, statistics, rounding_of(rounding));
+  return run(features, weight, statistics, rounding_of<DType>(rounding));
 }
 
 using GradientOutput = std::tuple<Tensor, Tensor>;
@@ -92,7 +76,7 @@ GradientOutput gradients_as(const std::optional<Tensor>& logit_gradient, const s
                             const Tensor& statistics, DType rounding, bool features_grad, bool weight_grad) {
   const int64_t classes = weight.size(0);
   BoundFeatures<Real> bound(features, rounding);
-  const Tensor factors = rounded<Real>(weight, rounding), z = dense<Real>(logits), centre = dense<Real>(pilot);
+  const Tensor factors = factor<Real>(weight, rounding), z = dense<Real>(logits), centre = dense<Real>(pilot);
   if (centre.numel() > 0) bound.view.pilot = static_cast<const Real*>(centre.const_data_ptr());
   LogitsAndGradients<Real> given{};
   given.logits = static_cast<const Real*>(z.const_data_ptr());
@@ -132,7 +116,7 @@ GradientOutput project_gradients_cpu(std::optional<Tensor> logit_gradient, std::
                                      Tensor features, Tensor weight, Tensor logits, Tensor pilot, Tensor statistics,
                                      std::string rounding, bool features_grad, bool weight_grad, Sources) {
   const auto run = is_double(logits) ? &gradients_as<double> : &gradients_as<float>;
-  return run(logit_gradient, statistics_gradient, features, weight, logits, pilot, statistics, rounding_of(rounding),
+  return run(logit_gradient, statistics_gradient, features, weight, logits, pilot, statistics, rounding_of<DType>(rounding),
              features_grad, weight_grad);
 }
 

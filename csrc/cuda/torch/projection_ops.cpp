@@ -7,19 +7,6 @@ namespace hetero::cuda {
 
 namespace {
 
-DType rounding_of(const std::string& name) {
-  if (name == "bfloat16") return DType::kBFloat16;
-  if (name == "float16") return DType::kHalf;
-  STD_TORCH_CHECK(name == "none", "rounding is '", name, "', expected 'none', 'bfloat16' or 'float16'");
-  return DType::kFloat;
-}
-
-// The weight as it is multiplied.
-Tensor rounded(const Tensor& weight, DType rounding) {
-  if (rounding == DType::kFloat) return weight;
-  return torch::stable::to(weight, rounding == DType::kHalf ? ScalarType::Half : ScalarType::BFloat16);
-}
-
 ProjectionArguments describe(const Tensor& features, const Tensor& factors, DType rounding) {
   STD_TORCH_CHECK(features.dim() == 4 && factors.dim() == 2 && factors.size(1) == features.size(1),
                   "features must be [B, C, h, w] and weight [K, C]");
@@ -31,20 +18,11 @@ const Tensor& dense(Surroundings& call, const Tensor& x, ScalarType dtype) {
   return call.keep(torch::stable::contiguous(torch::stable::to(x, dtype)));
 }
 
-// Whether the kernels read features with neighbouring channels side by side: hetero_kernels/layout.py, reads_channels_last.
-bool reads_channels_last(const Tensor& x) {
-  const int64_t height = x.size(2), width = x.size(3);
-  const bool adjacent = x.size(1) == 1 || x.stride(1) == 1;
-  if (height * width == 1) return adjacent;
-  const bool joined = height == 1 || width == 1 || x.stride(2) == x.stride(3) * width;
-  return joined && adjacent && (width > 1 ? x.stride(3) : x.stride(2)) != 1;
-}
-
 using ProjectOutput = std::tuple<Tensor, Tensor, Tensor>;
 
 ProjectOutput project_cuda(Tensor features, Tensor weight, bool statistics, std::string rounding, Sources) {
   Surroundings call(features);
-  const DType to = rounding_of(rounding);
+  const DType to = rounding_of<DType>(rounding);
   const Tensor& factors = call.keep(rounded(weight, to));
   const ProjectionArguments a = describe(features, factors, to);
   Tensor logits = empty(features, {a.batch, a.classes, a.height, a.width});
@@ -67,7 +45,7 @@ GradientOutput project_gradients_cuda(std::optional<Tensor> logit_gradient, std:
                                       Tensor features, Tensor weight, Tensor logits, Tensor pilot, Tensor statistics,
                                       std::string rounding, bool features_grad, bool weight_grad, Sources) {
   Surroundings call(features);
-  const DType to = rounding_of(rounding);
+  const DType to = rounding_of<DType>(rounding);
   const Tensor& factors = call.keep(rounded(weight, to));
   const ProjectionArguments a = describe(features, factors, to);
   const int64_t pixels = a.batch * a.height * a.width;
