@@ -19,7 +19,7 @@ from tqdm import tqdm
 from heteroakd.config.commands import CheckDataRun
 from heteroakd.data import IGNORE_INDEX, DataConfig, DataError, SegmentationData, build_data, denormalize
 from heteroakd.data.published import PUBLISHED
-from heteroakd.data.reading import FileSource
+from heteroakd.data.reading import files_of
 from heteroakd.data.samples import SegmentationDataset, Source
 from heteroakd.data.survey import PartReport, Readings, meaningless, nowhere, warnings
 from heteroakd.evaluation.metrics import check_counts
@@ -166,4 +166,4 @@ def _thumbnail(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _name(source: Source, index: int) -> str:
-    return source.pairs[index].image.stem if isinstance(source, FileSource) else str(index)
+    return files.pairs[index].image.stem if (files := files_of(source)) else str(index)

@@ -13,7 +13,6 @@ from tqdm import tqdm
 from heteroakd.config.commands import PredictRun
 from heteroakd.data import class_palette, denormalize, reading
 from heteroakd.data.files import IMAGE_SUFFIXES, DataError
-from heteroakd.data.reading import FileSource
 from heteroakd.data.samples import SegmentationDataset, normalize
 from heteroakd.evaluation.inference import LARGEST_WHOLE, WINDOW, bounded, check_options, predict
 from heteroakd.evaluation.metrics import check_counts
@@ -104,19 +103,17 @@ def _images(config: PredictRun, val: SegmentationDataset | None) -> list[tuple[s
     if val is None:
         files = image_files(config.images)
         return list(zip(_names(files), files, strict=True))
-    if isinstance(val.source, FileSource):
-        return list(zip(_names([pair.image for pair in val.source.pairs]), range(len(val)), strict=True))
+    if found := reading.files_of(val.source):
+        return list(zip(_names([pair.image for pair in found.pairs]), range(len(val)), strict=True))
     return [(f"val_{index:04d}", index) for index in range(len(val))]
 
 
-def _keep_sources(
-    config: PredictRun, images: Sequence[tuple[str, Path | int]], val: SegmentationDataset | None
-) -> None:
+def _keep_sources(config: PredictRun, images: list[tuple[str, Path | int]], val: SegmentationDataset | None) -> None:
     """Raises ValueError, naming the first, where a PNG would replace one of the images that are to be predicted, or a
     picture of the val set."""
     sources = {source.resolve() for _, source in images if isinstance(source, Path)}
-    if val is not None and isinstance(val.source, FileSource):
-        sources |= {path.resolve() for pair in val.source.pairs for path in pair}
+    if val is not None and (found := reading.files_of(val.source)):
+        sources |= {path.resolve() for pair in found.pairs for path in pair}
     endings = ("", LABEL_ENDING) if config.labels else ("",)
     for path in (Path(config.output) / f"{name}{ending}.png" for name, _ in images for ending in endings):
         if path.resolve() in sources:

@@ -57,7 +57,7 @@ def build_data(config: DataConfig) -> SegmentationData:
     else:
         if config.root is None:
             raise ValueError(f"root must name the folder of the data set {config.name!r}, got None")
-        root = Path(config.root).expanduser()
+        root = Path(config.root)
         if not root.is_dir():
             raise DataError(f"{root}: no such folder; expected the root of the data set {config.name!r}")
         if config.name in PUBLISHED:
@@ -92,7 +92,7 @@ def class_palette(config: DataConfig, classes: Sequence[str]) -> torch.Tensor:
         names, colours = street.CLASSES, street.PALETTE
     elif config.name in PUBLISHED:
         names, colours = PUBLISHED[config.name].classes()
-    elif config.root is not None and (file := Path(config.root).expanduser() / "classes.txt").is_file():
+    elif config.root is not None and (file := Path(config.root) / "classes.txt").is_file():
         names, colours = folder.read_classes(file)
     if tuple(names) != tuple(classes):
         colours = [folder.series_colour(index) for index in range(len(classes))]

@@ -104,7 +104,7 @@ def label_values(config: DataConfig, colours: tuple[Colour, ...]) -> LabelValues
 def folder_source(config: DataConfig, part: Part, colours: tuple[Colour, ...]) -> FileSource:
     """One part of the data set under `config.root`. Raises DataError for missing folders and lists and for unpaired
     files, ValueError as `label_values`."""
-    root, listed = Path(config.root or "").expanduser(), config.lists.get(part)
+    root, listed = Path(config.root or ""), config.lists.get(part)
     images, labels = (_place(root, place, part, listed) for place in (config.image_folder, config.label_folder))
     suffix = next((each for each in LABEL_SUFFIXES if config.label_suffix.lower().endswith(each)), "")
     ending = config.label_suffix[: len(config.label_suffix) - len(suffix)]

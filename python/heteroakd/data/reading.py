@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from heteroakd.data.files import DataError, FilePair
-from heteroakd.data.samples import IGNORE_INDEX
+from heteroakd.data.samples import IGNORE_INDEX, CachedSource, Source
 
 ORIENTATION = 0x0112  # EXIF's, and TIFF's own
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
@@ -188,3 +188,9 @@ class FileSource:
                 f" expected {image.shape[2]}x{image.shape[1]}, the size of {pair.image}{turned}"
             )
         return image, label
+
+
+def files_of(source: Source) -> FileSource | None:
+    """The files that a source reads, kept in memory or not; None where it reads none."""
+    source = source.source if isinstance(source, CachedSource) else source
+    return source if isinstance(source, FileSource) else None

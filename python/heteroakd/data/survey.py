@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import Dataset
 
 from heteroakd.data.files import DataError
-from heteroakd.data.reading import FileSource
-from heteroakd.data.samples import IGNORE_INDEX, CachedSource, SegmentationData, Source
+from heteroakd.data.reading import files_of
+from heteroakd.data.samples import IGNORE_INDEX, SegmentationData, Source
 
 BROKEN_KEPT = 20
 LOOKED_AT = 32
@@ -50,7 +50,7 @@ class Readings(Dataset[Reading]):
 
     def __getitem__(self, number: int) -> Reading:
         index, source = self.indices[number], self.source
-        files = source if isinstance(source, FileSource) else None
+        files = files_of(source)
         try:
             label = files.label(index) if files and self.labels else source[index][1]
         except DataError as error:
@@ -156,8 +156,7 @@ def look(data: SegmentationData) -> list[str]:
     """
     reports, complete = {}, True
     for name, dataset in (("train", data.train), ("evaluation", data.val)):
-        source = dataset.source.source if isinstance(dataset.source, CachedSource) else dataset.source
-        if not isinstance(source, FileSource):
+        if (source := files_of(dataset.source)) is None:
             return []
         count = len(source)
         for read in (min(LOOKED_AT, count), count):

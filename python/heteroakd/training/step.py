@@ -35,10 +35,8 @@ def build_optimizer(distiller: Distiller, config: OptimizerConfig) -> torch.opti
     parameters: dict[tuple[str, bool], list[nn.Parameter]] = {}
     objective = objective_of(distiller)
     encoder = encoder_prefixes(distiller, config)
-    named = [
-        ("encoder" if name.startswith(encoder) else "head", parameter)
-        for name, parameter in distiller.student.named_parameters()
-    ]
+    student = distiller.student.named_parameters()
+    named = [("encoder" if name.startswith(encoder) else "head", parameter) for name, parameter in student]
     named += [("projector", parameter) for parameter in objective.criterion.parameters()]
     if objective.auxiliary is not None:
         named += [("head", parameter) for parameter in objective.auxiliary.parameters()]

@@ -15,7 +15,7 @@ from torch import nn
 from hetero_kernels import Distiller
 from heteroakd.config.commands import CheckpointUse
 from heteroakd.config.groups import EvaluationConfig, LossConfig, ModelConfig, TeacherConfig, from_dict, to_dict
-from heteroakd.data import DataConfig, SegmentationData, build_data
+from heteroakd.data import DataConfig, SegmentationData, build_data, reading
 from heteroakd.methods import objective_of
 from heteroakd.networks.shapes import tap_paths
 from heteroakd.networks.weights import SUFFIXES, is_weights_file
@@ -136,9 +136,8 @@ def load_teacher(
 def files_digest(data: SegmentationData, root: str | None) -> str:
     """What tells the files of a data set from others, wherever its root is: a digest of their names below it; empty for
     a set without files."""
-    sources = [getattr(part, "source", None) for part in (data.train, data.val)]
-    pairs = [getattr(getattr(source, "source", source), "pairs", ()) for source in sources]
-    names = [[[os.path.relpath(file, root) for file in pair] for pair in part] for part in pairs]
+    parts = [reading.files_of(part.source) for part in (data.train, data.val)]
+    names = [[[os.path.relpath(file, root) for file in pair] for pair in part.pairs] if part else [] for part in parts]
     return hashlib.blake2b(json.dumps(names).encode(), digest_size=8).hexdigest() if any(names) else ""
 
 
