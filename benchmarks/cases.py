@@ -86,6 +86,35 @@ class ProjectedCase:
 
 
 @dataclass(frozen=True)
+class ProjectionCase:
+    """The projectors of both networks alone, in training mode, with gradients for what they give."""
+
+    name: str
+    batch: int
+    num_classes: int
+    grid: Size  # of both networks' features
+    student_channels: int
+    teacher_channels: int
+    channels_last: bool = False
+    asked: Asked = field(default_factory=dict)
+
+    @property
+    def elements(self) -> int:
+        """Pixels of the features times classes, of one network."""
+        return self.batch * self.num_classes * self.grid[0] * self.grid[1]
+
+    @property
+    def operations(self) -> int:
+        """Floating point operations: forward and weight gradient of both, feature gradient of the student."""
+        return 2 * self.elements * (3 * self.student_channels + 2 * self.teacher_channels)
+
+    @property
+    def feature_bytes(self) -> int:
+        """Bytes if every feature is read twice (statistics stand between) and the student's gradient written once."""
+        return 4 * self.batch * self.grid[0] * self.grid[1] * (3 * self.student_channels + 2 * self.teacher_channels)
+
+
+@dataclass(frozen=True)
 class WholeCase:
     """HeteroAKDLoss with all four terms on the maps of a pair of networks."""
 
@@ -117,15 +146,16 @@ class WholeCase:
 
 @dataclass(frozen=True)
 class DistillationCase:
-    """A whole training step: SegFormer-B0 student, frozen FPN EfficientNet-Lite0 teacher, random weights and images."""
+    """A whole training step with a frozen FPN EfficientNet-Lite0 teacher, random weights and images."""
 
     name: str
     num_classes: int
     batch: int
     crop: Size  # images H, W
+    student: str = "segformer"  # one of the students of ``distillation``
 
 
-Case = PixelCase | ProjectedCase | WholeCase
+Case = PixelCase | ProjectedCase | ProjectionCase | WholeCase
 
 
 @dataclass(frozen=True)
@@ -206,11 +236,20 @@ PROJECTED_LOSSES: dict[str, ProjectedCase] = _named(
     ProjectedCase("CE of projected features", "cross_entropy", (2, 256, 64, 64), 0, 150, (64, 64)),
 )
 
+_PROJECTION = ProjectionCase("projections K=19", 1, 19, (64, 128), 512, 2048, asked={"reference": (5, 5)})
+
+PROJECTIONS: dict[str, ProjectionCase] = _named(
+    _PROJECTION,
+    replace(_PROJECTION, name="projections K=19, channels_last", channels_last=True, asked={"reference": (1.5, 1.5)}),
+    replace(_PROJECTION, name="projections K=150", num_classes=150, grid=(64, 64), asked={}),
+)
+
 TRAIN_STEPS = {
     case.name: case
     for case in (
         DistillationCase("CamVid crops", num_classes=11, batch=8, crop=(160, 192)),
         DistillationCase("Cityscapes crop", num_classes=19, batch=1, crop=CITYSCAPES),
+        DistillationCase("Cityscapes crop, ResNet-18", num_classes=19, batch=1, crop=(512, 512), student="deeplabv3"),
     )
 }
 
@@ -288,6 +327,7 @@ CASES: dict[str, Case] = {
     **PAPER_SIZES,
     **PIXEL_LOSSES,
     **PROJECTED_LOSSES,
+    **PROJECTIONS,
     **_named(*(c for s in SERIES.values() for _, c in s.points)),
 }
 
@@ -297,6 +337,8 @@ def shrink(case: Case, channels: int = 8) -> Case:
     if isinstance(case, WholeCase):
         sizes = {name: min(channels, getattr(case, name)) for name in ("student_channels", "teacher_channels")}
         return replace(case, batch=2, size=(128, 128), **sizes)
+    if isinstance(case, ProjectionCase):
+        return replace(case, grid=(4, 4), student_channels=channels, teacher_channels=channels)
     if isinstance(case, PixelCase):
         return replace(case, shape=(*case.shape[:2], 4, 4), size=(32, 32))
     return replace(

@@ -12,7 +12,11 @@ from torch import Tensor
 from .cases import DistillationCase
 from .steps import Step
 
-STUDENT = ModelConfig(architecture="segformer", encoder="mit_b0", options={"decoder_segmentation_channels": 64})
+STUDENTS = {
+    "segformer": ModelConfig(architecture="segformer", encoder="mit_b0", options={"decoder_segmentation_channels": 64}),
+    # 512 channels at stride 8: the pair whose projections weigh most
+    "deeplabv3": ModelConfig(architecture="deeplabv3", encoder="resnet18", options={"encoder_output_stride": 8}),
+}
 TEACHER = ModelConfig(
     architecture="fpn",
     encoder="tu-tf_efficientnet_lite0",
@@ -30,7 +34,7 @@ class Distillation:
 
     def __init__(self, case: DistillationCase, device: str = "cpu", seed: int = 0) -> None:
         torch.manual_seed(seed)
-        student, _ = build_network(STUDENT, case.num_classes)
+        student, _ = build_network(STUDENTS[case.student], case.num_classes)
         teacher, _ = build_network(TEACHER, case.num_classes)
         config = LossConfig(temperature=TEMPERATURE)
         self.distiller = build_distiller(

@@ -106,6 +106,24 @@ def draw_series(
     return _save(figure, path)
 
 
+def draw_equal_time(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """mIoU over minutes of training, a line a run: the eager loss and ours (rows of ``equal_time.train``)."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 4))
+        backends = [backend for backend in dict.fromkeys(row["backend"] for row in rows) if backend not in BASELINES]
+        named = set()
+        for row in rows:
+            name = row["backend"]
+            label = None if name in named else BASELINES.get(name, f"ours ({name})")
+            named.add(name)
+            axes.plot(
+                row["minutes"], [100 * value for value in row["miou"]], "o-", color=_colour(name, backends), label=label
+            )
+        axes.set(xlabel="minutes of training", ylabel="mIoU, percent", xlim=(0, None))
+        figure.legend(loc="outside upper center", ncols=len(named))
+        return _save(figure, path)
+
+
 def _panel(axes: Axes, series: Mapping[str, Any], value: Callable[[Mapping[str, Any], str], float]) -> None:
     points = series["points"]
     backends = ours(points[0]["times"])

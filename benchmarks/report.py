@@ -37,6 +37,12 @@ Losses on logits; float32 unless the case says otherwise. `hakd` interpolates th
 labels unless it says "feature resolution"; `tiny` is [1, 2, 8, 8] to 64x64.
 """
 
+PROJECTION_TEXT = """\
+`PixelProjector` of both networks alone (R101 -> R18, as above), convolution and batch norm in training mode: gradients
+of the student's features and of all parameters, for given gradients of the logits. Operations and bytes: every feature
+read twice, since the statistics stand between, and the student's gradient written once.
+"""
+
 PROJECTED_TEXT = """\
 Losses on features, with the 1x1 projections of both networks; weights float32, every weight and the student's
 features get gradients. Operations are those of the projections, bytes those of reading each feature once and writing
@@ -68,10 +74,10 @@ enough to be measured as well, which has it.
 """
 
 TRAIN_TEXT = """\
-One step of `heteroakd distill`: teacher forward (FPN, EfficientNet-Lite0), student forward (SegFormer, MiT-B0),
-HeteroAKDLoss, backward, AdamW; random weights and images. "Before" computes the loss by the eager reference, "after"
-by our backend; the loss alone is its forward and backward, projectors included, on the same maps, and its share is of
-the whole step.
+One step of `heteroakd distill`: teacher forward (FPN, EfficientNet-Lite0), student forward (SegFormer, MiT-B0, or
+DeepLabV3, ResNet-18 at stride 8), HeteroAKDLoss, backward, AdamW; random weights and images. "Before" computes the loss
+by the eager reference, "after" by our backend; the loss alone is its forward and backward, projectors included, on the
+same maps, and its share is of the whole step.
 """
 
 SCALING_TEXT = """\
@@ -282,9 +288,12 @@ def page(results: Row, pictures: Mapping[str, str]) -> str:
         parts.append("".join(f"- {line}\n" for line in lost) or "No case of the comparisons below.\n")
         parts.append(picture("ratios", "Our speed against eager and torch.compile, by case"))
     add("whole_loss", "The whole loss", WHOLE_TEXT, comparison_table(results.get("whole_loss", ())))
-    pixel, projected = results.get("pixel_losses", ()), results.get("projected_losses", ())
+    pixel, projection, projected = (results.get(p, ()) for p in ("pixel_losses", "projection", "projected_losses"))
     if pixel:
         add("pixel_losses", "Losses on logits", PIXEL_TEXT, comparison_table(pixel))
+    if projection:
+        add("projection", "The projections alone", PROJECTION_TEXT, comparison_table(projection),
+            rates_table(projection))  # fmt: skip
     if projected:
         add("projected_losses", "Losses on features", PROJECTED_TEXT, comparison_table(projected),
             rates_table(projected))  # fmt: skip

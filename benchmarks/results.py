@@ -7,7 +7,7 @@ from typing import Any
 
 MIB, GIB = 2**20, 2**30
 BASELINES = {"reference": "eager", "compile": "torch.compile", "linear_cross_entropy": "linear_cross_entropy"}
-COMPARED = ("whole_loss", "pixel_losses", "projected_losses")  # parts whose rows compare providers
+COMPARED = ("whole_loss", "pixel_losses", "projection", "projected_losses")  # parts whose rows compare providers
 Row = Mapping[str, Any]
 
 

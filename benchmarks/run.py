@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .cases import (
     PAPER_SIZES,
     PIXEL_LOSSES,
     PROJECTED_LOSSES,
+    PROJECTIONS,
     SERIES,
     TRAIN_STEPS,
     VARIANTS,
@@ -29,6 +31,7 @@ from .cases import (
     Case,
     PixelCase,
 )
+from .results import COMPARED
 from .steps import fused_backends, make_step, providers
 
 QUICK = (
@@ -83,10 +86,16 @@ class Runner:
     def pixel_losses(self) -> list[dict[str, Any]]:
         return self.comparisons(PIXEL_LOSSES.values())
 
+    def projection(self) -> list[dict[str, Any]]:
+        return self._with_rates(PROJECTIONS)
+
     def projected_losses(self) -> list[dict[str, Any]]:
-        rows = self.comparisons(PROJECTED_LOSSES.values())
+        return self._with_rates(PROJECTED_LOSSES)
+
+    def _with_rates(self, cases: Mapping[str, Any]) -> list[dict[str, Any]]:
+        rows = self.comparisons(cases.values())
         for row in rows:
-            case = PROJECTED_LOSSES[row["case"]]
+            case = cases[row["case"]]
             row["operations"], row["bytes"] = case.operations, case.feature_bytes
         return rows
 
@@ -138,7 +147,8 @@ class Runner:
     def memory(self) -> list[dict[str, Any]]:
         """Measured peaks on a CPU, a fresh process for each."""
         rows = []
-        for case in (*WHOLE_LOSSES.values(), *PIXEL_LOSSES.values(), *PROJECTED_LOSSES.values()):
+        suites: tuple[Mapping[str, Case], ...] = (WHOLE_LOSSES, PIXEL_LOSSES, PROJECTIONS, PROJECTED_LOSSES)
+        for case in itertools.chain.from_iterable(cases.values() for cases in suites):
             _say(f"memory of {case.name}")
             names = [name for name in providers(case) if name != "compile"]
             peaks = self._memory_of([case.name], names)
@@ -175,7 +185,7 @@ class Runner:
         return rows
 
 
-PARTS = ("whole_loss", "pixel_losses", "projected_losses", "variants", "scaling", "memory", "predicted", "train_step")
+PARTS = (*COMPARED, "variants", "scaling", "memory", "predicted", "train_step")
 CPU_ONLY = ("memory",)
 
 

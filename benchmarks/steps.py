@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import hetero_kernels
-from hetero_kernels import HeteroAKDLoss, functional, reference
+from hetero_kernels import HeteroAKDLoss, PixelProjector, functional, reference
 
-from .cases import Case, PixelCase, ProjectedCase, WholeCase
+from .cases import Case, PixelCase, ProjectedCase, ProjectionCase, WholeCase
 
 MODES = ("fwd", "bwd", "both")
 BASELINES = ("reference", "compile", "linear_cross_entropy")
@@ -179,6 +179,31 @@ def projected_step(case: ProjectedCase, provider: str, device: str = "cpu", seed
     return Step(torch.compile(loss, fullgraph=True, dynamic=False) if provider == "compile" else loss, leaves)
 
 
+def projection_step(case: ProjectionCase, provider: str, device: str = "cpu", seed: int = 0) -> Step:
+    """Both projectors in training mode: gradients of the student's features and of all parameters for given gradients
+    of what they return. Eager, and what is compiled, are torch's layers."""
+    generator = torch.Generator().manual_seed(seed)
+    layout = torch.channels_last if case.channels_last else torch.contiguous_format
+
+    def maps(channels: int) -> Tensor:
+        values = torch.randn(case.batch, channels, *case.grid, generator=generator)
+        return values.to(device).contiguous(memory_format=layout)
+
+    features = [maps(case.student_channels).requires_grad_(), maps(case.teacher_channels)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backend = None if provider in FUSED else "reference"
+        projectors = [PixelProjector(x.shape[1], case.num_classes, backend=backend).to(device) for x in features]
+    upstream = [maps(case.num_classes) for _ in projectors]
+
+    def loss() -> Tensor:
+        return torch.stack([(p(x) * g).sum() for p, x, g in zip(projectors, features, upstream, strict=True)]).sum()
+
+    if provider == "compile":
+        loss = torch.compile(loss, fullgraph=True, dynamic=False)
+    return Step(loss, [features[0], *(parameter for p in projectors for parameter in p.parameters())])
+
+
 def whole_step(case: WholeCase, provider: str, device: str = "cpu", seed: int = 0) -> Step:
     """HeteroAKDLoss in training mode: gradients of the student's features and logits and of both projectors. Eager, and
     what is compiled, are the projectors' layers as torch runs them and the reference's formulas. Fake tensors do."""
@@ -224,6 +249,8 @@ def make_step(case: Case, provider: str, device: str = "cpu") -> Step:
         raise ValueError(f"provider is {provider!r}, expected one of {', '.join(map(repr, known))}")
     if isinstance(case, WholeCase):
         return whole_step(case, provider, device)
+    if isinstance(case, ProjectionCase):
+        return projection_step(case, provider, device)
     if isinstance(case, PixelCase):
         return pixel_step(case, provider, device)
     return projected_step(case, provider, device)

@@ -14,12 +14,13 @@ import pytest
 import torch
 from cases import relative_l2
 
-from benchmarks import memory, report, run, timing
+from benchmarks import equal_time, memory, report, run, timing
 from benchmarks.cases import (
     CASES,
     PAPER_SIZES,
     PIXEL_LOSSES,
     PROJECTED_LOSSES,
+    PROJECTIONS,
     SERIES,
     VARIANTS,
     WHOLE_LOSSES,
@@ -27,11 +28,12 @@ from benchmarks.cases import (
     Series,
     shrink,
 )
+from benchmarks.results import COMPARED as COMPARED_PARTS
 from benchmarks.steps import INSTRUCTION_SET, Step, fused_backends, make_step, providers
 
 ROOT = Path(__file__).parent.parent
 TOLERANCE = {"float32": 1e-5, "bfloat16": 8e-3, "float16": 1e-3}
-COMPARED = {**WHOLE_LOSSES, **PIXEL_LOSSES, **PROJECTED_LOSSES}
+COMPARED = {**WHOLE_LOSSES, **PIXEL_LOSSES, **PROJECTIONS, **PROJECTED_LOSSES}
 VARIANT_CASES = {f"{group}: {v.label}": v.case for group, variants in VARIANTS.items() for v in variants}
 
 
@@ -206,6 +208,7 @@ def tiny_suite(monkeypatch):
         "WHOLE_LOSSES": {n: shrink(c) for n, c in list(WHOLE_LOSSES.items())[:2]},
         "PIXEL_LOSSES": {n: shrink(PIXEL_LOSSES[n]) for n in ("hakd K=19", "CE", "CE tiny")},
         "PROJECTED_LOSSES": {n: replace(shrink(c), compiled=False) for n, c in PROJECTED_LOSSES.items()},
+        "PROJECTIONS": {n: shrink(c) for n, c in list(PROJECTIONS.items())[:2]},
         "VARIANTS": {
             group: tuple(replace(v, case=shrink(v.case)) for v in VARIANTS[group])
             for group in ("temperature", "threads", "instruction set")
@@ -235,7 +238,7 @@ def test_run_and_report_end_to_end(tiny_suite, tmp_path, monkeypatch):
     results = json.loads(json_file.read_text())
     assert set(results) == {"machine", *run.PARTS}
     assert results["machine"]["torch"] == torch.__version__ and results["machine"]["threads"] == 1
-    for row in results["whole_loss"] + results["pixel_losses"] + results["projected_losses"]:
+    for row in (row for part in COMPARED_PARTS for row in results[part]):
         assert all(t["rounds"] >= 3 and t["both"][1] <= t["both"][0] <= t["both"][2] for t in row["times"].values())
 
     report.main([str(json_file), "--output", str(page_file)])
@@ -243,6 +246,7 @@ def test_run_and_report_end_to_end(tiny_suite, tmp_path, monkeypatch):
     for part in (
         "The whole loss",
         "Losses on logits",
+        "The projections alone",
         "Losses on features",
         "distillation step",
         "Memory at the paper's sizes",
@@ -322,10 +326,35 @@ def test_quick_table(tiny_suite, monkeypatch):
     assert "| CE |" in table and "| projected K=19 |" in table and "against torch.compile" in table
 
 
+def test_equal_time_gives_each_backend_the_steps_that_fit(tmp_path, monkeypatch):
+    calls = []
+
+    def distill(output, config, steps, options):
+        of = dict(zip(options[::2], options[1::2], strict=True))
+        calls.append((output.name, steps))
+        seconds = 0.5 if of["--loss.backend"] == "reference" else 0.25
+        every = int(of.get("--runtime.evaluate_every", steps))
+        losses = [{"event": "train", "step": s, "seconds_per_step": seconds * (1 + 9 * (s < 5))} for s in range(1, 11)]
+        return losses + [{"event": "evaluation", "step": s, "miou": 0.1} for s in range(every, steps + 1, every)]
+
+    monkeypatch.setattr(equal_time, "distill", distill)
+    arguments = ["--minutes", "2", "--seeds", "3", "--evaluations", "4", "--output", str(tmp_path / "runs")]
+    equal_time.main([*arguments, "--picture", str(tmp_path / "p.svg"), "--", "--data.root", "there"])
+    timed = [("timed-reference-0", 40), ("timed-cpu-0", 40), ("timed-reference-1", 40), ("timed-cpu-1", 40)]
+    assert calls == [*timed, ("reference-seed3", 240), ("cpu-seed3", 480)]
+    found = json.loads((tmp_path / "runs" / "equal-time.json").read_text())
+    assert found["seconds"] == {"reference": 0.5, "cpu": 0.25}
+    assert all(row["minutes"] == [0.5, 1.0, 1.5, 2.0] for row in found["runs"])
+    assert "minutes of training" in (tmp_path / "p.svg").read_text()
+    calls.clear()
+    equal_time.main(arguments)
+    assert not [name for name, _ in calls if name.startswith("timed")]
+
+
 def test_suites_collect(processes):
     out, _ = processes["collect"].communicate()
     assert processes["collect"].returncode == 0, out
-    for stem in ("whole_loss", "pixel_losses", "projected_losses", "train_step"):
+    for stem in (*COMPARED_PARTS, "train_step"):
         assert f"bench_{stem}.py::bench_{stem}[" in out
 
 
