@@ -249,7 +249,7 @@ TRAIN_STEPS = {
     for case in (
         DistillationCase("CamVid crops", num_classes=11, batch=8, crop=(160, 192)),
         DistillationCase("Cityscapes crop", num_classes=19, batch=1, crop=CITYSCAPES),
-        DistillationCase("Cityscapes crop, ResNet-18", num_classes=19, batch=1, crop=(512, 512), student="deeplabv3"),
+        DistillationCase("Cityscapes crop, ResNet-18", num_classes=19, batch=2, crop=(256, 512), student="deeplabv3"),
     )
 }
 

@@ -192,12 +192,20 @@ def projection_step(case: ProjectionCase, provider: str, device: str = "cpu", se
     features = [maps(case.student_channels).requires_grad_(), maps(case.teacher_channels)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backend = None if provider in FUSED else "reference"
-        projectors = [PixelProjector(x.shape[1], case.num_classes, backend=backend).to(device) for x in features]
+        projectors = [PixelProjector(x.shape[1], case.num_classes).to(device) for x in features]
     upstream = [maps(case.num_classes) for _ in projectors]
 
+    def projected(projector: PixelProjector, x: Tensor) -> Tensor:
+        if provider in FUSED:
+            projector.backend = provider
+            return projector(x)
+        for layer in projector:
+            x = layer(x)
+        return x
+
     def loss() -> Tensor:
-        return torch.stack([(p(x) * g).sum() for p, x, g in zip(projectors, features, upstream, strict=True)]).sum()
+        parts = zip(projectors, features, upstream, strict=True)
+        return torch.stack([(projected(projector, x) * g).sum() for projector, x, g in parts]).sum()
 
     if provider == "compile":
         loss = torch.compile(loss, fullgraph=True, dynamic=False)

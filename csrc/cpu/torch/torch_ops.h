@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../../torch_ops.h"
+#include "../core/subnormals.h"
 #include "../pixel_losses/pixel_losses.h"
 
 namespace hetero::cpu {
@@ -74,7 +75,10 @@ class TorchRuntime {
  public:
   explicit TorchRuntime(const Tensor& like) : like_(like) {
     runtime.parallel = [](int64_t count, const std::function<void(int64_t, int64_t)>& body) {
-      torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) { body(begin, end); });
+      torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+        const FlushSubnormals flushed;
+        body(begin, end);
+      });
     };
     runtime.allocate = [this](int64_t bytes) {
       workspace_.push_back(torch::stable::new_empty(like_, {bytes}, ScalarType::Byte));
