@@ -61,7 +61,7 @@ test-packaging: $(VENV)/installed
 docs: $(VENV)/installed
 	$(BIN)/python -m mkdocs build --strict
 
-# Everything on this machine in less than ten minutes: runs/benchmarks.json, docs/performance.md and its pictures.
+# Everything on this machine in about fifteen minutes: runs/benchmarks.json, docs/performance.md and its pictures.
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.run --output runs/benchmarks.json
 	$(BIN)/python -m benchmarks.report runs/benchmarks.json --output docs/performance.md
