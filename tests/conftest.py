@@ -19,6 +19,17 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # of two cores
 
 
+# What takes a minute begins first, so that no process waits for another at the end.
+LONG = (
+    "test_sanitizers.py", "test_mutations.py", "test_compiled_pixel_losses.py", "test_examples.py", "test_torchrun.py",
+    "test_distributed.py", "test_interruption.py", "test_cli.py", "test_documentation.py", "test_export.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 def fused_backends() -> list[str]:
     """Every backend this machine can run, the CPU's once per instruction set: "cpu", "cpu:avx2", ..."""
     names = [b for b in backends.BACKENDS if b != "reference" and backends.unavailable(b) is None]
