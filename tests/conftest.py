@@ -13,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 # For `benchmarks`, wherever pytest was started; last, so that an installed hetero_kernels is what is tested.
 sys.path.append(str(Path(__file__).parent.parent))
 if os.environ.get("TRITON_INTERPRET") == "1":
-    from interpreter import patch_once_a_launch
+    import interpreter
 
-    patch_once_a_launch()
+    interpreter.patch_once_a_launch()
+    interpreter.remember_dtypes()
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # of two cores
 
 
