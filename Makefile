@@ -7,12 +7,20 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .),90)
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-triton test-gpu-compile test-emulation test-kernels test-trainer test-packaging lint docs bench bench-quick gpu-check clean
+.PHONY: demo test test-quick test-triton test-gpu-compile test-emulation test-kernels test-trainer test-packaging lint docs bench bench-quick gpu-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/heteroakd demo
 
 test: lint test-kernels test-triton test-emulation test-trainer test-packaging
+
+# The inner loop: of every part what breaks first. The CPU's kernels with the best instruction set alone.
+QUICK_TESTS := $(addprefix tests/test_,house.py reference.py arguments.py defaults.py loss.py projectors.py pixel_losses.py \
+	projected_losses.py projection.py distiller_training.py optimization.py methods.py data.py configs.py)
+test-quick: lint
+	$(BIN)/python -m pytest -q -n 2 $(QUICK_TESTS) -k "not cpu:"
+	$(BIN)/python -m pytest -q -n 2 tests/cuda_backend/test_emulated_pixel_losses.py -k shapes
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/triton_backend -k "shapes and (stride or coarse)"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
