@@ -1,3 +1,4 @@
+import functools
 import os
 import sys
 from pathlib import Path
@@ -55,6 +56,14 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def any_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """As ``backend``, the reference too."""
     return _select(request.param, monkeypatch)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_parser() -> None:
+    """The command line's options are taken from their classes once, not again whenever a test calls ``main``: that is a
+    third of a run of a few steps."""
+    if cli := sys.modules.get("heteroakd.cli"):
+        cli.build_parser = functools.cache(cli.build_parser)
 
 
 @pytest.fixture
