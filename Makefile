@@ -7,12 +7,20 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .),90)
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-triton test-gpu-compile test-emulation test-kernels test-trainer test-packaging lint docs bench bench-quick gpu-check clean
+.PHONY: demo test test-quick test-triton test-gpu-compile test-emulation test-kernels test-trainer test-packaging lint docs bench bench-quick gpu-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/heteroakd demo
 
 test: lint test-kernels test-triton test-emulation test-trainer test-packaging
+
+# The inner loop: of every part what breaks first. The CPU's kernels with the best instruction set alone.
+QUICK_TESTS := $(addprefix tests/test_,house.py reference.py arguments.py defaults.py loss.py projectors.py pixel_losses.py \
+	projected_losses.py projection.py distiller_training.py optimization.py methods.py data.py configs.py)
+test-quick: lint
+	$(BIN)/python -m pytest -q -n 2 $(QUICK_TESTS) -k "not cpu:"
+	$(BIN)/python -m pytest -q -n 2 tests/cuda_backend/test_emulated_pixel_losses.py -k shapes
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/triton_backend -k "shapes and (stride or coarse)"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -27,19 +35,20 @@ test-kernels: $(VENV)/installed
 
 # What torch 2.10 to 2.12 bring. Their kernels are compiled too: option sets in which every value occurs, and for the oldest
 # the budgets of machine code.
-OLD_TRITONS := 3.6.0 3.7.0
+OLDEST_TRITON := 3.6.0
+OLD_TRITON := 3.7.0
 OLD_TRITON_TESTS := test_options_compile or test_no_vector
-OLDEST_TRITON_TESTS := test_budgets and not L_proj
+OLDEST_TRITON_TESTS := (test_budgets and not L_proj)
 
 # The Triton kernels without a GPU: interpreted on the CPU, and compiled ahead of time for every architecture.
-test-triton: $(VENV)/installed $(OLD_TRITONS:%=$(VENV)/triton-%/installed)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/triton_backend
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/test_projected_losses.py -k triton
+test-triton: $(VENV)/installed $(VENV)/triton-$(OLDEST_TRITON)/installed $(VENV)/triton-$(OLD_TRITON)/installed
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/triton_backend tests/test_projected_losses.py -k triton
 	$(BIN)/python -m pytest -q -n 2 tests/triton_backend
-	for version in $(OLD_TRITONS); do PYTHONPATH=$(VENV)/triton-$$version TRITON_OPTIONS=values \
-		$(BIN)/python -m pytest -q -n 2 tests/triton_backend -k "$(OLD_TRITON_TESTS)" || exit 1; done
-	PYTHONPATH=$(VENV)/triton-$(firstword $(OLD_TRITONS)) $(BIN)/python -m pytest -q -n 2 tests/triton_backend -k "$(OLDEST_TRITON_TESTS)"
-	$(BIN)/python -m pytest -q tests/gpu_check
+	PYTHONPATH=$(VENV)/triton-$(OLDEST_TRITON) TRITON_OPTIONS=values $(BIN)/python -m pytest -q -n 2 tests/triton_backend \
+		-k "$(OLD_TRITON_TESTS) or $(OLDEST_TRITON_TESTS)"
+	PYTHONPATH=$(VENV)/triton-$(OLD_TRITON) TRITON_OPTIONS=values $(BIN)/python -m pytest -q -n 2 tests/triton_backend \
+		-k "$(OLD_TRITON_TESTS)"
+	$(BIN)/python -m pytest -q -n 2 tests/gpu_check
 
 # Every combination of the options that choose branches, some 1,200 sets, on the Triton that torch brings: an hour and more.
 test-gpu-compile: $(VENV)/installed
@@ -48,10 +57,10 @@ test-gpu-compile: $(VENV)/installed
 # The CUDA kernels without a GPU: compiled by g++ and run on the host, with planted mistakes and under sanitizers; and by
 # nvcc, where there is one.
 test-emulation: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/cuda_backend
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup tests/cuda_backend
 
 test-trainer: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/triton_backend --ignore=tests/cuda_backend --ignore=tests/gpu_check
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/triton_backend --ignore=tests/cuda_backend --ignore=tests/gpu_check
 
 # Wheels, source distribution, build isolation, and one build under the oldest torch (of which it downloads 3.5 GB).
 test-packaging: $(VENV)/installed

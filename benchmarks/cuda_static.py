@@ -181,6 +181,15 @@ def compile_kernels(target: str) -> dict[str, Kernel]:
         return {kernel.name: kernel for file in files for kernel in inspect(file)}
 
 
+def built_kernels(library: Path, target: str) -> dict[str, Kernel]:
+    """As :func:`compile_kernels`, of a library that has machine code for the target; else of none."""
+    with tempfile.TemporaryDirectory() as folder:
+        extract = [triton_static._tool("cuobjdump"), "-xelf", "all", str(library.resolve())]
+        subprocess.run(extract, cwd=folder, check=True, capture_output=True, text=True)
+        files = sorted(Path(folder).glob(f"*.{target}.cubin"))
+        return {kernel.name: kernel for file in files for kernel in inspect(file)}
+
+
 COLUMNS = ("kernel", "classes", "target", "registers", "bytes spilled", "warps per SM",
            "instructions per (pixel, class)", "of these special functions")  # fmt: skip
 

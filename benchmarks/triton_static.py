@@ -25,6 +25,7 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import make_backend
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
@@ -99,6 +100,27 @@ def compile_launch(launch: Launch, target: GPUTarget) -> Any:
         return launch.kernel.run(
             *launch.arguments.values(), grid=(launch.programs,), warmup=True, **given, **launch.options
         )
+
+
+class Typed(Exception):
+    """A launch's code is complete but for what is the target's: its branches are chosen, its types and shapes fit."""
+
+
+def type_launch(launch: Launch, target: GPUTarget) -> None:
+    """What a compilation of a launch would find wrong with the kernel's source; the target's passes, which take most of
+    the time, are left out."""
+    backend = type(make_backend(target))
+    add_stages = backend.add_stages
+
+    def stop(*_: Any) -> None:
+        raise Typed
+
+    def until_typed(self: Any, stages: dict, *arguments: Any, **options: Any) -> None:
+        add_stages(self, stages, *arguments, **options)
+        stages["ttgir"] = stop
+
+    with mock.patch.object(backend, "add_stages", until_typed), contextlib.suppress(Typed):
+        compile_launch(launch, target)
 
 
 # Machine code ------------------------------------------------------------------------------------------------------

@@ -1,3 +1,4 @@
+import functools
 import os
 import sys
 from pathlib import Path
@@ -13,10 +14,22 @@ sys.path.insert(0, str(Path(__file__).parent))
 # For `benchmarks`, wherever pytest was started; last, so that an installed hetero_kernels is what is tested.
 sys.path.append(str(Path(__file__).parent.parent))
 if os.environ.get("TRITON_INTERPRET") == "1":
-    from interpreter import patch_once_a_launch
+    import interpreter
 
-    patch_once_a_launch()
+    interpreter.patch_once_a_launch()
+    interpreter.remember_dtypes()
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # of two cores
+
+
+# What takes a minute begins first, so that no process waits for another at the end.
+LONG = (
+    "test_sanitizers.py", "test_mutations.py", "test_compiled_pixel_losses.py", "test_examples.py", "test_torchrun.py",
+    "test_distributed.py", "test_interruption.py", "test_cli.py", "test_documentation.py", "test_export.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 def fused_backends() -> list[str]:
@@ -43,6 +56,14 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def any_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """As ``backend``, the reference too."""
     return _select(request.param, monkeypatch)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_parser() -> None:
+    """The command line's options are taken from their classes once, not again whenever a test calls ``main``: that is a
+    third of a run of a few steps."""
+    if cli := sys.modules.get("heteroakd.cli"):
+        cli.build_parser = functools.cache(cli.build_parser)
 
 
 @pytest.fixture

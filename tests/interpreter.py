@@ -5,6 +5,22 @@ from collections.abc import Callable
 from typing import Any
 
 
+def remember_dtypes() -> None:
+    """For every value it makes the interpreter writes down numpy's dtypes of all of Triton's, and looks one up."""
+    from triton.runtime import interpreter
+
+    look_up = interpreter._get_np_dtype
+    known: dict[str, Any] = {}
+
+    def of(dtype: Any) -> Any:
+        name = dtype.scalar.name
+        if name not in known:
+            known[name] = look_up(dtype)
+        return known[name]
+
+    interpreter._get_np_dtype = of
+
+
 def patch_once_a_launch() -> None:
     """The interpreter puts numpy into ``triton.language`` at every launch, and again at every call of a device
     function, of which each row of pixels makes hundreds. What it puts there depends on nothing but the modules that the

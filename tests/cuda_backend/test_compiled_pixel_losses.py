@@ -1,11 +1,19 @@
 """The CUDA kernels' machine code for sm_90, where there is an nvcc: no spills, and a budget per element."""
 
+from pathlib import Path
+
 import pytest
+
+from hetero_kernels import native
 
 pytest.importorskip("triton")  # its package has the disassembler
 from benchmarks import cuda_static  # noqa: E402
 
-pytestmark = pytest.mark.skipif(cuda_static.nvcc() is None, reason="nvcc is not installed")
+pytestmark = [
+    pytest.mark.skipif(cuda_static.nvcc() is None, reason="nvcc is not installed"),
+    pytest.mark.xdist_group("nvcc"),
+]
+LIBRARY = Path(native.__file__).parent / "libhetero_kernels_cuda.so"
 
 # Instructions and special functions per (pixel, class). A change that needs more says so here.
 WRAPPERS = """
@@ -42,7 +50,11 @@ BUDGETS = {
 
 @pytest.fixture(scope="module")
 def kernels():
-    return cuda_static.compile_kernels("sm_90")
+    """Of the library that the set-up has built, where it is for sm_90 and no source has changed since; else compiled
+    here, which takes minutes."""
+    changed = max(path.stat().st_mtime for path in cuda_static.SOURCES.parent.rglob("*.*"))
+    built = LIBRARY.exists() and LIBRARY.stat().st_mtime > changed and cuda_static.built_kernels(LIBRARY, "sm_90")
+    return built or cuda_static.compile_kernels("sm_90")
 
 
 def test_nothing_is_spilled(kernels):

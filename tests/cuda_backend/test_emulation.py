@@ -2,6 +2,7 @@
 
 import emulation
 import pytest
+from emulation import build
 
 MISTAKES = {
     "race": "race on shared byte",
@@ -54,3 +55,16 @@ def test_the_next_kernel_runs_after_a_mistake(run):
 def test_orders_have_names():
     with pytest.raises(ValueError):
         emulation.hakd_loss(None, None, None, order="sideways")
+
+
+def test_a_change_compiles_again_what_includes_it():
+    """Objects are kept by what the compiler reads."""
+    read = {source.stem: build.preprocessed(source) for source in build.sources()}
+
+    def reads(word):
+        return {stem for stem, text in read.items() if word in text}
+
+    assert reads("pilot_kernel") == {"projection"}
+    assert reads("hakd_scores_kernel") == {"pixel_losses_hakd", "pixel_losses_segmentation"}
+    kernels = {"pixel_losses_hakd", "pixel_losses_segmentation", "projected_losses", "projection"}
+    assert reads("SharedAllocator") == {*kernels, "selftest"}

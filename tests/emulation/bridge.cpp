@@ -1,4 +1,5 @@
-// What Python sees of the emulation: the losses on host memory, from the launchers that nvcc compiles too.
+// What Python sees of the emulation: the losses on host memory, by the functions that the registrations of csrc/cuda/torch
+// call. Kernels and launchers are translation units of their own, those that nvcc compiles too (build.py).
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -6,10 +7,9 @@
 #include <optional>
 #include <vector>
 
-#include "../../csrc/cuda/pixel_losses/hakd_launch.cuh"
-#include "../../csrc/cuda/pixel_losses/segmentation_launch.cuh"
-#include "../../csrc/cuda/projected_losses/projected_losses_launch.cuh"
-#include "../../csrc/cuda/projection/projection_launch.cuh"
+#include "../../csrc/cuda/projected_losses/projected_losses.h"
+#include "../../csrc/cuda/projection/projection.h"
+#include "emulation.h"
 #include "selftest.h"
 
 namespace py = pybind11;
@@ -177,7 +177,7 @@ void guarded(Body body) {
 
 }  // namespace
 
-PYBIND11_MODULE(HK_MODULE, m) {
+PYBIND11_MODULE(emulated, m) {
   py::class_<Card>(m, "Card")
       .def(py::init<>())
       .def_readwrite("multiprocessors", &Card::multiprocessors)
@@ -195,7 +195,7 @@ PYBIND11_MODULE(HK_MODULE, m) {
                     label_resolution, align_corners, ignore_index, reduction, temperature, weights};
       }));
   m.def("hakd_loss", [](const Given& call, bool kmm, int kem, bool cross_entropy, const Card& card) {
-    guarded([&] { hakd_launches(call.arguments(), kmm, kem, cross_entropy, runtime(card)); });
+    guarded([&] { hakd_loss(call.arguments(), kmm, kem, cross_entropy, runtime(card)); });
   });
   m.def("normalized_hakd_loss", [](const Given& call, const std::vector<Maybe>& student, bool student_relu,
                                    const std::vector<Maybe>& teacher, bool teacher_relu, bool kmm, int kem, bool cross_entropy,
@@ -204,7 +204,7 @@ PYBIND11_MODULE(HK_MODULE, m) {
       Arguments a = call.arguments();
       normalize(a.student, student, student_relu);
       normalize(a.teacher, teacher, teacher_relu);
-      hakd_launches(a, kmm, kem, cross_entropy, runtime(card));
+      hakd_loss(a, kmm, kem, cross_entropy, runtime(card));
     });
   });
   py::class_<Projection>(m, "Projection").def(py::init([](Array features, Array weight, std::string rounding) {
@@ -213,7 +213,7 @@ PYBIND11_MODULE(HK_MODULE, m) {
   m.def("project", [](const Projection& call, const Array& logits, const Maybe& pilot, const Maybe& statistics, const Card& card) {
     guarded([&] {
       logits.watch("logits");
-      project_launches(call.arguments(), static_cast<float*>(logits.pointer()), watched<float>(pilot, "pilot"),
+      project(call.arguments(), static_cast<float*>(logits.pointer()), watched<float>(pilot, "pilot"),
                        watched<double>(statistics, "statistics"), runtime(card));
     });
   });
@@ -222,7 +222,7 @@ PYBIND11_MODULE(HK_MODULE, m) {
     guarded([&] {
       const ProjectionArguments a = call.arguments();
       out.watch("weight_gradient");
-      project_weights_launches(a, logit_gradient(gradient, a.batch * a.height * a.width), watched<float>(pilot, "pilot"),
+      project_weights(a, logit_gradient(gradient, a.batch * a.height * a.width), watched<float>(pilot, "pilot"),
                                static_cast<float*>(out.pointer()), runtime(card));
     });
   });
@@ -233,7 +233,7 @@ PYBIND11_MODULE(HK_MODULE, m) {
     guarded([&] {
       Arguments a = call.arguments();
       a.classes = student_weight.shape[0];
-      projected_launches(a, features("student", call.student, student_weight, student_bias, student_gradients),
+      projected_hakd_loss(a, features("student", call.student, student_weight, student_bias, student_gradients),
                          features("teacher", *call.teacher, teacher_weight, teacher_bias, teacher_gradients), kmm, kem,
                          cross_entropy, runtime(card));
     });
@@ -247,14 +247,14 @@ PYBIND11_MODULE(HK_MODULE, m) {
       BackArguments a{out.shape[0], weight.shape[0], out.shape[1], pixels, logit_gradient(gradient, out.shape[0] * pixels),
                       {weight.pointer(), dtype_of(weight), {weight.stride[0], weight.stride[1]}},
                       watched<float>(factor, "factor"), out.pointer(), dtype_of(out), channel_stride, pixel_stride};
-      project_back_launch(a, runtime(card));
+      project_back(a, runtime(card));
     });
   });
   m.def("segmentation_loss", [](const Given& call, const Maybe& class_weight, double label_smoothing, const Card& card) {
     guarded([&] {
       if (class_weight) class_weight->watch("class_weight");
       const float* weight = class_weight ? static_cast<const float*>(class_weight->pointer()) : nullptr;
-      segmentation_launches(call.arguments(), weight, label_smoothing, runtime(card));
+      segmentation_loss(call.arguments(), weight, label_smoothing, runtime(card));
     });
   });
   m.def("set_order", [](int order, unsigned seed) { emulation::set_order(static_cast<emulation::Order>(order), seed); });

@@ -3,8 +3,8 @@
 The interpreter runs kernels without typing their branches, and a launch compiled from a list holds the options somebody
 thought of. Here the operators' implementations are called on meta tensors and what they launch is compiled as a GPU's
 first call would compile it. TRITON_OPTIONS says how many option sets: "pairs", in which every two values meet (the
-Triton that torch brings), "values", in which every value occurs (older Tritons), "product", all of the branches
-(``make test-gpu-compile``).
+Triton that torch brings; where no two that choose branches meet for the first time, only types are looked at),
+"values", in which every value occurs (older Tritons), "product", all of the branches (``make test-gpu-compile``).
 """
 
 import contextlib
@@ -13,13 +13,16 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from cases import pairwise
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+from triton import language as tl  # noqa: E402
+
 from benchmarks import triton_static  # noqa: E402
 from hetero_kernels.triton import pixel_losses, projected_losses, projection, tuning  # noqa: E402
 
@@ -248,20 +251,27 @@ def misaligned(value: Any) -> Any:
     return value
 
 
-def compile_all(operator: str, target: str = "sm_90", classes: int = 3, **options: Any) -> list[Any]:
-    """The compiled kernels of a call; shared memory within the family's smallest card."""
+def launches_of(operator: str, target: str, classes: int, options: dict) -> list[triton_static.Launch]:
+    """What a call with these options, and defaults for the others, would launch."""
     function, values = OPERATORS[operator]
     options = {name: choices[0] for name, choices in values.items()} | options
-    family = triton_static.family_of(target)
-    smallest = min(size for name, size in triton_static.SHARED.items() if triton_static.family_of(name) == family)
-    with triton_static.recorded_launches(family) as launches:
+    with triton_static.recorded_launches(triton_static.family_of(target)) as launches:
         function(classes, options)
     assert launches
+    if options["layout"] != "misaligned":
+        return launches
+    return [
+        dataclasses.replace(launch, arguments={name: misaligned(value) for name, value in launch.arguments.items()})
+        for launch in launches
+    ]
+
+
+def compile_all(operator: str, target: str = "sm_90", classes: int = 3, **options: Any) -> list[Any]:
+    """The compiled kernels of a call; shared memory within the family's smallest card."""
+    family = triton_static.family_of(target)
+    smallest = min(size for name, size in triton_static.SHARED.items() if triton_static.family_of(name) == family)
     compiled = []
-    for launch in launches:
-        if options["layout"] == "misaligned":
-            arguments = {name: misaligned(value) for name, value in launch.arguments.items()}
-            launch = triton_static.Launch(launch.kernel, launch.programs, arguments, launch.constants, launch.options)
+    for launch in launches_of(operator, target, classes, options):
         compiled.append(triton_static.compile_launch(launch, triton_static.TARGETS[target]))
         assert compiled[-1].metadata.shared <= smallest * 1024, (launch.name, options)
     return compiled
@@ -286,17 +296,54 @@ def product(values: dict[str, tuple]) -> list[dict]:
     ]
 
 
-def option_sets() -> list[Any]:
-    """Operator, options, target: every architecture in turn."""
+def new_branches(sets: list[dict]) -> Iterator[bool]:
+    """Of each option set, whether it is the first with one of its values, or in which two that choose branches meet."""
+    seen: set = set()
+    for options in sets:
+        branches = ((name, value) for name, value in options.items() if name in BRANCHES)
+        met = {*options.items(), *itertools.combinations(branches, 2)}
+        yield not met <= seen
+        seen |= met
+
+
+def option_sets(whole: bool = True) -> list[Any]:
+    """Operator, options, target: every architecture in turn. Those to compile, or to look at the types of."""
     make = {"pairs": lambda v: list(pairwise(v)), "values": every_value, "product": product}[MODE]
-    sets = [(name, options) for name, (_, values) in OPERATORS.items() for options in make(values)]
-    targets = itertools.cycle(sorted(triton_static.TARGETS))
-    return [pytest.param(name, options, next(targets), id=f"{name}-{i}") for i, (name, options) in enumerate(sets)]
+    targets, chosen = itertools.cycle(sorted(triton_static.TARGETS)), []
+    for name, (_, values) in OPERATORS.items():
+        sets = make(values)
+        for i, (options, new) in enumerate(zip(sets, new_branches(sets), strict=True)):
+            if whole == (new or MODE != "pairs"):
+                chosen.append(pytest.param(name, options, next(targets), id=f"{name}-{i}"))
+    return chosen
 
 
 @pytest.mark.parametrize(("operator", "options", "target"), option_sets())
 def test_options_compile(operator, options, target):
     compile_all(operator, target, **options)
+
+
+@pytest.mark.parametrize(("operator", "options", "target"), option_sets(whole=False))
+def test_options_have_types(operator, options, target):
+    for launch in launches_of(operator, target, 3, options):
+        triton_static.type_launch(launch, triton_static.TARGETS[target])
+
+
+@triton.jit
+def right_or_wrong(out, WRONG: tl.constexpr):
+    if WRONG:
+        tl.store(out, tl.arange(0, 4) + tl.arange(0, 8))
+    else:
+        tl.store(out, 1.0)
+
+
+def test_wrong_types_are_seen_in_the_branch_that_is_chosen():
+    launch = triton_static.Launch(right_or_wrong, 1, {"out": torch.empty(1, device="meta")}, {"WRONG": False}, {})
+    for target in ("sm_90", "gfx942"):
+        triton_static.type_launch(launch, triton_static.TARGETS[target])
+        with pytest.raises(triton.CompilationError):
+            wrong = dataclasses.replace(launch, constants={"WRONG": True})
+            triton_static.type_launch(wrong, triton_static.TARGETS[target])
 
 
 pairs_only = pytest.mark.skipif(MODE != "pairs", reason="once is enough: on the Triton that torch brings")
