@@ -50,6 +50,14 @@ class Plain(nn.Module):
         return logits
 
 
+class TwoHeads(Plain):
+    """A network with a head that nobody uses."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.second = nn.Conv2d(8, num_classes, 1)
+
+
 def batch() -> tuple[Tensor, Tensor]:
     """Four images, of which the first two have a fifth of the labelled pixels that the others have."""
     generator = torch.Generator().manual_seed(0)
@@ -82,6 +90,24 @@ def gradients(micro_batches: int = 1) -> dict[str, Tensor]:
         found[f"{name} loss"] = distributed.sum_over_processes(terms.loss.detach()) / distributed.world_size()
         found[f"{name} updated"] = torch.cat([parameter.detach().flatten() for parameter in parameters])
     return found
+
+
+def unused_head() -> list[str]:
+    """What becomes of a step of a network with two heads, without and with the search for those without a gradient."""
+    images, labels = batch()
+    sgd, outcomes = OptimizerConfig(name="sgd", lr=0.1), []
+    for search in (False, True):
+        distiller = build_distiller(TwoHeads(3), None, "none", LossConfig(), 3, SIZE, Taps("encoder"))
+        before = distiller.student.second.weight.clone()
+        runtime = RuntimeConfig(find_unused_parameters=search)
+        step = TrainingStep(distiller, build_optimizer(distiller, sgd), sgd, ScheduleConfig(1, 8), runtime)
+        try:
+            for number in range(2):
+                step(number, images, labels)
+            outcomes.append(f"trained, second head as it was: {torch.equal(before, distiller.student.second.weight)}")
+        except ValueError as error:
+            outcomes.append(str(error))
+    return outcomes
 
 
 def confusion() -> Tensor:
@@ -120,11 +146,11 @@ def agreements() -> list[object]:
 PROGRAM = """
 import sys
 import torch
-from test_distributed import agreements, confusion, gradients
+from test_distributed import agreements, confusion, gradients, unused_head
 from heteroakd.system import distributed
 with distributed.process_group(torch.device("cpu")):
     results = {"global": gradients(), "parts": gradients(2)}
-    results |= {"confusion": confusion(), "told": agreements()}
+    results |= {"confusion": confusion(), "told": agreements(), "unused": unused_head()}
     torch.save(results, f"{sys.argv[1]}.{distributed.rank()}")
 """
 
@@ -183,6 +209,16 @@ def test_gradients_of_micro_batches_are_those_of_the_joint_batch(name: str) -> N
         ours = gradients(parts)
         assert (ours[name] - joint[name]).norm() <= 1e-6 * joint[name].norm()
         torch.testing.assert_close(ours[f"{name} loss"], joint[f"{name} loss"])
+
+
+def test_parameters_without_a_gradient_are_named_before_torch_waits_for_them(
+    two_processes: list[dict[str, object]],
+) -> None:
+    for results in two_processes:
+        error, searched = results["unused"]
+        assert "no gradient reaches student.second: " in error
+        assert "runtime.find_unused_parameters: true" in error
+        assert searched == "trained, second head as it was: True"
 
 
 def test_evaluation_counts_every_sample_once(two_processes: list[dict[str, object]]) -> None:

@@ -10,16 +10,16 @@ import torch
 from heteroakd.config.groups import LossConfig, OptimizerConfig, RuntimeConfig, ScheduleConfig
 from heteroakd.methods import Taps, build_distiller
 from heteroakd.training.step import TrainingStep, build_optimizer, distillation_factor, encoder_prefixes
-from test_distributed import SIZE, Plain, batch
+from test_distributed import SIZE, Plain, TwoHeads, batch
 from torch import Tensor, nn
 
 from hetero_kernels import Distiller
 
 
-def training(config: OptimizerConfig | None = None, **options: Any) -> TrainingStep:
+def training(config: OptimizerConfig | None = None, network: type[Plain] = Plain, **options: Any) -> TrainingStep:
     """A student and a teacher without batch norm under the method heteroakd."""
     torch.manual_seed(0)
-    teacher, student = Plain(3, 12), Plain(3)
+    teacher, student = Plain(3, 12), network(3)
     loss = LossConfig(projector="conv", kd_weight=2.0, hakd_weight=3.0)
     distiller = build_distiller(student, teacher, "heteroakd", loss, 3, SIZE, Taps("encoder", "encoder"))
     config = config or OptimizerConfig(name="sgd", lr=0.1)
@@ -79,6 +79,15 @@ def test_moving_average_is_what_is_evaluated() -> None:
     assert not step.evaluated.student(batch()[0]).equal(step.distiller.student(batch()[0]))
     without = training()
     assert without.average is None and without.evaluated is without.distiller
+
+
+def test_parameters_without_a_gradient_are_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    step = training(network=TwoHeads, schedule={"micro_batches": 2})
+    step(0, *batch())
+    assert "no gradient reaches student.second: " in capsys.readouterr().out
+    step(1, *batch())
+    training()(0, *batch())
+    assert capsys.readouterr().out == ""
 
 
 def test_distillation_weights_rise_linearly_and_the_others_stay() -> None:

@@ -16,7 +16,7 @@ from heteroakd.config.groups import OptimizerConfig, RuntimeConfig, ScheduleConf
 from heteroakd.methods import Terms, objective_of
 from heteroakd.methods.losses import Divisors
 from heteroakd.networks.shapes import batch_norm_named, tap_paths
-from heteroakd.system.distributed import world_size
+from heteroakd.system.distributed import say, world_size
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -170,6 +170,7 @@ class TrainingStep:
             for network in (distiller.student, distiller.teacher):
                 if network is not None:
                     network.compile()
+        self._looked_for_unused = False
         self._parallel: nn.Module = distiller
         if world_size() > 1:
             self._parallel = DistributedDataParallel(distiller, find_unused_parameters=runtime.find_unused_parameters)
@@ -181,7 +182,8 @@ class TrainingStep:
     def __call__(self, step: int, images: Tensor, labels: Tensor) -> Terms:
         """Take the step numbered `step` from 0 on this process's images [B, 3, H, W] and labels [B, H, W].
 
-        Returns this process's terms; their mean over the processes is the loss of the step.
+        Returns this process's terms; their mean over the processes is the loss of the step. The first step names what
+        gets no gradient; raises ValueError where several processes would wait for it.
         """
         set_learning_rates(self.optimizer, step, self.schedule)
         objective_of(self.distiller).warm_up(distillation_factor(step, self.schedule))
@@ -197,11 +199,24 @@ class TrainingStep:
                 self.scaler.scale(terms.loss * share).backward()
             shares = [term.detach() * share for term in terms]
             sums = [a + b for a, b in zip(sums, shares, strict=True)] if sums else shares
+        if not self._looked_for_unused:
+            self._name_unused()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.distiller.student)
         return Terms(*sums)
+
+    def _name_unused(self) -> None:
+        """Before DistributedDataParallel's own error, which comes a step later and has no names."""
+        self._looked_for_unused = True
+        unused = [name for name, p in self.distiller.named_parameters() if p.requires_grad and p.grad is None]
+        modules = list(dict.fromkeys(name.rpartition(".")[0] for name in unused))
+        said = f"no gradient reaches {', '.join(modules[:6])}{', ...' if modules[6:] else ''}"
+        if unused and not getattr(self._parallel, "find_unused_parameters", True):
+            raise ValueError(f"{said}: freeze them, or set runtime.find_unused_parameters: true")
+        if unused:
+            say(f"{said}: the loss does not depend on their parameters, which stay as they are")
 
     def _forward(self, images: Tensor, labels: Tensor, normalizer: Divisors | None) -> Terms:
         with torch.autocast(self._device_type, self._precision, enabled=self._precision != torch.float32):
