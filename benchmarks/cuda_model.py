@@ -1,6 +1,6 @@
 """The model of time (gpu_model.py) for the CUDA kernels on features: of each launch the longest of its bytes over
-bandwidth, its instructions over issue slots and its products over the tensor cores' rate. **Predicted**, never
-measured.
+bandwidth, its instructions over issue slots and its products over the tensor cores' rate; and how long its loops wait
+(sass_scoreboard.py). **Predicted**, never measured.
 
 Bytes are those that the emulation counts, each word once for every block that touches it; how a call is cut, the
 host's plan says; instructions of a product are those of the loops around tensor core instructions, whatever element
@@ -25,6 +25,7 @@ PRODUCTS = 3  # of float32 factors, in parts of 11 bits
 MULTIPLICATIONS = 16 * 8 * 8  # of a tensor core instruction
 ISSUED = 4  # warps' instructions of a multiprocessor, a clock
 FINISHED = 128  # elements of the weights' gradient that a block adds up
+LOSS = "hakd_kernel<1,2,1,0>"  # at the cost of which the loss is taken
 DIVISORS = 256  # blocks that count valid pixels, csrc/cuda/pixel_losses/reduction.cuh
 
 
@@ -56,6 +57,19 @@ class Call:
         return 4 * (features + self.all_pixels * self.channels[0] + 2 * self.classes * sum(self.channels)) + (
             8 * self.all_pixels
         )
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of a multiprocessor: warps' instructions, by the kernel whose code they are counted in; tensor core instructions
+    among them."""
+
+    instructions: dict[str, float]
+    products: float
+
+    @classmethod
+    def of_products(cls, name: str, kernels: dict[str, cuda_static.Kernel], products: float) -> Work:
+        return cls({name: products * kernels[name].instructions_of_a_product}, products)
 
 
 def plan_of(call: Call, target: str, multiprocessors: int) -> dict[str, Any]:
@@ -93,26 +107,27 @@ def launch_bytes(call: Call, plan: dict[str, Any], multiprocessors: int) -> dict
 
 def launch_work(
     call: Call, plan: dict[str, Any], kernels: dict[str, cuda_static.Kernel], multiprocessors: int
-) -> dict[str, tuple[float, float]]:
-    """Of the busiest multiprocessor in each launch: warps' instructions, and tensor core instructions among them."""
+) -> dict[str, Work]:
+    """Of the busiest multiprocessor in each launch."""
     pixels, tiles, compiled = plan["pixels"], plan["tiles"], plan["class_tiles"]
     name = f"projected_hakd_kernel<{pixels // 16},{compiled},{int(plan['on_chip'])},{int(plan['resident_weights'])}>"
     slices = WARPS * -(-sum(call.slices) // WARPS)  # warps wait for the one with most
     products = PRODUCTS * slices * (pixels // 8) * call.class_tiles  # of a projection, and of the weights' gradient
     mine = products * (2 if plan["on_chip"] else 1)
-    loss = kernels["hakd_kernel<1,2,1,0>"].instructions * pixels * 8 * call.class_tiles / 32
+    loss = kernels[LOSS].instructions * pixels * 8 * call.class_tiles / 32
     rounds = -(-tiles // plan["blocks"])
-    work = {"projected_hakd_kernel": (rounds * (mine * kernels[name].instructions_of_a_product + loss), rounds * mine)}
+    instructions = {name: rounds * mine * kernels[name].instructions_of_a_product, LOSS: rounds * loss}
+    work = {"projected_hakd_kernel": Work(instructions, rounds * mine)}
     if not plan["on_chip"]:
         of_warp = WEIGHT_TILES // compiled
-        back = kernels[f"weight_gradients_kernel<{of_warp},{compiled},{pixels}>"]
+        back = f"weight_gradients_kernel<{of_warp},{compiled},{pixels}>"
         waves = -(-sum(plan["weight_columns"]) * plan["weight_splits"] // multiprocessors)
         products = PRODUCTS * WARPS * of_warp * (pixels // 8) * call.class_tiles
         products *= waves * -(-tiles // plan["weight_splits"])
-        work["weight_gradients_kernel"] = (products * back.instructions_of_a_product, products)
+        work["weight_gradients_kernel"] = Work.of_products(back, kernels, products)
     tiles = call.batch * -(-(call.all_pixels // call.batch) // BACK_PIXELS)
     products = PRODUCTS * call.slices[0] * (BACK_PIXELS // 8) * call.class_tiles * -(-tiles // multiprocessors)
-    work["project_back_kernel"] = (products * kernels["project_back_kernel"].instructions_of_a_product, products)
+    work["project_back_kernel"] = Work.of_products("project_back_kernel", kernels, products)
     return work
 
 
@@ -162,7 +177,7 @@ def projection_bytes(call: Projection, plan: dict[str, Any], multiprocessors: in
 
 def projection_work(
     call: Projection, plan: dict[str, Any], kernels: dict[str, cuda_static.Kernel], multiprocessors: int
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, Work]:
     """As :func:`launch_work`."""
     pixels, compiled, of_warp = plan["pixels"], plan["class_tiles"], WEIGHT_TILES // plan["class_tiles"]
     slices, class_tiles = -(-call.channels // SLICE), -(-call.classes // 8)
@@ -176,7 +191,7 @@ def projection_work(
         tiles = call.batch * -(-(call.all_pixels // call.batch) // BACK_PIXELS)
         back = -(-tiles // multiprocessors) * slices * PRODUCTS * (BACK_PIXELS // 8) * class_tiles
         products["project_back_kernel"] = back
-    return {name.partition("<")[0]: (n * kernels[name].instructions_of_a_product, n) for name, n in products.items()}
+    return {name.partition("<")[0]: Work.of_products(name, kernels, n) for name, n in products.items()}
 
 
 def predict_projection(
@@ -185,20 +200,26 @@ def predict_projection(
     """As :func:`predict`."""
     plan = projection_plan_of(call, card.target, card.multiprocessors)
     moved = projection_bytes(call, plan, card.multiprocessors)
-    return _times(card, moved, projection_work(call, plan, kernels, card.multiprocessors))
+    return _times(card, moved, projection_work(call, plan, kernels, card.multiprocessors), kernels)
 
 
 def predict(card: Card, call: Call, kernels: dict[str, cuda_static.Kernel]) -> dict[str, dict[str, float]]:
-    """Milliseconds by launch and cause."""
+    """Milliseconds by launch and cause; "latency": of its instructions with what they wait for."""
     plan = plan_of(call, card.target, card.multiprocessors)
     moved = launch_bytes(call, plan, card.multiprocessors)
-    return _times(card, moved, launch_work(call, plan, kernels, card.multiprocessors))
+    return _times(card, moved, launch_work(call, plan, kernels, card.multiprocessors), kernels)
 
 
-def _times(card: Card, moved: dict[str, int], work: dict[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
+def _times(
+    card: Card, moved: dict[str, int], work: dict[str, Work], kernels: dict[str, cuda_static.Kernel]
+) -> dict[str, dict[str, float]]:
     cycles = card.clock * 1e6  # in a millisecond
     times = {name: {"bytes": n / (card.bandwidth * 1e6)} for name, n in moved.items()}
-    for name, (instructions, products) in work.items():
-        times[name]["issue"] = instructions / ISSUED / cycles
-        times[name]["tensor cores"] = products * MULTIPLICATIONS / card.tensor_multiplications / cycles
+    for name, of_launch in work.items():
+        times[name]["issue"] = sum(of_launch.instructions.values()) / ISSUED / cycles
+        times[name]["tensor cores"] = of_launch.products * MULTIPLICATIONS / card.tensor_multiplications / cycles
+        # A block to a multiprocessor: what blocks beside it would hide is not counted on.
+        times[name]["latency"] = sum(
+            n / kernels[kernel].round(card, WARPS).ipc for kernel, n in of_launch.instructions.items()
+        ) / ISSUED / cycles  # fmt: skip
     return times

@@ -14,7 +14,8 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import triton_static
+from . import sass, sass_scoreboard, triton_static
+from .cards import Card
 
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 CLASSES_PER_THREAD = 20  # kClassesPerThread of pixel_losses/tiles.h: how often a row's loop over classes is unrolled
@@ -52,17 +53,27 @@ PROJECTED = {
 
 @dataclass
 class Kernel:
-    """A compiled kernel; ``loop``: opcodes of a row of pixels, of the unguarded mathematics; ``code``: all opcodes;
-    ``wide_loads``: those that read 16 bytes of global memory; ``products``: opcodes of the loops around tensor core
+    """A compiled kernel; ``row``: the loop over rows of pixels, of the unguarded mathematics; ``code``: all opcodes;
+    ``wide_loads``: those that read 16 bytes of global memory; ``product_loops``: those around tensor core
     instructions."""
 
     name: str
     registers: int
     stack_bytes: int
-    loop: collections.Counter
+    row: list[sass.Instruction]
     code: collections.Counter
     wide_loads: int = 0
-    products: collections.Counter = field(default_factory=collections.Counter)
+    product_loops: list[list[sass.Instruction]] = field(default_factory=list)
+
+    @property
+    def loop(self) -> collections.Counter:
+        """Opcodes of a row of pixels."""
+        return sass.count(self.row)
+
+    @property
+    def products(self) -> collections.Counter:
+        """Opcodes of the loops around tensor core instructions, together."""
+        return sum(map(sass.count, self.product_loops), collections.Counter())
 
     @property
     def instructions(self) -> float:
@@ -77,6 +88,10 @@ class Kernel:
     def instructions_of_a_product(self) -> float:
         """That there are for each tensor core instruction in the loops around them."""
         return sum(self.products.values()) / self.products["HMMA"]
+
+    def round(self, card: Card, warps: int) -> sass_scoreboard.Round:
+        """Through the loops around tensor core instructions, or a row of pixels; ``warps`` of a multiprocessor."""
+        return sass_scoreboard.simulate(self.product_loops or [self.row], warps, card)
 
     def warps(self, target: str, threads: int = THREADS) -> int:
         """That fit a multiprocessor's registers, which a block takes in units of 8 for each thread."""
@@ -98,55 +113,30 @@ def _readable(mangled: str) -> str:
     return name[1] + (f"<{','.join(arguments)}>" if arguments else "")
 
 
-def _loops(code: list[tuple[str, str]], labels: dict[str, int], kind: str) -> list[tuple[int, int, int]]:
-    """Loops with opcodes of a kind that hold no other such loop: how many there are, first and last instruction."""
-    spans = []
-    for end, (opcode, rest) in enumerate(code):
-        jump = re.search(r"\.L_x_\d+", rest) if opcode.startswith("BRA") else None
-        if jump and labels.get(jump[0], end) < end:
-            begin = labels[jump[0]]
-            found = sum(o.startswith(kind) for o, _ in code[begin : end + 1])
-            if found:
-                spans.append((found, begin, end))
-    return [s for s in spans if not any(s != t and s[1] <= t[1] and t[2] <= s[2] for t in spans)]
+def _row_loop(code: sass.Code) -> list[sass.Instruction]:
+    """The shortest of the loops with most special functions: cold code behind a loop that jumps back into its middle
+    looks like a longer one."""
+    found = [(sass.count(loop)["MUFU"], loop) for loop in code.loops("MUFU")]
+    most = max((count for count, _ in found), default=0)
+    return min((loop for count, loop in found if 2 * count > most), key=len, default=[])
 
 
-def _opcodes(code: list[tuple[str, str]]) -> collections.Counter:
-    return collections.Counter(o.split(".")[0] for o, _ in code if o != "NOP")
-
-
-def _row_loop(code: list[tuple[str, str]], labels: dict[str, int]) -> collections.Counter:
-    """The loop with most special functions that holds no other loop with any."""
-    _, begin, end = max(_loops(code, labels, "MUFU"), default=(0, 0, -1))
-    return _opcodes(code[begin : end + 1])
-
-
-def _product_loops(code: list[tuple[str, str]], labels: dict[str, int]) -> collections.Counter:
-    """Those with tensor core instructions and no copies, together; where there are none, the shortest with any."""
-    found = sorted((_opcodes(code[b : e + 1]) for _, b, e in _loops(code, labels, "HMMA")), key=lambda c: c.total())
-    return sum((c for c in found if not c["LDGSTS"]), collections.Counter()) or next(iter(found), collections.Counter())
+def _product_loops(code: sass.Code) -> list[list[sass.Instruction]]:
+    """Those with tensor core instructions and no copies; where there are none, the shortest with any."""
+    found = sorted(code.loops("HMMA"), key=len)
+    return [loop for loop in found if not sass.count(loop)["LDGSTS"]] or found[:1]
 
 
 def inspect(cubin: Path) -> list[Kernel]:
     """Every kernel of a compiled file."""
     usage = triton_static._run(triton_static._tool("cuobjdump"), "-res-usage", str(cubin))
     used = {m[1]: (int(m[2]), int(m[3])) for m in re.finditer(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", usage)}
-    sass = triton_static._run(triton_static._tool("nvdisasm"), "-c", str(cubin))
+    disassembly = triton_static._run(triton_static._tool("nvdisasm"), "-c", "-hex", str(cubin))
     kernels = []
-    for part in re.split(r"\n\s*\.section\s+\.text\.", sass)[1:]:
-        mangled = re.split(r"[\s,]", part, maxsplit=1)[0]
-        code: list[tuple[str, str]] = []
-        labels: dict[str, int] = {}
-        for line in part.splitlines():
-            if label := re.match(r"\s*(\.L_x_\d+):", line):
-                labels[label[1]] = len(code)
-            elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s*(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)(.*)", line):
-                code.append((found[1], found[2]))
-        wide = sum(bool(re.match(r"LDG\.E\.128", opcode)) for opcode, _ in code)
-        kernels.append(Kernel(
-            _readable(mangled), *used[mangled], _row_loop(code, labels), _opcodes(code), wide,
-            _product_loops(code, labels),
-        ))  # fmt: skip
+    for mangled, code in sass.parse(disassembly).items():
+        opcodes = sass.count(code.instructions)
+        wide = sum(i.opcode.startswith("LDG.E.128") for i in code.instructions)
+        kernels.append(Kernel(_readable(mangled), *used[mangled], _row_loop(code), opcodes, wide, _product_loops(code)))
     return kernels
 
 

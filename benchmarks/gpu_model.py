@@ -1,13 +1,14 @@
 """A model of the time that a loss takes on a GPU nobody had: what it must move and issue, over what a card does.
 
 Ours: the longest of bytes over bandwidth, instructions over issue slots, float32 instructions over lanes and special
-functions over their rate, with instructions counted in the machine code of the main loop (triton_static.py). Eager's:
-the bytes that its operators read and write, over bandwidth; nothing else. Both leave out latency, launches, caches and
-occupancy, so both are lower bounds: **predicted**, never measured.
+functions over their rate, with instructions counted in the machine code of the main loop (triton_static.py); and the
+same with what that loop's instructions wait for each other (sass_scoreboard.py). Eager's: the bytes that its operators
+read and write, over bandwidth; nothing else. Both leave out launches and caches: **predicted**, never measured.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import cuda_model, cuda_static, triton_static
+from . import cuda_model, cuda_static, sass, sass_scoreboard, triton_static
 from .cards import CARDS, Card
 
 ISSUE_LANES, SPECIAL_LANES = 128, 16  # of every multiprocessor, a clock
@@ -101,17 +102,40 @@ def predict(
     return times
 
 
-def _loops(launch: triton_static.Launch, target: str, classes: int, cuda: dict) -> dict[str, tuple[dict, float]]:
-    """By backend, the main loop's opcodes and the elements that a thread has in it."""
-    report = triton_static.inspect(
-        triton_static.compile_launch(launch, triton_static.TARGETS[target]), triton_static.TARGETS[target]
-    )  # fmt: skip
-    loop = next(loop for loop in report.loops if loop["MUFU"])
-    found = {"Triton": (dict(loop), triton_static.elements_per_thread(launch, classes))}
-    if cuda:
-        kernel, lanes = cuda_static.kernel_of(launch, classes)
-        found = {"CUDA": (dict(cuda[target][kernel].loop), classes / lanes), **found}
-    return found
+@dataclass(frozen=True)
+class RowLoop:
+    """A kernel's loop over rows of pixels: a warp's instructions, the elements that a thread has in it, and warps of a
+    multiprocessor."""
+
+    body: list[sass.Instruction]
+    elements: float
+    warps: int
+
+    def times(self, card: Card, launch: triton_static.Launch) -> dict[str, float]:
+        """Of :func:`predict`, and "latency": where the loop's instructions wait for each other."""
+        times = predict(card, launch, sass.count(self.body), self.elements)
+        return {**times, "latency": times["issue"] / self.round(card).ipc}
+
+    def round(self, card: Card) -> sass_scoreboard.Round:
+        return sass_scoreboard.simulate([self.body], self.warps, card)
+
+
+def triton_loop(launch: triton_static.Launch, target: str, classes: int) -> RowLoop:
+    compiled = triton_static.compile_launch(launch, triton_static.TARGETS[target])
+    report = triton_static.inspect(compiled, triton_static.TARGETS[target])
+    elements = triton_static.elements_per_thread(launch, classes)
+    return RowLoop(report.main_loop("MUFU"), elements, triton_static.occupancy(launch, report, target))
+
+
+def cuda_loop(launch: triton_static.Launch, target: str, classes: int, kernels: dict) -> RowLoop:
+    """Of the CUDA kernel that does what a launch of Triton's does."""
+    name, lanes = cuda_static.kernel_of(launch, classes)
+    return RowLoop(kernels[name].row, classes / lanes, kernels[name].warps(target))
+
+
+def bound(times: dict[str, float]) -> tuple[float, str]:
+    """The longest but latency, and its cause."""
+    return max((time, cause) for cause, time in times.items() if cause != "latency")
 
 
 def eager_feature_bytes(launch: triton_static.Launch) -> int:
@@ -133,9 +157,25 @@ def eager_feature_bytes(launch: triton_static.Launch) -> int:
     return traffic.bytes
 
 
-def predict_features(card: Card, launches: list[triton_static.Launch]) -> float:
+def product_times(card: Card, launch: triton_static.Launch, moved: int, multiplications: float) -> dict[str, float]:
+    """Milliseconds by cause of a launch of Triton's, and "latency" of its loop; ``multiplications`` in thousands."""
+    times = {"bytes": moved / (card.bandwidth * 1e6)}
+    if multiplications:
+        target = triton_static.TARGETS[card.target]
+        report = triton_static.inspect(triton_static.compile_launch(launch, target), target)
+        counted = triton_static.instructions_per_element(launch, report, 0)
+        assert counted is not None
+        warps = triton_static.occupancy(launch, report, card.target)
+        loop = sass_scoreboard.simulate([report.main_loop(*triton_static.KINDS["tensor core"])], warps, card)
+        cycles = card.multiprocessors * card.clock * 1e6
+        times["issue"] = counted["instructions"] * multiplications / ISSUE_LANES / cycles
+        times["latency"] = times["issue"] / loop.ipc
+    return times
+
+
+def predict_features(card: Card, launches: list[triton_static.Launch]) -> tuple[float, float]:
     """Milliseconds of the launches of ``projected_hakd_loss`` and its backward: of each the longer of its bytes and its
-    products' instructions; what it reads again of its own counts nothing."""
+    products' instructions, and the same with what these wait for; what it reads again of its own counts nothing."""
     first = launches[0].arguments
     features = _size(first["student"].data, first["teacher"].data)
     student = _size(first["student"].data)
@@ -145,26 +185,25 @@ def predict_features(card: Card, launches: list[triton_static.Launch]) -> float:
         "weight_gradients_kernel": features + logits,
         "project_back_kernel": logits + student,
     }
-    total = 0.0
+    found = []
     for launch in launches:
         if launch.name not in moved:
             continue
-        given, target = launch.constants, triton_static.TARGETS[card.target]
-        report = triton_static.inspect(triton_static.compile_launch(launch, target), target)
-        counted = triton_static.instructions_per_element(launch, report, 0)
-        assert counted is not None
-        network = first["student"]
+        given, network = launch.constants, first["student"]
         pixels = network.data[:, 0].numel()
         if launch.name == "project_back_kernel":
             columns, channels = given["CLASSES"] * -(-first["classes"] // given["CLASSES"]), network.data.shape[1]
         else:
             columns = sum(given["PRODUCTS"] if "PRODUCTS" in given else given["BLOCKS"])
             channels = sum(first[k].data.shape[1] for k in ("student", "teacher"))
-        multiplications = pixels * columns * channels / 1000
-        cycles = card.multiprocessors * card.clock * 1e6
-        issue = counted["instructions"] * multiplications / ISSUE_LANES / cycles
-        total += max(issue, moved[launch.name] / (card.bandwidth * 1e6))
-    return total
+        found.append(product_times(card, launch, moved[launch.name], pixels * columns * channels / 1000))
+    return sum(bound(times)[0] for times in found), sum(max(times.values()) for times in found)
+
+
+def longest(launches: dict[str, dict[str, float]]) -> tuple[float, float, str]:
+    """The sum of what bounds the launches, the same with what their instructions wait for, and the longest's cause."""
+    bounds = [bound(times) for times in launches.values()]
+    return sum(t for t, _ in bounds), sum(max(x.values()) for x in launches.values()), f"mostly {max(bounds)[1]}"
 
 
 def feature_rows(cuda: dict) -> list[tuple[object, ...]]:
@@ -175,16 +214,15 @@ def feature_rows(cuda: dict) -> list[tuple[object, ...]]:
         student, teacher = (launches[0].arguments[k].data.shape for k in ("student", "teacher"))
         call = cuda_model.Call(student[0], classes, (student[2], student[3]), (student[1], teacher[1]))
         for card in CARDS:
-            ours = {"Triton": (predict_features(card, launches), "the longest of each launch")}
+            ours = {"Triton": (*predict_features(card, launches), "the longest of each launch")}
             if cuda:
-                times = cuda_model.predict(card, call, cuda[card.target])
-                longest = [max((t, cause) for cause, t in of_launch.items()) for of_launch in times.values()]
-                ours = {"CUDA": (sum(t for t, _ in longest), f"mostly {max(longest)[1]}"), **ours}
+                ours = {"CUDA": longest(cuda_model.predict(card, call, cuda[card.target])), **ours}
             eager, floor = moved / (card.bandwidth * 1e6), call.floor() / (card.bandwidth * 1e6)
-            for kernels, (total, cause) in ours.items():
+            for kernels, (least, waited, cause) in ours.items():
                 rows.append((
                     "projected_hakd_loss and its backward, 256 and 512 channels", classes, card.name, kernels,
-                    f"{floor:.3f}", f"{total:.3f}", cause, f"{moved / 1e9:.2f}", f"{eager:.2f}", f"{eager / total:.0f}",
+                    f"{floor:.3f}", f"{least:.3f}", cause, f"{waited:.3f}", "-", "-", f"{moved / 1e9:.2f}",
+                    f"{eager:.2f}", f"{eager / waited:.0f}",
                 ))  # fmt: skip
     return rows
 
@@ -252,11 +290,12 @@ def torch_projection_bytes(launches: list[triton_static.Launch]) -> int:
     return total
 
 
-def cuda_projection_time(card: Card, launches: list[triton_static.Launch], kernels: dict) -> tuple[float, str]:
-    """Milliseconds of the CUDA kernels for what Triton's ``launches`` do, but for the loss between; and what bounds the
-    longest launch."""
+def cuda_projection_times(
+    card: Card, launches: list[triton_static.Launch], kernels: dict
+) -> dict[str, dict[str, float]]:
+    """By launch, milliseconds of the CUDA kernels for what Triton's ``launches`` do, but for the loss between."""
     wanted = {x.arguments["out"].shape for x in launches if x.name == "project_back_kernel"}
-    total, longest = 0.0, (0.0, "")
+    found = {}
     for launch in launches:
         if launch.name != "project_kernel":
             continue
@@ -265,10 +304,9 @@ def cuda_projection_time(card: Card, launches: list[triton_static.Launch], kerne
         call = cuda_model.Projection(
             batch, launch.arguments["classes"], (height, width), channels, data.shape in wanted
         )
-        for times in cuda_model.predict_projection(card, call, kernels).values():
-            most = max((t, cause) for cause, t in times.items())
-            total, longest = total + most[0], max(longest, most)
-    return total, longest[1]
+        for name, times in cuda_model.predict_projection(card, call, kernels).items():
+            found[f"{name}, {channels} channels"] = times
+    return found
 
 
 def projection_rows(cuda: dict) -> list[tuple[object, ...]]:
@@ -278,35 +316,26 @@ def projection_rows(cuda: dict) -> list[tuple[object, ...]]:
         ours, floor, torchs = projection_bytes(launches), projection_floor(launches), torch_projection_bytes(launches)
         kernels = {launch.name: launch for launch in launches}
         for card in CARDS:
-            total, target = 0.0, triton_static.TARGETS[card.target]
-            cycles, rate = card.multiprocessors * card.clock * 1e6, card.bandwidth * 1e6
-            longest = []
-            for name, (moved, multiplied) in ours.items():
-                times = {"bytes": moved / rate}
-                if multiplied:
-                    report = triton_static.inspect(triton_static.compile_launch(kernels[name], target), target)
-                    counted = triton_static.instructions_per_element(kernels[name], report, 0)
-                    assert counted is not None
-                    times["issue"] = counted["instructions"] * multiplied / ISSUE_LANES / cycles
-                longest.append(max((t, cause) for cause, t in times.items()))
-                total += longest[-1][0]
-            found = {"Triton": (total, f"mostly {max(longest)[1]}")}
+            rate = card.bandwidth * 1e6
+            times = {name: product_times(card, kernels.get(name, launches[0]), *n) for name, n in ours.items()}
+            found = {"Triton": longest(times)}
             if cuda:
-                time, cause = cuda_projection_time(card, launches, cuda[card.target])
-                found = {"CUDA": (time + ours["loss"][0] / rate, f"mostly {cause}"), **found}
-            for name, (time, cause) in found.items():
+                times = {**cuda_projection_times(card, launches, cuda[card.target]), "loss": times["loss"]}
+                found = {"CUDA": longest(times), **found}
+            for name, (least, waited, cause) in found.items():
                 rows.append((
                     "projection with batch norm, 512 and 2048 channels (beside torch's layers)", classes, card.name,
-                    name, f"{floor / rate:.3f}", f"{time:.3f}", cause, f"{torchs / 1e9:.2f}", f"{torchs / rate:.2f}",
-                    f"{torchs / rate / time:.1f}",
+                    name, f"{floor / rate:.3f}", f"{least:.3f}", cause, f"{waited:.3f}", "-", "-",
+                    f"{torchs / 1e9:.2f}", f"{torchs / rate:.2f}", f"{torchs / rate / waited:.1f}",
                 ))  # fmt: skip
     return rows
 
 
 def table() -> str:
     """Ours and eager's, for the launches of the paper's sizes; the CUDA kernels' too where there is an nvcc."""
-    header = ("loss", "K", "card", "kernels", "floor, ms (predicted)", "ours, ms (predicted)", "bound by",
-              "eager's traffic, GB", "eager, ms (predicted)", "ratio")  # fmt: skip
+    header = ("loss", "K", "card", "kernels", "floor, ms (predicted)", "bound of ours, ms", "bound by",
+              "ours with latency, ms (predicted)", "IPC", "cycles of a row", "eager's traffic, GB",
+              "eager, ms (predicted)", "ratio")  # fmt: skip
     rows: list[tuple[object, ...]] = [header, ("---",) * len(header)]
     cuda = {card.target: cuda_static.compile_kernels(card.target) for card in CARDS} if cuda_static.nvcc() else {}
     for classes in (19, 150):
@@ -319,14 +348,18 @@ def table() -> str:
                 options = {"temperature": 2.0, "resolution": resolution}
             moved = eager_bytes(launch, options)
             for card in CARDS:
-                for kernels, (loop, per_thread) in _loops(launch, card.target, classes, cuda).items():
-                    times = predict(card, launch, loop, per_thread)
-                    cause = max(times, key=lambda key: times[key])
+                loops = {"Triton": triton_loop(launch, card.target, classes)}
+                if cuda:
+                    loops = {"CUDA": cuda_loop(launch, card.target, classes, cuda[card.target]), **loops}
+                for kernels, loop in loops.items():
+                    times, of_round = loop.times(card, launch), loop.round(card)
+                    (least, cause), waited = bound(times), max(times.values())
                     eager = moved / (card.bandwidth * 1e6)
                     rows.append((
                         triton_static.describe(launch), classes, card.name, kernels,
-                        f"{floor_bytes(launch) / (card.bandwidth * 1e6):.3f}", f"{times[cause]:.3f}", cause,
-                        f"{moved / 1e9:.1f}", f"{eager:.1f}", f"{eager / times[cause]:.0f}",
+                        f"{floor_bytes(launch) / (card.bandwidth * 1e6):.3f}", f"{least:.3f}", cause, f"{waited:.3f}",
+                        f"{of_round.ipc:.2f}", f"{of_round.cycles / of_round.warps:.0f}", f"{moved / 1e9:.1f}",
+                        f"{eager:.1f}", f"{eager / waited:.0f}",
                     ))  # fmt: skip
     rows += feature_rows(cuda) + projection_rows(cuda)
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)

@@ -31,6 +31,8 @@ from triton.runtime.jit import JITFunction
 
 from hetero_kernels.triton import tuning
 
+from . import sass
+
 TARGETS = {
     **{f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 86, 89, 90, 100, 120)},
     "gfx90a": GPUTarget("hip", "gfx90a", 64),
@@ -128,12 +130,21 @@ def type_launch(launch: Launch, target: GPUTarget) -> None:
 
 @dataclass
 class Report:
-    """What a compiled kernel uses. ``loops``: opcodes of its innermost loops, in order of appearance."""
+    """What a compiled kernel uses. ``bodies``: its innermost loops, in order of appearance."""
 
     registers: int
     spilled_bytes: int
     shared_bytes: int
-    loops: list[collections.Counter] = field(default_factory=list)
+    bodies: list[list[sass.Instruction]] = field(default_factory=list)
+
+    @property
+    def loops(self) -> list[collections.Counter]:
+        """Their opcodes."""
+        return [sass.count(body) for body in self.bodies]
+
+    def main_loop(self, *marks: str) -> list[sass.Instruction]:
+        """The first with one of these opcodes."""
+        return next(body for body in self.bodies if any(i.kind in marks for i in body))
 
 
 def _tool(name: str) -> str:
@@ -142,28 +153,6 @@ def _tool(name: str) -> str:
 
 def _run(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def parse_sass(text: str) -> list[collections.Counter]:
-    """Opcodes of every innermost loop of a disassembly."""
-    code: list[str] = []
-    labels: dict[str, int] = {}
-    for line in text.splitlines():
-        if label := re.match(r"\s*(\.L_x_\d+):", line):
-            labels[label[1]] = len(code)
-        elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s*(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)(.*)", line):
-            code.append(instruction[1] + instruction[2])
-    spans = []
-    for end, instruction in enumerate(code):
-        if (jump := re.match(r"BRA.*?(\.L_x_\d+)", instruction)) and labels.get(jump[1], end) < end:
-            spans.append((labels[jump[1]], end))
-    innermost = [s for s in spans if not any(s != t and s[0] <= t[0] and t[1] <= s[1] for t in spans)]
-    loops = []
-    for begin, end in innermost:
-        opcodes = collections.Counter(i.split(".")[0].split(" ")[0] for i in code[begin : end + 1])
-        opcodes.pop("NOP", None)
-        loops.append(opcodes)
-    return loops
 
 
 def inspect(compiled: Any, target: GPUTarget) -> Report:
@@ -180,9 +169,9 @@ def inspect(compiled: Any, target: GPUTarget) -> Report:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
         usage = _run(_tool("cuobjdump"), "-res-usage", cubin.name)
-        sass = _run(_tool("nvdisasm"), "-c", cubin.name)
+        (code,) = sass.parse(_run(_tool("nvdisasm"), "-c", "-hex", cubin.name)).values()
     registers, stack = (int(re.findall(rf"{key}:(\d+)", usage)[-1]) for key in ("REG", "STACK"))
-    return Report(registers, stack, compiled.metadata.shared, parse_sass(sass))
+    return Report(registers, stack, compiled.metadata.shared, code.loops())
 
 
 def occupancy(launch: Launch, report: Report, target: str) -> int:

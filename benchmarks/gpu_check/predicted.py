@@ -1,4 +1,4 @@
-"""What the model of benchmarks/gpu_model.py predicts for this card, from the machine code that runs on it.
+"""What the model of benchmarks/gpu_model.py predicts for this card, latency included, from the machine code on it.
 
 Bandwidth is the measured one where that is known, the rest are the card's figures; **predicted**, never measured.
 """
@@ -61,13 +61,10 @@ def triton(name: str, device: Device) -> Data:
     here = card(device)
     classes = 150 if "150" in name else 19
     if name.startswith("projected"):
-        return _row({"the longest of each launch": gpu_model.predict_features(
-            here, triton_static.projected_launches(torch.float32, classes))})  # fmt: skip
+        times = gpu_model.predict_features(here, triton_static.projected_launches(torch.float32, classes))
+        return _row({"the longest of each launch": times[1]})
     launch = pixel_launches(classes)[name]
-    target = triton_static.TARGETS[here.target]
-    report = triton_static.inspect(triton_static.compile_launch(launch, target), target)
-    loop = next(loop for loop in report.loops if loop["MUFU"])
-    return _row(gpu_model.predict(here, launch, dict(loop), triton_static.elements_per_thread(launch, classes)))
+    return _row(gpu_model.triton_loop(launch, here.target, classes).times(here, launch))
 
 
 def library_kernels() -> dict[str, Any]:
@@ -89,15 +86,13 @@ def library_kernels() -> dict[str, Any]:
 
 def cuda(device: Device) -> Data:
     """All sizes at once: disassembly is what takes time."""
-    from .. import cuda_model, cuda_static, gpu_model, triton_static
+    from .. import cuda_model, gpu_model, triton_static
 
     here, kernels = card(device), library_kernels()
     rows = {}
     for classes in (19, 150):
         for name, launch in pixel_launches(classes).items():
-            kernel, lanes = cuda_static.kernel_of(launch, classes)
-            times = gpu_model.predict(here, launch, dict(kernels[kernel].loop), classes / lanes)
-            rows[name] = _row(times)
+            rows[name] = _row(gpu_model.cuda_loop(launch, here.target, classes, kernels).times(here, launch))
         arguments = triton_static.projected_launches(torch.float32, classes)[0].arguments
         shape = {name: arguments[name].data.shape for name in ("student", "teacher")}
         student, teacher = shape["student"], shape["teacher"]

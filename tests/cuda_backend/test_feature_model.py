@@ -52,8 +52,10 @@ def test_products_are_those_of_the_matrices(classes, weights):
     plan = cuda_model.plan_of(call, "sm_90", 1)
     work = cuda_model.launch_work(call, plan, collections.defaultdict(Counted), 1)
     once = 3 * 256 * classes * 768 / cuda_model.MULTIPLICATIONS
-    assert sum(products for _, products in work.values()) == once * 2 + once / 3
-    assert weights in work and work["project_back_kernel"] == (20 * once / 3, once / 3)
+    assert sum(w.products for w in work.values()) == once * 2 + once / 3
+    assert weights in work and work["project_back_kernel"] == cuda_model.Work(
+        {"project_back_kernel": 20 * once / 3}, once / 3
+    )
 
 
 @pytest.mark.parametrize("classes", [24, 64])
@@ -63,6 +65,6 @@ def test_products_of_a_projection_are_those_of_its_matrices(classes):
     plan = cuda_model.projection_plan_of(call, "sm_90", 1)
     work = cuda_model.projection_work(call, plan, collections.defaultdict(Counted), 1)
     once = 3 * 256 * classes * 768 / cuda_model.MULTIPLICATIONS
-    assert {name: products for name, (_, products) in work.items()} == dict.fromkeys(
+    assert {name: w.products for name, w in work.items()} == dict.fromkeys(
         ("project_kernel", "projection_weights_kernel", "project_back_kernel"), once
     )

@@ -146,7 +146,7 @@ def test_the_model_of_time_on_features():
     slow = gpu_model.Card("slow", "sm_90", 10**6, 2.0, 1, 128, 512)
     student, teacher, logits = (8 * channels * 16 * 32 * 4 for channels in (256, 512, 2 * 19))
     moved = (student + teacher + logits) * 2 + logits + student
-    assert gpu_model.predict_features(slow, launches) == pytest.approx(moved / 1e6)
+    assert gpu_model.predict_features(slow, launches) == pytest.approx((moved / 1e6, moved / 1e6))
     assert gpu_model.eager_feature_bytes(launches[0]) > 2 * (student + teacher) + 20 * logits
 
 
