@@ -296,12 +296,13 @@ def product(values: dict[str, tuple]) -> list[dict]:
     ]
 
 
-def new_branches(sets: list[dict]) -> Iterator[bool]:
-    """Of each option set, whether it is the first with one of its values, or in which two that choose branches meet."""
+def new_branches(sets: list[tuple[dict, str]]) -> Iterator[bool]:
+    """Of each option set and target, whether it is the first with this target, with one of its values, or in which two
+    that choose branches meet."""
     seen: set = set()
-    for options in sets:
+    for options, target in sets:
         branches = ((name, value) for name, value in options.items() if name in BRANCHES)
-        met = {*options.items(), *itertools.combinations(branches, 2)}
+        met = {target, *options.items(), *itertools.combinations(branches, 2)}
         yield not met <= seen
         seen |= met
 
@@ -311,10 +312,10 @@ def option_sets(whole: bool = True) -> list[Any]:
     make = {"pairs": lambda v: list(pairwise(v)), "values": every_value, "product": product}[MODE]
     targets, chosen = itertools.cycle(sorted(triton_static.TARGETS)), []
     for name, (_, values) in OPERATORS.items():
-        sets = make(values)
-        for i, (options, new) in enumerate(zip(sets, new_branches(sets), strict=True)):
+        sets = [(options, next(targets)) for options in make(values)]
+        for i, ((options, target), new) in enumerate(zip(sets, new_branches(sets), strict=True)):
             if whole == (new or MODE != "pairs"):
-                chosen.append(pytest.param(name, options, next(targets), id=f"{name}-{i}"))
+                chosen.append(pytest.param(name, options, target, id=f"{name}-{i}"))
     return chosen
 
 
