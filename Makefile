@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 # Tests and demo need one CUDA architecture compiled, not the release list: this machine's GPU's, else an H100's.
 CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .),90)
+# What compiling needs: pyproject.toml's build-system. Installed, not isolated, so that two builds in a row are one.
+BUILD_TOOLS := "setuptools>=77" "pybind11>=2.13" "cmake>=3.25" ninja
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
 .PHONY: demo test test-quick test-triton test-gpu-compile test-emulation test-kernels test-trainer test-packaging lint docs bench bench-quick gpu-check clean
@@ -94,9 +96,14 @@ $(VENV)/triton-%/installed: $(VENV)/torch
 	$(BIN)/pip install -q --no-deps --target $(@D) triton==$*
 	touch $@
 
+# First compiled, which shows its progress; pip, which would hide it, then finds nothing left to compile.
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
-	@echo "compiling the kernels: about five minutes on two idle cores, without a word"
-	HETERO_KERNELS_CUDA_ARCHS=$(CUDA_ARCHS) $(BIN)/pip install -q -e ".[train,export,bench,test]"
+	$(BIN)/pip install -q $(BUILD_TOOLS)
+	@echo "compiling the kernels: about five minutes on two idle cores"
+	export PATH="$(abspath $(BIN)):$$PATH" HETERO_KERNELS_BUILD_DIR="$(abspath $(VENV))/kernels" \
+		HETERO_KERNELS_CUDA_ARCHS="$(CUDA_ARCHS)" && \
+		$(BIN)/python setup.py -q build_ext --build-lib $(VENV)/compiled && \
+		$(BIN)/pip install -q --no-build-isolation -e ".[train,export,bench,test]"
 	touch $@
 
 clean:

@@ -5,6 +5,8 @@ Environment:
     HETERO_KERNELS_CUDA       0 leaves the CUDA library out, 1 insists on it (default: where torch and nvcc fit and it
                               compiles)
     HETERO_KERNELS_CUDA_ARCHS CUDA architectures in CMake's notation, e.g. "90;120"
+    HETERO_KERNELS_BUILD_DIR  folder to build in that stays: the next build compiles what has changed, and goes on where
+                              one was interrupted (default: a temporary one)
 """
 
 from __future__ import annotations
@@ -122,9 +124,10 @@ class CMakeBuild(build_ext):
         version, cuda = torch_facts(folder)
         print(f"hetero-kernels: building against torch {version} (CUDA: {cuda or 'none'}) in {folder}", flush=True)
         target = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
-        build = Path(self.build_temp).resolve() / "cmake"
+        build = Path(os.environ.get("HETERO_KERNELS_BUILD_DIR") or Path(self.build_temp, "cmake")).resolve()
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
+            "-UHK_NVCC", "-UCMAKE_CUDA_ARCHITECTURES",  # of a build before, in a folder that stays
             f"-DCMAKE_INSTALL_PREFIX={target}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",

@@ -93,11 +93,11 @@ PYBIND11_MODULE(_host, m, py::mod_gil_not_used()) {
       "build_info",
       [] {
         py::dict info;
-        info["torch"] = HK_BUILD_TORCH;
-        info["compiler"] = HK_BUILD_COMPILER;
-        info["cuda"] = HK_BUILD_CUDA;
-        info["cuda_architectures"] = HK_BUILD_ARCHITECTURES;
-        info["no_cuda"] = kNoCuda;
+        info["torch"] = hetero::kBuildFacts.torch;
+        info["compiler"] = hetero::kBuildFacts.compiler;
+        info["cuda"] = hetero::kBuildFacts.cuda;
+        info["cuda_architectures"] = hetero::kBuildFacts.cuda_architectures;
+        info["no_cuda"] = hetero::kBuildFacts.no_cuda;
         return info;
       },
       "dict: torch the build ran against, the C++ compiler, the CUDA library's version and architectures in CMake's notation "

@@ -1,5 +1,6 @@
-"""What the packaging tests share: a clean copy of the tree, and an environment with the oldest torch that we name."""
+"""What the packaging tests share: clean copies of the tree, and an environment with the oldest torch that we name."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,19 @@ def source(tmp_path_factory) -> Path:
     )
     shutil.copytree(ROOT, copy, ignore=ignored)
     return copy
+
+
+@pytest.fixture
+def no_kernels(source, tmp_path) -> Path:
+    """A copy of the tree that is built in seconds: of the sources only the host module's have anything in them."""
+    cmake = (ROOT / "CMakeLists.txt").read_text()
+    host = {Path(name).name for name in re.search(r"pybind11_add_module\(_host\s([^)]*)\)", cmake)[1].split()}
+    tree = tmp_path / "tree"
+    shutil.copytree(source, tree)
+    for path in (tree / "csrc").rglob("*.c*"):
+        if path.suffix in (".cpp", ".cu") and path.name not in host:
+            path.write_text("")
+    return tree
 
 
 @pytest.fixture(scope="session")

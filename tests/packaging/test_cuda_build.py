@@ -13,9 +13,6 @@ from installing import OLDEST_TORCH, ROOT, run
 import hetero_kernels
 
 CSRC = ROOT / "csrc"
-CMAKE = (ROOT / "CMakeLists.txt").read_text()
-HOST = {Path(name).name for name in re.search(r"pybind11_add_module\(_host\s([^)]*)\)", CMAKE)[1].split()}
-"""What the host module is made of."""
 
 
 def includes(path: Path) -> tuple[set[Path], bool]:
@@ -71,15 +68,10 @@ esac
 
 
 @pytest.fixture(params=[pytest.param("source", marks=pytest.mark.skipif(NVCC is None, reason="no nvcc")), "compiler"])
-def broken(request, source, tmp_path) -> tuple[Path, dict[str, str], str]:
+def broken(request, no_kernels, tmp_path) -> tuple[Path, dict[str, str], str]:
     """A tree whose CUDA library can't be compiled by an nvcc that fits torch, since its source is wrong or the compiler
-    does not work; the variables to build it with; and what is to be said. The kernels are left out, which take minutes.
-    """
-    tree, binaries, beside = (tmp_path / name for name in ("tree", "bin", "torch"))
-    shutil.copytree(source, tree)
-    for path in (tree / "csrc").rglob("*.c*"):
-        if path.suffix in (".cpp", ".cu") and path.name not in HOST:
-            path.write_text("")
+    does not work; the variables to build it with; and what is to be said."""
+    tree, binaries, beside = no_kernels, tmp_path / "bin", tmp_path / "torch"
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # pip's cmake and ninja, where the system has none
     binaries.mkdir()
     if request.param == "source":

@@ -88,20 +88,39 @@ NVCC = {  # what it prints, and what the build says of it
 }
 
 
+def fake_nvcc(folder: Path, says: str) -> dict[str, str]:
+    """The variables with which an nvcc is found that prints this and does no more."""
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(f"#!/bin/sh\necho '{says}'\n")
+    nvcc.chmod(0o755)
+    return {"CUDA_HOME": str(folder), "PATH": f"{nvcc.parent}:{os.environ['PATH']}"}
+
+
+def build(tree: Path, tmp_path: Path, **environment: str) -> str:
+    """What `setup.py build_ext` prints, successful or not."""
+    folders = ("--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "temp")
+    return run(sys.executable, "setup.py", "-q", "build_ext", *folders, cwd=tree, check=False, **environment)
+
+
 @pytest.mark.parametrize("kind", NVCC)
 def test_what_keeps_cuda_from_being_built_is_said_in_one_message(source, tmp_path, kind):
     says, expected = NVCC[kind]
-    nvcc = tmp_path / "bin" / "nvcc"
-    nvcc.parent.mkdir()
-    nvcc.write_text(f"#!/bin/sh\necho '{says}'\n")
-    nvcc.chmod(0o755)
-    folders = ("--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "temp")
-    build = (sys.executable, "setup.py", "-q", "build_ext", *folders)
-    path = f"{nvcc.parent}:{os.environ['PATH']}"
-    out = run(*build, cwd=source, check=False, HETERO_KERNELS_CUDA="1", CUDA_HOME=str(tmp_path), PATH=path)
+    out = build(source, tmp_path, HETERO_KERNELS_CUDA="1", **fake_nvcc(tmp_path, says))
     last = out.strip().splitlines()[-1]
     begin = "hetero-kernels: HETERO_KERNELS_CUDA=1 insists on the CUDA library: "
     assert re.match(f"{begin}.*{expected}$", last), out[-2000:]
+
+
+def test_a_build_folder_that_stays(no_kernels, tmp_path):
+    """Compiles only what has changed since, with the nvcc that is there now."""
+    for kind in ("old", "another"):
+        says, expected = NVCC[kind]
+        stays = {"HETERO_KERNELS_BUILD_DIR": str(tmp_path / "stays"), **fake_nvcc(tmp_path / kind, says)}
+        out = build(no_kernels, tmp_path, **stays)
+        assert "labels.cpp.o" in out and ("plan.cpp.o" in out) == (kind == "old"), out[-2000:]
+        assert re.search(f"no CUDA library .*{expected}", out), out[-2000:]
+        (no_kernels / "csrc" / "cpu" / "pixel_losses" / "labels.cpp").write_text("int changed;\n")
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
@@ -125,9 +144,7 @@ def test_a_compiler_that_fails_is_said_in_one_message(source, tmp_path):
     broken = tmp_path / "source"
     shutil.copytree(source, broken)
     (broken / "csrc" / "cpu" / "pixel_losses" / "labels.cpp").write_text("#error planted\n")
-    folders = ("--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "temp")
-    build = (sys.executable, "setup.py", "-q", "build_ext", *folders)
-    out = run(*build, cwd=broken, check=False, HETERO_KERNELS_CUDA="0")
+    out = build(broken, tmp_path, HETERO_KERNELS_CUDA="0")
     last = out.strip().splitlines()[-1]
     assert last.startswith("hetero-kernels: the build failed:") and "planted" in last and "C++20" in last, out[-2000:]
 
