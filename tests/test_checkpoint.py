@@ -18,10 +18,12 @@ from heteroakd.training.checkpoint import (
     load_checkpoint,
     load_latest,
     load_state,
+    random_states,
+    restore_random_states,
     save_checkpoint,
+    seed_generators,
     state_digest,
 )
-from heteroakd.training.random_state import random_states, restore_random_states, seed_generators
 from torch import nn
 
 

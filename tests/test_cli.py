@@ -282,7 +282,8 @@ def test_broken_picture_is_one_line_whoever_reads_it(tmp_path: Path, capsys: pyt
     for part in ("train", "val"):
         for kind in (part, f"{part}annot"):
             (tmp_path / "camvid" / kind).mkdir(parents=True)
-            (tmp_path / "camvid" / kind / "a.png").write_bytes(b"no picture")
+        (tmp_path / "camvid" / part / "a.png").write_bytes(b"no picture")
+        Image.new("L", (64, 32)).save(tmp_path / "camvid" / f"{part}annot" / "a.png")  # labels are looked at before
     file, camvid = tmp_path / "camvid.yaml", f"name: camvid, root: {tmp_path / 'camvid'}"
     file.write_text(TINY.replace("image_size: [32, 64], train_images: 4, val_images: 2", camvid))
     for workers in ("0", "1"):

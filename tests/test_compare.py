@@ -17,7 +17,7 @@ from heteroakd.commands.train import run_distill
 from heteroakd.config.commands import CompareRun, DistillRun
 from heteroakd.config.groups import ModelConfig, RuntimeConfig, ScheduleConfig, TeacherConfig
 from heteroakd.data import DataConfig
-from heteroakd.report.statistics import Difference, mean_and_spread, paired_difference
+from heteroakd.report.read_runs import Difference, mean_and_spread, paired_difference
 from heteroakd.system.signals import StoppedError
 from heteroakd.training.checkpoint import CheckpointError
 

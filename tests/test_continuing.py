@@ -65,6 +65,32 @@ def test_a_run_trains_on_from_another(runs: Path, capsys: pytest.CaptureFixture[
     assert "continue_from" in capsys.readouterr().err
 
 
+def test_a_run_that_trains_on_starts_again_in_a_folder_that_was_emptied(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = runs / "again"
+    command = ["teacher", "--model", MODEL, *COMMON, *LATER, "--continue_from", str(runs / "teacher")]
+    command += ["--resume_or_start", "--output", str(output)]
+    assert main(command) == 0
+    for path in output.glob("*.*"):
+        if path.is_file():
+            path.unlink()
+    capsys.readouterr()
+    assert main(command) == 0
+    assert f"trains on from {runs / 'teacher' / 'last.pt'}, step 2" in capsys.readouterr().out
+    assert load_checkpoint(output).step == 3
+
+    def emptied(*arguments: object) -> str:
+        (output / "last.pt").unlink()
+        return "recipe"
+
+    monkeypatch.setattr("heteroakd.commands.train.recipe", emptied)  # after the network was made from last.pt
+    before = (output / "metrics.jsonl").read_bytes()
+    assert main(command) == 1
+    assert "another run began or ended there meanwhile" in capsys.readouterr().err
+    assert (output / "metrics.jsonl").read_bytes() == before
+
+
 def test_what_cannot_be_trained_on_is_refused(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["teacher", *COMMON, *LATER, "--continue_from", str(runs / "teacher"), "--output", str(runs / "x")]
 

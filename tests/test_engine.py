@@ -316,6 +316,10 @@ def test_summary_metrics_and_best_checkpoint(tmp_path: Path, teacher_checkpoint:
         maps.weight.shape == (32, 64)
         and 0 <= maps.reliability.nan_to_num(0.5).min() <= maps.reliability.nan_to_num().max() <= 1
     )
+    assert summary["measured"] == {
+        "data": "street", "root": None, "part": "val", "window": None, "window_stride": None, "scales": [1.0],
+        "flip": False,
+    }  # fmt: skip
     confusion = torch.tensor(summary["confusion"])
     assert Evaluation(confusion, tuple(summary["iou"]), 2).to_dict() == {
         key: summary[key] for key in evaluations[-1] if key in summary

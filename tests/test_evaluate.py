@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from heteroakd.config.groups import EvaluationConfig
 from heteroakd.evaluation.inference import (
     bounded,
-    class_scores,
     pad,
     predict,
+    score_bands,
     whole_logits,
     window_bands,
     window_starts,
@@ -22,6 +23,11 @@ from torch.utils.data import Dataset
 from torchmetrics.classification import MulticlassJaccardIndex
 
 CLASSES = ("road", "sky", "car", "pole")
+
+
+def class_scores(network: nn.Module, image: Tensor, options: EvaluationConfig | None = None) -> Tensor:
+    """All bands of scores."""
+    return torch.cat(list(score_bands(network, image, options or EvaluationConfig())), -2)
 
 
 class ByColour(nn.Module):
@@ -172,6 +178,8 @@ def test_predictions_in_windows_hold_one_row_of_windows_at_a_time(
     tapped, image = Blurred().eval(), torch.randn(3, *size)
     options = EvaluationConfig(window=window, window_stride=(11, 20))
     assert torch.equal(predict(tapped, image, options), class_scores(tapped, image, options).argmax(0))
+    once, mirrored = (list(score_bands(tapped, image, replace(options, flip=flip))) for flip in (False, True))
+    assert [band.shape for band in mirrored] == [band.shape for band in once]
     bands = list(window_bands(tapped, image, window, (11, 20)))
     assert max(band.shape[1] for band in bands) <= window[0] and sum(band.shape[1] for band in bands) == size[0]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from heteroakd.config.groups import ModelConfig
-from heteroakd.networks.pretrained import MissingPackageError, TensorFlowInput
 from heteroakd.networks.shapes import probe, stride_of
+from heteroakd.networks.weights import MissingPackageError, TensorFlowInput
 from heteroakd.networks.zoo import ARCHITECTURES, build_network
 from torch import Tensor, nn
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large

@@ -121,6 +121,15 @@ def test_a_map_to_classes_that_are_not_there_is_an_error(tmp_path: Path) -> None
         label_of(make(tmp_path, MASK), label_values={0: 0, 255: 2})
 
 
+def test_values_and_classes_that_no_label_has_are_refused_with_their_bounds(tmp_path: Path) -> None:
+    root = str(make(tmp_path, MASK))
+    with pytest.raises(ValueError, match=r"must map numbers from 0 to 65535, .*, got '65536'"):
+        DataConfig("folder", root, label_values={65536: 0})
+    for wrong in (256, -1):
+        with pytest.raises(ValueError, match=rf"must map to classes from 0 to 254, or 255 \(ignore\), got {wrong}"):
+            DataConfig("folder", root, label_values={0: 0, 255: wrong})
+
+
 # what is judged
 
 
@@ -136,6 +145,21 @@ def test_a_part_without_a_labelled_pixel_is_an_error_everywhere(
     data = ["--data.name", "folder", "--data.root", str(root), "--output", str(tmp_path / "run")]
     assert main([*TEACHER, *data]) == 1
     assert "error: evaluation: all pixels of all labels are ignored" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_public_sets_are_judged_too_before_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CamVid's void is 11; classes that it lacks are nothing to warn of."""
+    for part, value in (("train", 0), ("val", 11)):
+        save(np.full((*SIZE, 3), 90, np.uint8), tmp_path / "set" / part / "a.png")
+        save(np.where(MASK > 0, value, 3).astype(np.uint8), tmp_path / "set" / f"{part}annot" / "a.png")
+    data = ["--data.name", "camvid", "--data.root", str(tmp_path / "set")]
+    assert look(build_data(DataConfig("camvid", data[-1])), own=False) == ["evaluation: every labelled pixel is of one "
+        "class; these are not the labels as they were published"]  # fmt: skip
+    save(np.full(SIZE, 11, np.uint8), tmp_path / "set" / "valannot" / "a.png")
+    assert main([*TEACHER, *data, "--output", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert "evaluation: all pixels of all labels are ignored" in error and "as they were published" in error
     assert not (tmp_path / "run").exists()
 
 

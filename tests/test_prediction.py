@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +12,18 @@ import torch
 from heteroakd.cli import main
 from heteroakd.commands.predict import read_image, write_labels
 from heteroakd.config.commands import EvaluateRun
-from heteroakd.config.groups import EvaluationConfig, to_dict
+from heteroakd.config.groups import EvaluationConfig, ModelConfig, to_dict
 from heteroakd.data import DataConfig, class_palette
 from heteroakd.data.published import PUBLISHED
-from heteroakd.evaluation.inference import predict
+from heteroakd.evaluation.inference import bounded, predict
+from heteroakd.networks.zoo import build_network
 from heteroakd.training.checkpoint import load_checkpoint, save_checkpoint
 from heteroakd.training.trained import choose_evaluation, load_trained, saved_data
 from PIL import Image
+from torch._subclasses import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
@@ -110,7 +116,8 @@ def test_labels_are_the_predicted_indices_in_the_classes_colours(checkpoint: str
     assert main([*arguments, *options]) == 0
     written = {path.name for path in output.iterdir()}
     assert written == {"a.png", "a_labels.png", "a_labels_2.png", "a_labels_2_labels.png"}
-    _, network, data = load_trained(EvaluateRun(checkpoint, threads=1), "cpu")
+    trained = load_trained(EvaluateRun(checkpoint, threads=1), "cpu")
+    network, data = trained.network, trained.build_data()
     image = read_image(tmp_path / "in" / "a.png")
     expected = predict(network, image, EvaluationConfig(window=(32, 32), scales=[0.5, 1.0], flip=True))
     with Image.open(output / "a_labels.png") as labels:
@@ -238,12 +245,44 @@ def test_large_images_are_predicted_in_windows_and_a_line_says_so(
     arguments += ["--labels", "true", "--evaluation.flip", "false"]
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.count("predicted in windows") == 1
-    _, network, _ = load_trained(EvaluateRun(checkpoint, threads=1), "cpu")
+    network = load_trained(EvaluateRun(checkpoint, threads=1), "cpu").network
     expected = predict(network, read_image(tmp_path / "a.png"), EvaluationConfig(window=(32, 32)))
     with Image.open(tmp_path / "out" / "a_labels.png") as labels:
         np.testing.assert_array_equal(np.asarray(labels), expected.numpy())
     assert main([*arguments, "--output", str(tmp_path / "out"), "--evaluation.window", "[45,70]"]) == 0
     assert "predicted in windows" not in capsys.readouterr().out
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made under it and still there, and the most of them at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[StorageWeakRef, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.storages[StorageWeakRef(storage)] = storage.nbytes()
+        self.storages = {storage: size for storage, size in self.storages.items() if not storage.expired()}
+        self.most = max(self.most, sum(self.storages.values()))
+        return result
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_photograph_of_12_megapixels_takes_less_than_4_gib(flip: bool) -> None:
+    """The default student, on tensors that have sizes and no values."""
+    network = build_network(ModelConfig(), 19)[0].eval()
+    with FakeTensorMode(allow_non_fake_inputs=True), Held() as held:
+        image = torch.empty(3, 3024, 4032)
+        options = bounded(EvaluationConfig(flip=flip), image)
+        assert options.window is not None and predict(network, image, options).shape == (3024, 4032)
+        largest = bounded(EvaluationConfig(), torch.empty(3, 1024, 2048))
+        assert largest.window is None and predict(network, torch.empty(3, 1024, 2048), largest).shape == (1024, 2048)
+    assert 2**28 < held.most < 2**32
 
 
 def test_val_pictures_keep_their_names_and_a_folder_is_its_last_checkpoint(

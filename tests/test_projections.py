@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from heteroakd.cli import main
-from heteroakd.commands.projections import run_with_projectors
+from heteroakd.commands.evaluate import run_with_projectors
 from heteroakd.config.commands import EvaluateRun
 from heteroakd.methods import Taps, build_distiller, objective_of
 from heteroakd.training.checkpoint import load_checkpoint
@@ -49,8 +49,9 @@ def test_projections_are_measured_as_predictions(runs: Path, capsys: pytest.Capt
     for name, found in {"student": numbers, **numbers["projections"]}.items():
         assert f"{name:<31}  mIoU {100 * found['miou']:6.2f} %" in shown
 
-    saved, student, data = load_trained(EvaluateRun(checkpoint, threads=1), "cpu")
-    _, teacher, _ = load_trained(EvaluateRun(str(runs / "teacher" / "last.pt"), threads=1), "cpu")
+    trained = load_trained(EvaluateRun(checkpoint, threads=1), "cpu")
+    saved, student, data = trained.checkpoint, trained.network, trained.build_data()
+    teacher = load_trained(EvaluateRun(str(runs / "teacher" / "last.pt"), threads=1), "cpu").network
     run = run_with_projectors(checkpoint, saved)
     classes = len(data.classes)
     taps = Taps(["encoder", "decoder"], ["encoder", "decoder"])

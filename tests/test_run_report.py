@@ -15,6 +15,7 @@ from heteroakd.commands import report
 from heteroakd.config.commands import DistillRun, ReportRun
 from heteroakd.config.groups import Method, ScheduleConfig, to_dict
 from heteroakd.data import DataConfig
+from heteroakd.evaluation.pictures import colorize, heatmap, overlay, panel
 from heteroakd.evaluation.visualize import KnowledgeMaps, save_maps
 from heteroakd.report.read_runs import read, read_groups
 from PIL import Image
@@ -82,6 +83,45 @@ def test_report_of_a_finished_and_a_cut_off_run(tmp_path: Path, capsys: pytest.C
     assert "<script" not in text and "http" not in text.replace("http-equiv", "")
     assert [word for word in words if word.startswith("none, val image")] == ["none, val image 1, step 2"]
     assert "mIoU on the val part of street: whole images, scale 1." in text
+
+
+def test_the_part_that_was_measured_is_named(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"] |= {"name": "camvid", "root": "/data", "evaluation_part": "test", "image_size": [128, 192]}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    text = report.run_report(ReportRun(runs=[str(run)])).read_text()
+    assert "mIoU on the test part<" in text and "run, test image 1" in text
+    assert "on the test part of camvid in /data" in text and "val image" not in text
+
+
+def test_a_report_of_five_runs_is_below_5_mb(tmp_path: Path) -> None:
+    """Of panels as a run on CamVid's 480x360 pictures writes them, of two val images, and maps of two evaluations; the
+    photograph is noise that compresses no better than one."""
+    generator, interpolate = torch.Generator().manual_seed(0), torch.nn.functional.interpolate
+    photo = interpolate(torch.rand(1, 3, 72, 96, generator=generator), (360, 480), mode="bicubic")[0]
+    photo = photo + 0.06 * torch.randn(photo.shape, generator=generator)
+    shown = (255 * photo.clamp(0, 1)).to(torch.uint8)
+    palette = torch.randint(0, 256, (11, 3), generator=generator, dtype=torch.uint8)
+    label = interpolate(torch.randint(0, 11, (1, 1, 12, 16), generator=generator).float(), (360, 480))[0, 0].long()
+    heat = heatmap(interpolate(torch.rand(1, 1, 12, 15, generator=generator), (360, 480), mode="bilinear")[0, 0])
+    overlaid = overlay(shown, label, palette)
+    tiles = {"input": shown, "label": colorize(label, palette), "teacher": overlaid, "student": overlaid}
+    runs = [run_folder(tmp_path / str(number)) for number in range(5)]
+    for image in (0, 1):
+        panel([*tiles.items(), ("S", heat), ("W", heat)], tmp_path / f"{image}.png", columns=3)
+    pngs = 0
+    for run in runs:
+        for image in (0, 1):
+            file = run / "pictures" / f"step_000004_val_{image:02d}.png"
+            file.write_bytes((tmp_path / f"{image}.png").read_bytes())
+            pngs += file.stat().st_size
+        for step in (2, 4):
+            coarse = torch.rand(2, 1, 12, 15, generator=generator)  # as large as the positions of an encoder
+            maps = KnowledgeMaps(*interpolate(coarse, (180, 240), mode="bilinear")[:, 0])
+            save_maps(run / "maps" / f"step_{step:06d}_val_01.npz", maps)
+    path = report.run_report(ReportRun(runs=[*map(str, runs)], output=str(tmp_path / "five.html")))
+    assert pngs > 10e6 and path.stat().st_size <= 5e6
 
 
 def test_a_page_that_cannot_be_written_is_named_before_anything_is_computed(

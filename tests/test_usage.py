@@ -121,6 +121,38 @@ def test_options_beat_files_wherever_they_stand(tmp_path: Path, separator: str) 
     assert (parsed.method, parsed.output) == ("kd", "x")
 
 
+@pytest.mark.parametrize("contents", ["schedule: &all {steps: *all}\n", "loss: &a\n- x\n- *a\n"])
+def test_an_alias_of_what_it_stands_in_is_an_error(
+    contents: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "round.yaml").write_text(contents)
+    with pytest.raises(SystemExit) as ended:
+        main(["distill", "--config", str(tmp_path / "round.yaml")])
+    assert ended.value.code == 2
+    assert "round.yaml: what begins in line 1 has an alias of itself in it" in capsys.readouterr().err
+    (tmp_path / "twice.yaml").write_text("student: {options: &a {x: 1}}\nteacher: {model: {options: *a}}\n")
+    parsed = build_parser().parse_args(["distill", "--config", str(tmp_path / "twice.yaml")]).distill
+    assert parsed.student.options == {"x": 1} == parsed.teacher.model.options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.crop_size", "[0,64]"], "crop_size must be 2 numbers between 1 and 65536, got"),
+        (["--optimizer.momentum", "0.5"], "momentum is not used by adamw, got 0.5"),
+        (["--data.root", "x"], "root is not used by the data set 'street'"),
+        (["--output", "$NOT_SET_HERE/x"], "the variable NOT_SET_HERE is not set"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["teacher", *options])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and line.startswith("heteroakd teacher: error: ") and message in line
+
+
 def test_lists_need_no_quotes() -> None:
     given = [
         "predict",

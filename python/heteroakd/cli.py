@@ -58,21 +58,26 @@ UNKNOWN = re.compile(r"unrecognized arguments: --([\w.]+)|does not accept option
 
 
 def _load_yaml(text: str) -> Any:
-    """What the parser reads of a file or an option. Raises ValueError for a key that stands twice in a mapping: it
-    would drop the first."""
-    nodes = [yaml.compose(text, Loader=yaml.SafeLoader)]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-        elif isinstance(node, yaml.MappingNode):
-            keys = [key.value for key, _ in node.value]
-            for number, (key, value) in enumerate(node.value):
-                if isinstance(key, yaml.ScalarNode) and key.value in keys[:number]:
-                    line = key.start_mark.line + 1
-                    raise ValueError(f"{key.value!r} stands twice in one mapping, the second time in line {line}")
-                nodes.append(value)
+    """What the parser reads of a file or an option. Raises ValueError for a key that stands twice in a mapping, which
+    would drop the first, and for an alias of what it stands in."""
+    _check_node(yaml.compose(text, Loader=yaml.SafeLoader), (), set())
     return _load(text)
+
+
+def _check_node(node: Any, above: tuple[Any, ...], checked: set[Any]) -> None:
+    if node in above:
+        raise ValueError(f"what begins in line {node.start_mark.line + 1} has an alias of itself in it")
+    if node in checked or not isinstance(node, yaml.CollectionNode):
+        return
+    checked.add(node)
+    keys: set[str] = set()
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ((None, each) for each in node.value):
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in keys:
+                line = key.start_mark.line + 1
+                raise ValueError(f"{key.value!r} stands twice in one mapping, the second time in line {line}")
+            keys.add(key.value)
+        _check_node(value, (*above, node), checked)
 
 
 _load = get_loader("yaml")
@@ -135,29 +140,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     ordered, files = files_first(gather_lists(sys.argv[1:] if arguments is None else arguments))
-    for file in files:
-        if problem := config_problem(Path(file)):
-            parser.error(f"--config {file}: {problem}")
+    name, debug = "", os.environ.get("HETEROAKD_DEBUG") == "1"
     try:
+        for file in files:
+            _check_config(Path(file))
         parsed = parser.parse_args(ordered)
         name = parsed.command
         config_class, _ = COMMANDS[name]
         for field in dataclasses.fields(config_class):
             if dataclasses.is_dataclass(field.default_factory) and not isinstance(parsed[name][field.name], Namespace):
-                parser.error(f"{field.name} must be a group of options, got {parsed[name][field.name]!r}")
+                raise ValueError(f"{field.name} must be a group of options, got {parsed[name][field.name]!r}")
         options = parser.instantiate(parsed)[name]
         config = config_class(**{field.name: options[field.name] for field in dataclasses.fields(config_class)})
     except ValueError as error:
-        if os.environ.get("HETEROAKD_DEBUG") == "1":
+        if debug:
             raise
-        parser.error(str(error))
+        parser.exit(2, f"{f'heteroakd {name}'.strip()}: error: {error}\n")
     flags = {flag: options[flag] for flag in ("resume", "overwrite", "resume_or_start") if name in TRAINING}
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own networks are named by import path
     try:
         _run(name, config, flags)
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
-        if os.environ.get("HETEROAKD_DEBUG") == "1":
+        if debug:
             raise
         status, text = 1, f"error: {_message(error)}"
     except StoppedError as stopped:
@@ -206,22 +211,20 @@ def files_first(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return [*others[:1], *(f"--config={file}" for file in files), *others[1:]], files
 
 
-def config_problem(file: Path) -> str | None:
-    """Why a file that is there holds no options, where the parser would not say so."""
+def _check_config(file: Path) -> None:
+    """Raises ValueError for a file that is there and holds no options, where the parser would not say so."""
     try:
-        text = file.read_text(encoding="utf-8")
-        contents = _load_yaml(text)
+        contents = _load_yaml(file.read_text(encoding="utf-8"))
+        if not isinstance(contents, dict):
+            got = "nothing" if contents is None else type(contents).__name__
+            raise ValueError(f"expected a mapping of options, got {got}")
     except OSError:
-        return None  # the parser names it
+        return  # the parser names it
     except UnicodeDecodeError as error:
-        return f"not a text file in UTF-8 ({error.reason} at byte {error.start})"
-    except yaml.YAMLError as error:
-        return f"not YAML: {error}"
-    except ValueError as error:
-        return str(error)
-    if not isinstance(contents, dict):
-        return f"expected a mapping of options, got {'nothing' if contents is None else type(contents).__name__}"
-    return None
+        raise ValueError(f"--config {file}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
+    except (yaml.YAMLError, ValueError) as error:
+        what = "not YAML: " if isinstance(error, yaml.YAMLError) else ""
+        raise ValueError(f"--config {file}: {what}{error}") from error
 
 
 def _message(error: Exception) -> str:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from heteroakd.config.commands import CheckDataRun
-from heteroakd.data import IGNORE_INDEX, DataConfig, DataError, SegmentationData, build_data, denormalize
+from heteroakd.data import IGNORE_INDEX, DataError, SegmentationData, build_data, denormalize
 from heteroakd.data.published import PUBLISHED
 from heteroakd.data.reading import files_of
 from heteroakd.data.samples import SegmentationDataset, Source
@@ -43,18 +42,19 @@ def run_check_data(config: CheckDataRun) -> dict[str, PartReport]:
     if config.samples < 0:
         raise ValueError(f"samples must be at least 0, got {config.samples}")
     # Without the cache: every picture is needed once.
-    data = build_data(replace(config.data, cache=False))
-    output = Path(config.output.replace("{name}", _name_of_set(config.data)))
+    data, own = build_data(replace(config.data, cache=False)), config.data.name == "folder"
+    root = f"-{Path(config.data.root).resolve().name}" if own and config.data.root else ""
+    output = Path(config.output.replace("{name}", config.data.name + root))
     published = PUBLISHED[config.data.name].images if config.data.name in PUBLISHED else {}
+    parts = {"train": data.train, config.data.evaluation_part: data.val}
     reports = {}
-    for name, part in parts(config, data).items():
+    for name, part in parts.items():
         count = len(part) if config.limit is None else min(config.limit, len(part))
         readings = Readings(part.source, len(data.classes), range(count))
-        # torch's own collation would make lists of the tuples.
-        loader = DataLoader(readings, batch_size=None, num_workers=config.workers, collate_fn=_as_it_is)
+        loader = DataLoader(readings, batch_size=None, num_workers=config.workers)
         shown = tqdm(loader, name, len(readings), unit="pair", disable=None)
         reports[name] = PartReport(len(part), published.get(name), data.classes, shown)
-    found = warnings(reports, complete=config.limit is None) if config.data.name == "folder" else []
+    found = warnings(reports, own=own, complete=config.limit is None) if config.data.name != "street" else []
     summary = {
         "data": config.data.name,
         "root": config.data.root,
@@ -63,7 +63,7 @@ def run_check_data(config: CheckDataRun) -> dict[str, PartReport]:
     }
     write_text(output / REPORT, json.dumps(summary, indent=2) + "\n")
     print("\n".join(_text(config, data, reports)))
-    if config.samples and write_contact_sheet(output / SHEET, parts(config, data), data, config.samples):
+    if config.samples and write_contact_sheet(output / SHEET, parts, data, config.samples):
         print(f"samples: {output / SHEET}")
     print(f"all numbers: {output / REPORT}", flush=True)
     for text in found:
@@ -73,23 +73,9 @@ def run_check_data(config: CheckDataRun) -> dict[str, PartReport]:
         first = next(report.errors[0] for report in reports.values() if report.errors)
         read = sum(report.read for report in reports.values())
         raise DataError(f"{broken} of {read} pairs are broken; the first: {first}")
-    if problem := meaningless(reports):
+    if problem := meaningless(reports, own=own):
         raise DataError(problem)
     return reports
-
-
-def _name_of_set(data: DataConfig) -> str:
-    """The data set's name; of the user's own sets, which share one, with their folder's."""
-    return f"{data.name}-{Path(data.root).resolve().name}" if data.name == "folder" and data.root else data.name
-
-
-def parts(config: CheckDataRun, data: SegmentationData) -> dict[str, SegmentationDataset]:
-    """Both parts by name."""
-    return {"train": data.train, config.data.evaluation_part: data.val}
-
-
-def _as_it_is(reading: Any) -> Any:
-    return reading
 
 
 def _text(config: CheckDataRun, data: SegmentationData, reports: dict[str, PartReport]) -> Iterator[str]:
@@ -126,7 +112,11 @@ def write_contact_sheet(
 
     def show(caption: str, image: Tensor, label: Tensor) -> None:
         present.update(label.unique().tolist())
-        image, label = _thumbnail(transforms.to_dtype(image, torch.uint8, scale=True), label)
+        image = transforms.to_dtype(image, torch.uint8, scale=True)
+        if label.shape[1] > THUMBNAIL_WIDTH:
+            size = [max(1, round(label.shape[0] * THUMBNAIL_WIDTH / label.shape[1])), THUMBNAIL_WIDTH]
+            image = transforms.resize(image, size, antialias=True)
+            label = transforms.resize(label[None], size, interpolation=InterpolationMode.NEAREST_EXACT)[0]
         captioned.extend([(caption, image), ("label", colorize(label, data.palette))])
 
     for name, dataset in datasets.items():
@@ -153,16 +143,6 @@ def write_contact_sheet(
         legend, colours = [*legend, "ignored"], torch.cat([colours, torch.tensor([NEUTRAL], dtype=torch.uint8)])
     panel(captioned, path, columns=SHEET_COLUMNS, classes=legend, palette=colours)
     return True
-
-
-def _thumbnail(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Both no wider than THUMBNAIL_WIDTH."""
-    height, width = label.shape
-    if width <= THUMBNAIL_WIDTH:
-        return image, label
-    size = [max(1, round(height * THUMBNAIL_WIDTH / width)), THUMBNAIL_WIDTH]
-    label = transforms.resize(label[None], size, interpolation=InterpolationMode.NEAREST_EXACT)[0]
-    return transforms.resize(image, size, antialias=True), label
 
 
 def _name(source: Source, index: int) -> str:

@@ -15,7 +15,7 @@ from heteroakd.config.commands import CompareRun, DistillRun, TeacherRun, fill_n
 from heteroakd.config.groups import Method, to_dict
 from heteroakd.data import build_data
 from heteroakd.methods import METHODS
-from heteroakd.report.statistics import mean_and_spread, paired_difference
+from heteroakd.report.read_runs import mean_and_spread, paired_difference
 from heteroakd.system.distributed import say
 from heteroakd.system.files import COMPARISON, COMPARISON_RESULTS, LAST, SUMMARY, write_text
 from heteroakd.system.signals import StoppedError, StopRequest
@@ -58,7 +58,9 @@ def run_compare(config: CompareRun) -> Path:
     needs_teacher = any(METHODS[run.method].needs_teacher for run in missing)
     for run in missing:
         if needs_teacher:
-            check_one_teacher(folder, results, teacher_digest(config))
+            theirs = config.teacher.model is not None  # another codebase's has no checkpoint of ours
+            digest = "" if theirs else state_digest(load_checkpoint(config.teacher.checkpoint).network)
+            check_one_teacher(folder, results, digest)
         say(f"\n== {run.output}")
         _train(run, config.processes)
         summary = finished(run)
@@ -113,11 +115,6 @@ def finished(run: DistillRun) -> dict[str, Any] | None:
     if not isinstance(summary, dict) or not isinstance(summary.get("miou", ""), float | None):
         raise CheckpointError(f"{summary_file}: no summary of a run; without it, the run writes another")
     return summary
-
-
-def teacher_digest(config: CompareRun) -> str:
-    """What tells the teacher that is there now from others; empty for a network without a checkpoint of ours."""
-    return state_digest(load_checkpoint(config.teacher.checkpoint).network) if config.teacher.model is None else ""
 
 
 def check_one_teacher(folder: Path, results: Results, digest: str = "") -> None:
@@ -197,7 +194,8 @@ def as_dict(config: CompareRun, results: Results) -> dict[str, Any]:
 
 def markdown(config: CompareRun, results: Results) -> str:
     """The table: a row per method, with its differences from every method before it."""
-    measured = mious(results)
+    found = as_dict(config, results)
+    differences = {(pair["method"], pair["minus"]): pair for pair in found["paired_differences"]}
     before = config.methods[:-1]
     heads = ["method", "seeds", "mIoU, %", "spread", *(f"minus {method}" for method in before)]
     lines = [
@@ -206,17 +204,10 @@ def markdown(config: CompareRun, results: Results) -> str:
         f"| {' | '.join(heads)} |",
         "|---|" + "---:|" * (len(heads) - 1),
     ]
-    for number, method in enumerate(config.methods):
-        mean, spread = mean_and_spread(measured[method])
-        cells = [method, str(len(measured[method])), percent(mean), percent(spread)]
-        for column, other in enumerate(before):
-            if column >= number:
-                cells.append("")
-                continue
-            difference = paired_difference(measured[method], measured[other])
-            error = "" if difference.standard_error is None else f" ± {percent(difference.standard_error)}"
-            claim = "" if difference.verdict == "no claim" else f" **{difference.verdict}**"
-            cells.append(f"{percent(difference.mean, sign=True)}{error}{claim}")
+    for method, measured in mious(results).items():
+        values = found["methods"][method]
+        cells = [method, str(len(measured)), percent(values["mean_miou"]), percent(values["standard_deviation"])]
+        cells += [_difference(differences.get((method, other))) for other in before]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
@@ -226,6 +217,14 @@ def markdown(config: CompareRun, results: Results) -> str:
         "seeds even that is weak evidence, and of many comparisons some get there by chance.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _difference(pair: dict[str, Any] | None) -> str:
+    if pair is None:
+        return ""
+    error = "" if pair["standard_error"] is None else f" ± {percent(pair['standard_error'])}"
+    claim = "" if pair["verdict"] == "no claim" else f" **{pair['verdict']}**"
+    return f"{percent(pair['mean'], sign=True)}{error}{claim}"
 
 
 def percent(value: float | None, *, sign: bool = False) -> str:

@@ -1,29 +1,33 @@
-"""`heteroakd evaluate`: IoU per class and mIoU of a checkpoint, and of what its projectors make of both networks."""
+"""`heteroakd evaluate`: IoU per class and mIoU of a checkpoint, and what each network knows in the logit space that
+HeteroAKD matches them in: its projected features, as predictions.
+
+A teacher whose projection is no better than the student's has nothing to teach there, however good its own output is.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from heteroakd.commands.projections import measure_projections, projections_table, run_with_projectors
+from hetero_kernels import taps
 from heteroakd.config.commands import DistillRun, EvaluateRun
+from heteroakd.config.groups import from_dict
 from heteroakd.data import SegmentationData
-from heteroakd.evaluation.metrics import Evaluation, Measured, evaluate_maps
+from heteroakd.evaluation.inference import at_label_size
+from heteroakd.evaluation.metrics import Evaluation, evaluate_maps
+from heteroakd.methods import LABELS_ALONE, Taps, build_distiller, method_named, objective_of
+from heteroakd.networks.shapes import tap_paths
 from heteroakd.system.distributed import choose_device, on_main, process_group, say
 from heteroakd.system.files import check_writable, write_text
-from heteroakd.training.trained import (
-    check_trusted,
-    choose_evaluation,
-    load_teacher,
-    load_trained,
-    saved_data,
-    saved_loss,
-)
+from heteroakd.training.checkpoint import Checkpoint, load_state
+from heteroakd.training.trained import Trained, check_trusted, load_teacher, load_trained
 
 
 def run_evaluate(config: EvaluateRun) -> Evaluation:
@@ -31,30 +35,31 @@ def run_evaluate(config: EvaluateRun) -> Evaluation:
     if config.output is not None:
         check_writable(Path(config.output))
     with process_group(choose_device(config.device, config.threads)):
-        checkpoint, network, data = load_trained(config, config.device, config.data)
-        options = choose_evaluation(config.evaluation, checkpoint)
-        measured = Measured.of(saved_data(config.checkpoint, checkpoint, config.root, config.data), options)
+        trained = load_trained(config, config.device, config.data, config.evaluation)
+        data, measured = trained.build_data(), trained.measured
         measure = partial(
             evaluate_maps,
             dataset=data.val,
             classes=data.classes,
-            options=options,
+            options=trained.evaluation,
             limit=config.limit,
             workers=config.workers,
-            align_corners=saved_loss(checkpoint).logits_align_corners,
+            align_corners=trained.align_corners,
             progress=True,
         )
         projected: dict[str, Evaluation] = {}
         if config.projections:
-            run = run_with_projectors(config.checkpoint, checkpoint)
-            teacher = _teacher_of(run, config, data, network)
-            evaluation, projected = measure_projections(run, config.checkpoint, checkpoint, network, *teacher, measure)
+            run = run_with_projectors(config.checkpoint, trained.checkpoint)
+            teacher = _teacher_of(run, config, data, trained.network)
+            evaluation, projected = measure_projections(run, trained, *teacher, measure)
         else:
-            (evaluation,) = measure(network, 1)
+            (evaluation,) = measure(trained.network, 1)
         lines = [evaluation.table(), str(measured)]
         numbers = {**_numbers(evaluation), "measured": measured._asdict()}
         if projected:
-            lines.append(projections_table(evaluation, projected))
+            shown = {"student": evaluation, **projected}
+            width = max(map(len, shown))
+            lines += [f"{name:<{width}}  mIoU {100 * each.miou:6.2f} %" for name, each in shown.items()]
             numbers["projections"] = {name: _numbers(each) for name, each in projected.items()}
         if config.output is not None:
             on_main(partial(write_text, Path(config.output), json.dumps(numbers, indent=2) + "\n"))
@@ -77,3 +82,76 @@ def _teacher_of(
 
 def _numbers(evaluation: Evaluation) -> dict[str, Any]:
     return {**evaluation.to_dict(), "confusion": evaluation.confusion.tolist()}
+
+
+class ProjectedNetwork(nn.Module):
+    """A network that gives, of one run, its own logits and the projections of its feature maps.
+
+    Args:
+        network: the network.
+        projectors: each maps a feature map [1, C, h, w] to logits [1, K, h, w].
+        paths: of the modules that give the feature maps.
+        align_corners: of the interpolation of its own logits, and of that of the projected ones.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        projectors: Sequence[nn.Module],
+        paths: Sequence[str],
+        align_corners: tuple[bool, bool],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.projectors = nn.ModuleList(projectors)
+        self.taps = taps.tap(network, paths)
+        self.align_corners = align_corners
+        self.encoder = getattr(network, "encoder", None)  # has the stride
+
+    def forward(self, images: Tensor) -> Tensor:
+        """One image [1, 3, H, W] -> logits [1 + number of projectors, K, H, W]."""
+        found = taps.run(self.network, self.taps, images)
+        own, projected = self.align_corners
+        maps = [(found.logits, own)]
+        maps += [(project(each), projected) for project, each in zip(self.projectors, found.maps, strict=True)]
+        size = (images.shape[2], images.shape[3])
+        return torch.cat([at_label_size(logits, size, images, corners) for logits, corners in maps])
+
+
+def run_with_projectors(path: str, checkpoint: Checkpoint) -> DistillRun:
+    """The configuration of a run with projectors. Raises ValueError, naming `path`, for any other."""
+    method = checkpoint.config.get("method", LABELS_ALONE)
+    if not method_named(method).projects:
+        raise ValueError(f"projections: {path} is of the method {method!r}, and only heteroakd's runs have projectors")
+    return from_dict(DistillRun, checkpoint.config, path)
+
+
+def measure_projections(
+    run: DistillRun,
+    trained: Trained,
+    teacher: nn.Module,
+    teacher_tap: list[str],
+    measure: Callable[[nn.Module, int], list[Evaluation]],
+) -> tuple[Evaluation, dict[str, Evaluation]]:
+    """The student's output; and the teacher's, and both networks' projections at every tap, by name. Each network runs
+    once for an image. `measure` is `evaluate_maps` on a data set.
+
+    Raises CheckpointError where its projectors do not fit the networks.
+    """
+    student, checkpoint, student_tap = trained.network, trained.checkpoint, tap_paths(run.student.tap)
+    num_classes = len(checkpoint.classes)
+    paths = Taps(student_tap, teacher_tap)
+    distiller = build_distiller(student, teacher, run.method, run.loss, num_classes, run.data.crop_size, paths)
+    objective = objective_of(distiller)
+    load_state(objective.criterion.load_state_dict, checkpoint.loss, trained.path)
+    distiller.eval().to(next(student.parameters()).device)
+    corners = (run.loss.logits_align_corners, run.loss.align_corners)
+    ours = ProjectedNetwork(student, [pair.student_projector for pair in objective.pairs], student_tap, corners)
+    theirs = ProjectedNetwork(teacher, [pair.teacher_projector for pair in objective.pairs], teacher_tap, corners)
+    count = 1 + len(student_tap)
+    (evaluation, *students), (own, *teachers) = measure(ours, count), measure(theirs, count)
+    found = {"teacher": own}
+    for number, (tap, other) in enumerate(zip(student_tap, teacher_tap, strict=True)):
+        found[f"student, projected from {tap}"] = students[number]
+        found[f"teacher, projected from {other}"] = teachers[number]
+    return evaluation, found

@@ -22,12 +22,11 @@ from hetero_kernels.taps import output_logits
 from heteroakd.commands.predict import read_image
 from heteroakd.config.commands import ExportRun
 from heteroakd.data.samples import IMAGENET_MEAN, IMAGENET_STD
-from heteroakd.evaluation.metrics import Measured, none_if_nan
-from heteroakd.networks.pretrained import MissingPackageError
+from heteroakd.evaluation.metrics import none_if_nan
 from heteroakd.networks.shapes import stride_of
+from heteroakd.networks.weights import MissingPackageError
 from heteroakd.system.files import atomic_file
-from heteroakd.training.checkpoint import Checkpoint
-from heteroakd.training.trained import choose_evaluation, load_network, load_trained, saved_data, saved_loss
+from heteroakd.training.trained import Trained, load_trained
 
 METADATA = "heteroakd.json"
 """Name of the extra file of a .pt2 that holds the metadata."""
@@ -91,16 +90,17 @@ def run_export(config: ExportRun) -> dict[str, Any]:
         raise ValueError(f"tolerance must be at least 0, got {config.tolerance}")
     if path.suffix == ".onnx":
         _need_onnx()
-    checkpoint, network, image = _load(config)
-    align_corners = saved_loss(checkpoint).logits_align_corners
-    images = example(image, stride_of(network), config.image_size)
-    plain = PlainNetwork(copy.deepcopy(network), config.upsample, align_corners).eval()
+    trained = load_trained(config, "cpu")
+    image = trained.build_data().val[0][0] if config.image is None else read_image(Path(config.image))
+    stride = stride_of(trained.network)
+    images = example(image, stride, config.image_size)
+    plain = PlainNetwork(trained.network, config.upsample, trained.align_corners).eval()
 
     try:
-        program, dynamic = trace(plain, images, stride_of(network), config.dynamic)
-        metadata = describe_export(config, checkpoint, stride_of(network), align_corners, dynamic, images)
+        program, dynamic = trace(copy.deepcopy(plain), images, stride, config.dynamic)
+        metadata = describe_export(config, trained, plain, dynamic, images)
         exported = (as_onnx if path.suffix == ".onnx" else as_pt2)(program, metadata)
-        difference, agreement = compare(exported.run, network, plain, images, dynamic)
+        difference, agreement = compare(exported.run, plain, images, dynamic)
     except Exception as error:  # torch and onnxruntime document no common kind
         less = KINDS[KINDS.index(config.dynamic) + 1 :]
         advice = f"; dynamic may be {' or '.join(less)} instead" if less else ""
@@ -119,15 +119,6 @@ def run_export(config: ExportRun) -> dict[str, Any]:
         file.write(exported.contents)
     print(f"written: {path}, {len(exported.contents) / 2**20:.1f} MiB, dynamic: {', '.join(dynamic) or 'nothing'}")
     return metadata
-
-
-def _load(config: ExportRun) -> tuple[Checkpoint, nn.Module, Tensor]:
-    """Checkpoint, its network in eval mode on the CPU, and the image of the check, float [3, H, W]."""
-    if config.image is None:
-        checkpoint, network, data = load_trained(config, "cpu")
-        return checkpoint, network, data.val[0][0]
-    image = read_image(Path(config.image))
-    return *load_network(config, "cpu"), image
 
 
 def example(image: Tensor, stride: int, size: tuple[int, int] | None) -> Tensor:
@@ -184,13 +175,7 @@ def as_pt2(program: ExportedProgram, metadata: dict[str, Any]) -> Exported:
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
     contents = buffer.getvalue()
-    module = torch.export.load(io.BytesIO(contents)).module()
-
-    def run(images: Tensor) -> Tensor:
-        logits: Tensor = module(images)
-        return logits
-
-    return Exported(contents, run)
+    return Exported(contents, torch.export.load(io.BytesIO(contents)).module())
 
 
 def _need_onnx() -> None:
@@ -229,14 +214,12 @@ def as_onnx(program: ExportedProgram, metadata: dict[str, Any]) -> Exported:
 
 
 @torch.no_grad()
-def compare(
-    run: Runner, network: nn.Module, plain: PlainNetwork, images: Tensor, dynamic: tuple[str, ...]
-) -> tuple[float, float]:
+def compare(run: Runner, plain: PlainNetwork, images: Tensor, dynamic: tuple[str, ...]) -> tuple[float, float]:
     """Largest difference of an exported file's logits from the checkpoint's network, as a share of the largest logit,
     and the share of places with the same class; over the images, and over two of another size where that may vary."""
     batches = [images]
     if "height" in dynamic:
-        stride = stride_of(network)
+        stride = stride_of(plain.network)
         for size in ((3 * stride, 5 * stride), (7 * stride, 3 * stride)):  # wide and tall
             other = F.interpolate(images, size=size, mode="bilinear", antialias=True)
             batches.append(torch.cat([other, other.flip(-1)]))
@@ -244,12 +227,7 @@ def compare(
         batches.append(torch.cat([images, images.flip(-1)]))
     differences, agreements = [], []
     for batch in batches:
-        expected = output_logits(network(batch))
-        if plain.upsample:
-            expected = F.interpolate(
-                expected, size=batch.shape[-2:], mode="bilinear", align_corners=plain.align_corners
-            )
-        actual = run(batch)
+        expected, actual = plain(batch), run(batch)
         if actual.shape != expected.shape:
             raise ValueError(
                 f"the exported network's logits must be {tuple(expected.shape)}, got {tuple(actual.shape)}"
@@ -261,14 +239,13 @@ def compare(
 
 def describe_export(
     config: ExportRun,
-    checkpoint: Checkpoint,
-    stride: int,
-    align_corners: bool,
+    trained: Trained,
+    plain: PlainNetwork,
     dynamic: tuple[str, ...],
     images: Tensor,
 ) -> dict[str, Any]:
     """What a program that uses the file must know; JSON-compatible."""
-    measured = Measured.of(saved_data(config.checkpoint, checkpoint, None), choose_evaluation(None, checkpoint))
+    checkpoint, measured = trained.checkpoint, trained.measured._replace(root=None)
     return {
         "format": "heteroakd export",
         "version": 1,
@@ -278,14 +255,14 @@ def describe_export(
         "classes": checkpoint.classes,
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
-        "stride": stride,
+        "stride": stride_of(plain.network),
         "dynamic": list(dynamic),
         "image_size": list(images.shape[-2:]),
         "upsampled": config.upsample,
-        "align_corners": align_corners,
+        "align_corners": plain.align_corners,
         "network": checkpoint.model,
         "step": checkpoint.step,
         "miou": none_if_nan(checkpoint.metrics["miou"]),
-        "measured": measured._replace(root=None)._asdict(),
+        "measured": measured._asdict(),
         "torch": str(torch.__version__),
     }

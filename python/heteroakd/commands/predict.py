@@ -19,10 +19,14 @@ from heteroakd.evaluation.metrics import check_counts
 from heteroakd.evaluation.pictures import overlay
 from heteroakd.system.distributed import say
 from heteroakd.system.files import atomic_file, remove_leftovers
-from heteroakd.training.trained import choose_evaluation, load_network, load_trained, saved_data, saved_loss
+from heteroakd.training.trained import load_trained
 
 LABEL_ENDING = "_labels"
 LARGEST_INDEX = 255  # of an 8 bit PNG
+IN_WINDOWS = (
+    "images of more pixels than {}x{} are predicted in windows of {}x{}, for want of memory; --evaluation.window says "
+    "otherwise, one as large as the images: whole"
+).format(*LARGEST_WHOLE, *WINDOW)
 
 
 def run_predict(config: PredictRun) -> list[Path]:
@@ -35,18 +39,13 @@ def run_predict(config: PredictRun) -> list[Path]:
     if not 0 <= config.alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {config.alpha}")
     check_counts(config.limit)
-    val: SegmentationDataset | None = None
-    if config.images:  # the data set need not be here
-        checkpoint, network = load_network(config, config.device)
-        palette = class_palette(saved_data(config.checkpoint, checkpoint, config.root), checkpoint.classes)
-    else:
-        checkpoint, network, data = load_trained(config, config.device)
-        palette, val = data.palette, data.val
+    trained = load_trained(config, config.device, evaluation=config.evaluation)
+    options = trained.evaluation
+    check_options(options)
+    val = None if config.images else trained.build_data().val  # the data set need not be here
+    palette = class_palette(trained.data, trained.checkpoint.classes)
     if config.labels and len(palette) > LARGEST_INDEX + 1:
         raise ValueError(f"labels are written as 8 bit PNGs of up to {LARGEST_INDEX + 1} classes, got {len(palette)}")
-    options = choose_evaluation(config.evaluation, checkpoint)
-    check_options(options)
-    align_corners = saved_loss(checkpoint).logits_align_corners
     written: list[Path] = []
     failed: list[Exception] = []
     images = _images(config, val)
@@ -60,9 +59,9 @@ def run_predict(config: PredictRun) -> list[Path]:
             image = val[source][0] if val is not None and isinstance(source, int) else read_image(Path(source))
             chosen = bounded(options, image)
             if chosen != options and not told:
-                say(_in_windows(name, image))
+                say(f"{name}: {IN_WINDOWS}")
                 told = True
-            classes = predict(network, image, chosen, align_corners=align_corners).cpu()
+            classes = predict(trained.network, image, chosen, align_corners=trained.align_corners).cpu()
             picture = overlay(denormalize(image), classes, palette, alpha=config.alpha)
             path = Path(config.output) / f"{name}.png"
             with atomic_file(path) as file:
@@ -79,14 +78,6 @@ def run_predict(config: PredictRun) -> list[Path]:
         what = "cannot be read" if all(isinstance(error, DataError) for error in failed) else "failed"
         raise ValueError(f"{len(failed)} of {len(images)} images {what}; the first: {failed[0]}")
     return written
-
-
-def _in_windows(name: str, image: Tensor) -> str:
-    largest, window = ("x".join(map(str, size)) for size in (LARGEST_WHOLE, WINDOW))
-    return (
-        f"{name}: images of more pixels than {largest} are predicted in windows of {window}, for want of memory; "
-        "--evaluation.window says otherwise, one as large as the images: whole"
-    )
 
 
 def write_labels(path: Path, labels: Tensor, palette: Tensor) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from heteroakd.commands.compare import percent
 from heteroakd.config.commands import ReportRun
 from heteroakd.config.groups import DataConfig, EvaluationConfig, from_dict
 from heteroakd.evaluation.metrics import Measured
-from heteroakd.evaluation.pictures import heatmap, panel
+from heteroakd.evaluation.pictures import heatmap, sheet_of
 from heteroakd.evaluation.visualize import load_maps
 from heteroakd.methods import TERMS
 from heteroakd.report.figures import Bars, Curve, Matrix
@@ -24,7 +24,7 @@ from heteroakd.system.files import REPORT, check_writable
 STEPS_SHOWN = 6  # maps in a row
 BRIGHTEST = 0.99  # quantile of the weights that gets the brightest colour: a few pixels are far above the rest
 TRUST_EXPLAINED = (
-    "Of every pixel's labelled class, on the val pictures of each evaluation. KMM's reliability S is the share of the "
+    "Of every pixel's labelled class, on the pictures of each evaluation. KMM's reliability S is the share of the "
     "teacher's knowledge in the target: above 1/2 (bright) the teacher is the better informed, below (dark) the "
     "student is. As the student learns what the teacher knows, S falls. KEM's weight W says how much of a pixel's "
     "distillation is about its labelled class: it grows where that class is still got wrong. The curves are means over "
@@ -66,18 +66,15 @@ def _introduction(groups: Sequence[Group]) -> str:
         where = "" if summary is None else f" on {summary.get('machine', summary['device'])}"
         seeds = ", ".join(str(one.config["schedule"]["seed"]) for one in group.runs)
         height, width = data["crop_size"]
+        evaluation = from_dict(EvaluationConfig, run.config["evaluation"], "the run's evaluation")
+        measured = Measured.of(from_dict(DataConfig, data, "the run's data"), evaluation)
         lines.append(
             f"{group.name}: {run.method}, {data['name']}, {schedule['steps']} steps of {schedule['batch_size']} crops "
-            f"of {height}x{width}, seed {seeds}{where}; mIoU {_measured(run.config)}."
+            f"of {height}x{width}, seed {seeds}{where}; mIoU {measured}."
         )
     if any(len(group.runs) > 1 for group in groups):
         lines.append("Curves, classes and confusion matrices are means over the seeds; pictures are of the first seed.")
     return "\n\n".join(lines)
-
-
-def _measured(config: dict[str, Any]) -> str:
-    data = from_dict(DataConfig, config["data"], "the run's data")
-    return str(Measured.of(data, from_dict(EvaluationConfig, config["evaluation"], "the run's evaluation")))
 
 
 def _runs(groups: Sequence[Group]) -> Table:
@@ -126,9 +123,10 @@ def _curves(groups: Sequence[Group]) -> Section:
         series = {group.name: group.series(event, key) for group in groups}
         return {name: points for name, points in series.items() if points}
 
+    parts = " or ".join(sorted({group.runs[0].part for group in groups}))
     curves = [
         Curve("Cross-entropy with the labels, training", "step", "cross-entropy", by_group("train", "task")),
-        Curve("mIoU on the val set", "step", "mIoU", by_group("evaluation", "miou")),
+        Curve(f"mIoU on the {parts} part", "step", "mIoU", by_group("evaluation", "miou")),
     ]
     for group in groups:
         terms = {term: group.series("train", term) for term in TERMS}
@@ -151,15 +149,15 @@ def trust(groups: Sequence[Group]) -> list[Section]:
         Curve("Mean KEM weight W of the labelled class", "step", "W", series["weight"]),
     ]
     rows = [
-        Picture(f"{group.name}, val image {image}", _map_rows(files))
+        Picture(f"{group.name}, {group.runs[0].part} image {image}", _map_rows(files))
         for group in groups
         for image, files in group.runs[0].maps().items()
     ]
     return [Section("How trust moves from the teacher to the student", TRUST_EXPLAINED, curves, pictures=rows)]
 
 
-def _map_rows(files: dict[int, Path]) -> bytes:
-    """S above, W below, a column per step, as a PNG."""
+def _map_rows(files: dict[int, Path]) -> Image.Image:
+    """S above, W below, a column per step."""
     steps = sorted(files)
     if len(steps) > STEPS_SHOWN:
         steps = [steps[number * (len(steps) - 1) // (STEPS_SHOWN - 1)] for number in range(STEPS_SHOWN)]
@@ -170,10 +168,7 @@ def _map_rows(files: dict[int, Path]) -> bytes:
     shown += [
         (f"W to {largest:.2g}, step {step}", heatmap(found.weight, maximum=largest)) for step, found in maps.items()
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "maps.png"
-        panel(shown, path, columns=len(steps))
-        return path.read_bytes()
+    return sheet_of(shown, columns=len(steps))
 
 
 def _classes(groups: Sequence[Group]) -> list[Section]:
@@ -185,7 +180,9 @@ def _classes(groups: Sequence[Group]) -> list[Section]:
             sets.setdefault(tuple(iou), {})[name] = iou
     sections = []
     for classes, found in sets.items():
-        bars = Bars("IoU per class", "IoU, %", classes, {name: _times_100(iou, classes) for name, iou in found.items()})
+        shares = {name: [None if (value := iou[label]) is None else 100 * value for label in classes]
+                  for name, iou in found.items()}  # fmt: skip
+        bars = Bars("IoU per class", "IoU, %", classes, shares)
         rows = [[label, *(percent(iou[label]) for iou in found.values())] for label in classes]
         note = "A dash: neither labelled nor predicted anywhere."
         sections.append(
@@ -202,13 +199,9 @@ def _classes(groups: Sequence[Group]) -> list[Section]:
     return sections
 
 
-def _times_100(iou: dict[str, float | None], classes: Sequence[str]) -> list[float | None]:
-    return [None if (value := iou[name]) is None else 100 * value for name in classes]
-
-
 def _panels(groups: Sequence[Group]) -> list[Section]:
     pictures = [
-        Picture(f"{group.name}, val image {image}, step {step}", path)
+        Picture(f"{group.name}, {group.runs[0].part} image {image}, step {step}", path)
         for group in groups
         for (step, image), path in group.runs[0].panels().items()
     ]

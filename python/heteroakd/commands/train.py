@@ -13,7 +13,7 @@ from torch import nn
 import hetero_kernels
 from heteroakd.commands.recipe import recipe
 from heteroakd.config.commands import DistillRun, TeacherRun, fill_names
-from heteroakd.config.groups import LossConfig, ModelConfig
+from heteroakd.config.groups import LossConfig
 from heteroakd.data import build_data
 from heteroakd.data.survey import look
 from heteroakd.evaluation.metrics import Evaluation
@@ -22,8 +22,8 @@ from heteroakd.networks.shapes import probe, tap_paths
 from heteroakd.networks.zoo import build_network
 from heteroakd.system.distributed import choose_device, main_first, on_main, process_group, say, world_size
 from heteroakd.system.files import BEST, CONFIG, LAST, METRICS, clear_output, older, only_run_in, write_text
+from heteroakd.training.checkpoint import seed_generators
 from heteroakd.training.loop import train
-from heteroakd.training.random_state import seed_generators
 from heteroakd.training.run import Run
 from heteroakd.training.trained import Origin, check_classes, load_teacher
 
@@ -50,10 +50,19 @@ def run_distill(config: DistillRun, **flags: bool) -> Evaluation:
     return _run(fill_names(config, config.method), _Start(**flags))
 
 
-def _run(config: TeacherRun | DistillRun, start: _Start) -> Evaluation:
-    device = choose_device(config.runtime.device, config.runtime.threads)
+def _run(config: TeacherRun | DistillRun, wanted: _Start) -> Evaluation:
+    device, output = choose_device(config.runtime.device, config.runtime.threads), Path(config.output)
     with process_group(device):
-        return _train(_build_run(config, device, start), start)
+        start = on_main(partial(check_output, output, wanted))
+        run = _build_run(config, device, start)
+        _announce(run, device)
+        with only_run_in(output):
+            if on_main(partial(check_output, output, wanted)) != start:
+                raise ValueError(f"{output}: another run began or ended there meanwhile; the same command looks again")
+            on_main(partial(_prepare, run, start))
+            evaluation = train(run, resume=start.resume)
+        say(evaluation.table())
+    return evaluation
 
 
 def _build_run(config: TeacherRun | DistillRun, device: torch.device, start: _Start) -> Run:
@@ -63,7 +72,7 @@ def _build_run(config: TeacherRun | DistillRun, device: torch.device, start: _St
         kind, model, method = "teacher", config.model, LABELS_ALONE
     backend = select_backend(config.loss, device)
     data = build_data(config.data)
-    for warning in on_main(partial(look, data)) if config.data.name == "folder" else ():
+    for warning in on_main(partial(look, data, own=config.data.name == "folder")):
         say(f"warning: {warning}")
     num_classes, crop_size = len(data.classes), config.data.crop_size
     teacher: nn.Module | None = None
@@ -73,9 +82,13 @@ def _build_run(config: TeacherRun | DistillRun, device: torch.device, start: _St
         teacher, teacher_tap, source = load_teacher(config.teacher, data, trusted)
         say(f"teacher: {source}\n  {describe(teacher, Taps(teacher_tap), crop_size)}")
         teacher.to(device)
-    start = on_main(partial(check_output, Path(config.output), start))
-    origin = None if config.continue_from is None else _origin(config.continue_from, model, Path(config.output), start)
-    if origin is not None:
+    origin: Origin | None = None
+    if (folder := config.continue_from) is not None:
+        output = Path(config.output).resolve()
+        if output in (Path(folder).resolve(), Path(folder).resolve().parent):
+            raise ValueError(f"continue_from must be another folder than output, got {folder} for both")
+        # A run that is resumed starts from itself, and the folder need not be there any more.
+        origin = Origin(config.output if start.resume else folder, model)
         check_classes(str(origin.path), origin.checkpoint, data)
         model = origin.model
     seed_generators(config.schedule.seed)  # here, so that the teacher leaves the student's initialisation alone
@@ -98,16 +111,7 @@ def _build_run(config: TeacherRun | DistillRun, device: torch.device, start: _St
     return Run(config, distiller.to(device), data, model, backend)
 
 
-def _origin(folder: str, model: ModelConfig, output: Path, start: _Start) -> Origin:
-    """Where the run starts from; of one that is resumed, itself, and `continue_from` need not be there any more. Raises
-    ValueError where the output is that folder, and as `Origin`."""
-    if output.resolve() in (Path(folder).resolve(), Path(folder).resolve().parent):
-        raise ValueError(f"continue_from must be another folder than output, got {folder} for both")
-    return Origin(str(output) if start.resume else folder, model)
-
-
-def _train(run: Run, start: _Start) -> Evaluation:
-    device = next(run.distiller.parameters()).device
+def _announce(run: Run, device: torch.device) -> None:
     method = run.config.get("method", "cross-entropy")
     processes = f"{world_size()} processes of " if world_size() > 1 else ""
     say(
@@ -116,12 +120,6 @@ def _train(run: Run, start: _Start) -> Evaluation:
         f"loss backend {run.loss_backend}"
     )
     say(recipe(run))
-    with only_run_in(run.output):
-        start = on_main(partial(check_output, run.output, start))  # again: a run may have ended there meanwhile
-        on_main(partial(_prepare, run, start))
-        evaluation = train(run, resume=start.resume)
-    say(evaluation.table())
-    return evaluation
 
 
 def _prepare(run: Run, start: _Start) -> None:

@@ -89,8 +89,11 @@ class DataConfig(Options):
         if self.label_values is not None:  # as JSON has it, so that a checkpoint gives back what it was given
             values = {str(value).lower(): index for value, index in self.label_values.items()}
             for name in values:
-                if not re.fullmatch(r"#[0-9a-f]{6}|\d{1,5}|other", name):
-                    raise ValueError(f'label_values must map numbers, colours #rrggbb or "other", got {name!r}')
+                if not re.fullmatch(r"#[0-9a-f]{6}|\d{1,5}|other", name) or (name.isdigit() and int(name) > 65535):
+                    names = 'numbers from 0 to 65535, colours #rrggbb or "other"'
+                    raise ValueError(f"label_values must map {names}, got {name!r}")
+            if wrong := [index for index in values.values() if not 0 <= index <= 255]:
+                raise ValueError(f"label_values must map to classes from 0 to 254, or 255 (ignore), got {wrong[0]}")
             if len({name[0] == "#" for name in values if name != "other"}) > 1:
                 raise ValueError(f"label_values must map numbers or colours, not both, got {values}")
             self.label_values = {**values}

@@ -50,26 +50,23 @@ def build_data(config: DataConfig) -> SegmentationData:
     train: Source
     val: Source
     if config.name == "street":
-        size = (config.image_size[0], config.image_size[1])
-        train = _street_source("train", config.train_images, size, config.seed)
-        val = _street_source("val", config.val_images, size, config.seed)
-        classes, colours = street.CLASSES, street.PALETTE
+        train = _street_source("train", config.train_images, config.image_size, config.seed)
+        val = _street_source("val", config.val_images, config.image_size, config.seed)
+        classes, colours = _classes(config)
     else:
         if config.root is None:
             raise ValueError(f"root must name the folder of the data set {config.name!r}, got None")
         root = Path(config.root)
         if not root.is_dir():
             raise DataError(f"{root}: no such folder; expected the root of the data set {config.name!r}")
-        if config.name in PUBLISHED:
-            published = PUBLISHED[config.name]
-            classes, colours = published.classes()
-            train, val = published.source(root, "train"), published.source(root, config.evaluation_part)
-        elif config.name == "folder":
-            classes, colours = folder.read_classes(root / "classes.txt")
-            train, val = (folder.folder_source(config, part, colours) for part in ("train", config.evaluation_part))
-        else:
+        if config.name not in ("folder", *PUBLISHED):
             names = ", ".join(map(repr, ("street", "folder", *PUBLISHED)))
             raise ValueError(f"name must be one of {names}, got {config.name!r}")
+        classes, colours = _classes(config)
+        if config.name == "folder":
+            train, val = (folder.folder_source(config, part, colours) for part in ("train", config.evaluation_part))
+        else:
+            train, val = (PUBLISHED[config.name].source(root, part) for part in ("train", config.evaluation_part))
         if config.cache:
             train = CachedSource(train)
     augmentation: FixedTransform | TrainTransform = FixedTransform(config.crop_size)
@@ -83,17 +80,19 @@ def build_data(config: DataConfig) -> SegmentationData:
     )
 
 
+def _classes(config: DataConfig) -> tuple[tuple[str, ...], tuple[folder.Colour, ...]]:
+    if config.name == "street":
+        return street.CLASSES, street.PALETTE
+    if config.name in PUBLISHED:
+        return PUBLISHED[config.name].classes()
+    return folder.read_classes(Path(config.root or "") / "classes.txt")
+
+
 def class_palette(config: DataConfig, classes: Sequence[str]) -> torch.Tensor:
     """Colours uint8 [K, 3] of a data set's K classes, without its images; a fixed series where the classes are not its
     own, or its classes.txt is not here. Raises DataError where that is here and cannot be read."""
-    names: Sequence[str] = ()
-    colours: Sequence[folder.Colour] = ()
-    if config.name == "street":
-        names, colours = street.CLASSES, street.PALETTE
-    elif config.name in PUBLISHED:
-        names, colours = PUBLISHED[config.name].classes()
-    elif config.root is not None and (file := Path(config.root) / "classes.txt").is_file():
-        names, colours = folder.read_classes(file)
-    if tuple(names) != tuple(classes):
-        colours = [folder.series_colour(index) for index in range(len(classes))]
+    colours = tuple(folder.series_colour(index) for index in range(len(classes)))
+    if config.name != "folder" or (Path(config.root or "") / "classes.txt").is_file():
+        names, own = _classes(config)
+        colours = own if names == tuple(classes) else colours
     return torch.tensor(colours, dtype=torch.uint8)

@@ -52,17 +52,14 @@ class RandomRescale(v2.Transform):
         return F.resize(inpt, params["size"], antialias=True)
 
 
-def _normalisation() -> list[v2.Transform]:
-    dtypes = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
-    return [v2.ToDtype(dtypes, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-
-
 class _Transform:
     """Apply torchvision's transforms to an image, [3, H, W] of uint8 or float32 in [0, 1], and its label, uint8 [H, W],
     together; `steps` makes them from the colour that pads."""
 
     def __init__(self, steps: Callable[[list[float]], Sequence[v2.Transform]] = lambda fill: ()) -> None:
-        self.steps = {dtype: v2.Compose([*steps(fill), *_normalisation()]) for dtype, fill in _MEAN_COLOUR.items()}
+        dtypes = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
+        last = (v2.ToDtype(dtypes, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD))
+        self.steps = {dtype: v2.Compose([*steps(fill), *last]) for dtype, fill in _MEAN_COLOUR.items()}
 
     def __call__(self, image: Tensor, label: Tensor) -> Sample:
         image, label = self.steps[image.dtype](tv_tensors.Image(image), tv_tensors.Mask(label))

@@ -9,18 +9,122 @@ ade20k      ADEChallengeData2016.zip, SceneParse150: 0 is unlabelled, others are
 coco_stuff  COCO-Stuff-164k: train2017.zip, val2017.zip, stuffthingmaps_trainval2017.zip; of its 182 classes 11 occur
             nowhere, and a mean over the classes leaves out those that are not predicted either (Caesar et al., CVPR
             2018)
-voc         see `voc`; voc_aug with the labels of SBD
+voc         VOCtrainval_11-May-2012.tar: 21 classes, background included, sizes vary; `root` is the folder VOC2012 or
+            the one that VOCdevkit or VOC2012 lies in (Everingham et al., IJCV 2015):
+
+    root/JPEGImages/*.jpg
+    root/SegmentationClass/*.png                         palette PNGs, whose indices are the classes; 255 is ignored
+    root/ImageSets/Segmentation/{train,val}.txt          1464 and 1449 names
+
+voc_aug     trains on the 10582 images that VOC and SBD (Hariharan et al., ICCV 2011) label together without VOC's val
+            part, with labels from either of
+
+    root/SegmentationClassAug/*.png                      all labels; with ImageSets/Segmentation/train_aug.txt or
+                                                         trainaug.txt, otherwise all that are not in val.txt
+    root/benchmark_RELEASE/dataset/cls/*.mat             SBD's own download, benchmark.tgz; needs scipy; images that
+                                                         VOC labels too keep VOC's labels
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from heteroakd.data.files import DataError, need_folder, pair_files
+import numpy as np
+from numpy.typing import NDArray
+
+from heteroakd.data.files import DataError, FilePair, find_files, listed_pairs, need_folder, pair_files, read_list
 from heteroakd.data.folder import Colour, read_classes
-from heteroakd.data.reading import FileSource, LabelValues
+from heteroakd.data.reading import FileSource, LabelValues, read_label_values
 from heteroakd.data.samples import IGNORE_INDEX
-from heteroakd.data.voc import voc_aug_source, voc_source
+
+_VOC_LABELS = LabelValues(21)
+_ARCHIVE = "the contents of VOCtrainval_11-May-2012.tar"
+_AUGMENTED_LISTS = ("train_aug.txt", "trainaug.txt")
+
+
+def voc_source(root: Path, split: str) -> FileSource:
+    """One part of VOC 2012 under `root`, by its own lists. Raises DataError for missing folders, lists and files."""
+    base = _base(root)
+    names_file = _lists(base) / f"{split}.txt"
+    return FileSource(_listed(read_list(names_file), names_file, base, base / "SegmentationClass"), _VOC_LABELS)
+
+
+def voc_aug_source(root: Path, split: str) -> FileSource:
+    """VOC's val part, or the training images of VOC and SBD together. Raises DataError as `voc_source`, and where the
+    list of training images holds one of VOC's val part."""
+    if split == "val":
+        return voc_source(root, split)
+    base = _base(root)
+    held_out = set(read_list(_lists(base) / "val.txt"))
+    augmented = base / "SegmentationClassAug"
+    if not augmented.is_dir():
+        return FileSource(_with_sbd(root, base, held_out), _VOC_LABELS, _read_png_or_mat)
+    lists = [path for path in (_lists(base) / name for name in _AUGMENTED_LISTS) if path.is_file()]
+    if not lists:
+        names = [name for name in find_files(augmented, (".png",)) if name not in held_out]
+        return FileSource(_listed(names, augmented, base, augmented), _VOC_LABELS)
+    names = read_list(lists[0])
+    for name in names:
+        if name in held_out:
+            raise DataError(f"{lists[0]}: {name!r} belongs to the val part; expected training images only")
+    return FileSource(_listed(names, lists[0], base, augmented), _VOC_LABELS)
+
+
+def _base(root: Path) -> Path:
+    for base in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
+        if (base / "JPEGImages").is_dir():
+            return base
+    raise DataError(f"{root / 'JPEGImages'}: no such folder; expected {_ARCHIVE}: root is its folder VOCdevkit/VOC2012")
+
+
+def _lists(base: Path) -> Path:
+    return need_folder(base / "ImageSets" / "Segmentation", _ARCHIVE)
+
+
+def _listed(names: list[str], names_file: Path, base: Path, labels: Path) -> list[FilePair]:
+    def missing(name: str, kind: str) -> str:
+        path = base / "JPEGImages" / f"{name}.jpg" if kind == "image" else labels / f"{name}.png"
+        return f"{path}: no such file; {names_file} names it"
+
+    images = find_files(base / "JPEGImages", (".jpg",))
+    return listed_pairs(names, images, find_files(labels, (".png",)), missing=missing)
+
+
+def _with_sbd(root: Path, base: Path, held_out: set[str]) -> list[FilePair]:
+    places = [folder / "benchmark_RELEASE" / "dataset" / "cls" for folder in (base, root, root.parent)]
+    place = next((folder for folder in places if folder.is_dir()), None)
+    if place is None:
+        raise DataError(
+            f"{base / 'SegmentationClassAug'}: no such folder; expected the labels of SBD, as PNGs here or as SBD's "
+            f"own download in {places[0]}"
+        )
+    pairs = {pair.image.stem: pair for pair in voc_source(root, "train").pairs}
+    images = find_files(base / "JPEGImages", (".jpg",))
+    for name, label in find_files(place, (".mat",)).items():
+        if name not in held_out and name not in pairs:
+            if name not in images:
+                raise DataError(f"{base / 'JPEGImages' / name}.jpg: no such file; {label} is its label")
+            pairs[name] = FilePair(images[name], label)
+    return [pairs[name] for name in sorted(pairs)]
+
+
+def _read_png_or_mat(path: Path) -> NDArray[Any]:
+    """The class indices in a label file of VOC or SBD."""
+    if path.suffix == ".png":
+        return read_label_values(path)
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise DataError(f"{path}: SBD's label files are read with scipy: pip install scipy") from None
+    try:
+        values = np.asarray(loadmat(path)["GTcls"][0]["Segmentation"][0])
+    except Exception as error:  # scipy documents no common kind
+        raise DataError(f"{path}: not a label file of SBD ({type(error).__name__}: {error})") from error
+    if values.ndim != 2 or values.dtype.kind not in "ui":
+        raise DataError(f"{path}: expected integers of two dimensions in GTcls.Segmentation, got {values.dtype} "
+                        f"{list(values.shape)}")  # fmt: skip
+    return values
+
 
 _CLASSES = Path(__file__).parent / "classes"
 

@@ -102,9 +102,9 @@ def nowhere(reports: dict[str, PartReport]) -> list[str]:
     return [name for index, name in enumerate(classes) if not any(part.images[index] for part in reports.values())]
 
 
-def meaningless(reports: dict[str, PartReport]) -> str | None:
+def meaningless(reports: dict[str, PartReport], *, own: bool) -> str | None:
     """Why training on a data set of which this was counted could not mean anything, with the cure: it has one class,
-    or a part, all of which was read, without a labelled pixel."""
+    or a part, all of which was read, without a labelled pixel. `own`: the set is the user's, not a published one."""
     classes = next(iter(reports.values())).classes
     if len(classes) < 2:
         return (
@@ -115,17 +115,18 @@ def meaningless(reports: dict[str, PartReport]) -> str | None:
         if report.pairs == report.read > report.broken and not sum(report.pixels[:-1]):
             return (
                 f"{name}: all pixels of all labels are ignored, so that nothing can be learnt or measured; "
-                f"{_cure(len(classes))}"
+                f"{_cure(len(classes), own)}"
             )
     return None
 
 
-def warnings(reports: dict[str, PartReport], *, complete: bool = True) -> list[str]:
+def warnings(reports: dict[str, PartReport], *, own: bool, complete: bool = True) -> list[str]:
     """What speaks against training on a data set of which this was counted, each with its cure; what only all labels
-    can tell is left out where they were not `complete`."""
-    found, absent = [], nowhere(reports)
+    can tell is left out where they were not `complete`. Of a published set, which may lack classes, absent ones are
+    nothing to speak of."""
+    found, absent = [], nowhere(reports) if own else []
     for name, report in reports.items():
-        cure = _cure(len(report.classes))
+        cure = _cure(len(report.classes), own)
         share = f"{name}: {100 * report.ignored_share:.0f} % of the pixels are ignored"
         if absent and report.ignored_share >= MANY_IGNORED:
             found.append(f"{share}, and no label holds {', '.join(absent)}; {cure}")
@@ -143,14 +144,17 @@ def warnings(reports: dict[str, PartReport], *, complete: bool = True) -> list[s
     return found
 
 
-def _cure(num_classes: int) -> str:
+def _cure(num_classes: int, own: bool) -> str:
+    if not own:
+        return "these are not the labels as they were published"
     if num_classes == 2:
         return "masks of 0 and 255 are read by --data.label_values '{0: 0, 255: 1}'"
     return "data.label_values says what the labels' values mean"
 
 
-def look(data: SegmentationData) -> list[str]:
-    """`warnings` of a data set of files by some labels of each part, spread over it, before a training begins.
+def look(data: SegmentationData, *, own: bool = True) -> list[str]:
+    """`warnings` of a data set by some labels of each part, spread over it, before a training begins; none of a set
+    without files.
 
     Raises DataError for what is `meaningless`, where all labels have been read, and for a broken label among them.
     """
@@ -167,6 +171,6 @@ def look(data: SegmentationData) -> list[str]:
             if sum(reports[name].pixels[:-1]):
                 break  # else all are read before it is said that they hold nothing
         complete &= read == count
-    if problem := meaningless(reports):
+    if problem := meaningless(reports, own=own):
         raise DataError(problem)
-    return warnings(reports, complete=complete)
+    return warnings(reports, own=own, complete=complete)

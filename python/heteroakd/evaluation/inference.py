@@ -121,38 +121,51 @@ def window_bands(
         held, count = held[..., done:, :], count[done:]
 
 
-@torch.no_grad()
-def class_scores(
+def score_bands(
     network: nn.Module, image: Tensor, options: EvaluationConfig = WHOLE, *, align_corners: bool = False
-) -> Tensor:
-    """Scores float32 [K, H, W] of an image float [3, H, W], on the network's device; the largest is the prediction.
+) -> Iterator[Tensor]:
+    """Scores float32 [K, h, W] of an image float [3, H, W], a band of rows after the other, on the network's device;
+    the largest is the prediction. Without windows, and at scales other than 1, there is one band.
 
     Of one view of the image they are logits; of several (scales, mirrored) the mean of the views' softmax, each
     brought to the image's size as logits before. The network should be in eval mode. Raises ValueError as
     `check_options`.
     """
     check_options(options)
-    size = (image.shape[-2], image.shape[-1])
     views = [(scale, mirrored) for scale in options.scales for mirrored in (False, True)[: 1 + options.flip]]
-    total: Tensor | None = None
-    for scale, mirrored in views:
-        view = _resize(image, scale)
-        view = view.flip(-1) if mirrored else view
-        if options.window is None:
-            logits = whole_logits(network, view, align_corners=align_corners)
-        else:
-            bands = window_bands(network, view, options.window, window_stride(options), align_corners=align_corners)
-            logits = torch.cat(list(bands), -2)
+    streams = [_view(network, image, *view, options, align_corners) for view in views]
+    if len(views) == 1:
+        yield from streams[0]
+        return
+    in_step = all(scale == 1 for scale in options.scales)  # their bands have the same rows
+    for same in zip(*streams, strict=True) if in_step else [(torch.cat(list(each), -2) for each in streams)]:
+        shares = (logits.softmax(-3) for logits in same)
+        total = next(shares)
+        for share in shares:
+            total += share
+        yield total / len(views)
+
+
+def _view(
+    network: nn.Module, image: Tensor, scale: float, mirrored: bool, options: EvaluationConfig, align_corners: bool
+) -> Iterator[Tensor]:
+    """Logits [K, h, W] of an image by one view of it, in bands where it is seen at its own size."""
+    size = (image.shape[-2], image.shape[-1])
+    view = _resize(image, scale)
+    view = view.flip(-1) if mirrored else view
+    if options.window is None:
+        bands = iter([whole_logits(network, view, align_corners=align_corners)])
+    else:
+        bands = window_bands(network, view, options.window, window_stride(options), align_corners=align_corners)
+    if view.shape != image.shape:
+        bands = iter([torch.cat(list(bands), -2)])
+    for logits in bands:
         logits = logits.flip(-1) if mirrored else logits
-        if logits.shape[-2:] != size:
+        if view.shape != image.shape:
             maps = logits.view(-1, *logits.shape[-3:])
             resized = F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
             logits = resized.view(*logits.shape[:-2], *size)
-        if len(views) == 1:
-            return logits
-        total = logits.softmax(-3) if total is None else total.add_(logits.softmax(-3))
-    assert total is not None
-    return total / len(views)
+        yield logits
 
 
 def _resize(image: Tensor, scale: float) -> Tensor:
@@ -166,10 +179,7 @@ def _resize(image: Tensor, scale: float) -> Tensor:
 def predict(
     network: nn.Module, image: Tensor, options: EvaluationConfig = WHOLE, *, align_corners: bool = False
 ) -> Tensor:
-    """Predicted classes int64 [H, W] of an image float [3, H, W], see `class_scores`; [N, H, W] of N maps. Of one view
-    in windows no more scores are in memory than a row of windows has."""
-    if options.window is not None and options.scales == [1.0] and not options.flip:
-        check_options(options)
-        bands = window_bands(network, image, options.window, window_stride(options), align_corners=align_corners)
-        return torch.cat([band.argmax(-3) for band in bands], -2)
-    return class_scores(network, image, options, align_corners=align_corners).argmax(-3)
+    """Predicted classes int64 [H, W] of an image float [3, H, W], see `score_bands`; [N, H, W] of N maps. In windows,
+    at scale 1, no more scores are in memory than a row of windows has, of either view where it is mirrored too."""
+    bands = score_bands(network, image, options, align_corners=align_corners)
+    return torch.cat([band.argmax(-3) for band in bands], -2)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -38,15 +39,21 @@ def colorize(label: Tensor, palette: Tensor) -> Tensor:
         raise ValueError(f"label must be integer [H, W], got {label.dtype} {list(label.shape)}")
     if palette.ndim != 2 or palette.shape[1] != 3 or palette.dtype != torch.uint8:
         raise ValueError(f"palette must be uint8 [K, 3], got {palette.dtype} {list(palette.shape)}")
-    label = label.long().cpu()
+    colours = torch.cat([palette.cpu(), torch.tensor([NEUTRAL], dtype=torch.uint8)])
+    label, ignored = _checked(label.cpu(), len(palette))
+    return colours[label.masked_fill(ignored, len(palette))].permute(2, 0, 1).contiguous()
+
+
+def _checked(label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """A label as int64, and where it is ignored."""
+    label = label.long()
     ignored = label == IGNORE_INDEX
-    wrong = ~ignored & ((label < 0) | (label >= len(palette)))
+    wrong = ~ignored & ((label < 0) | (label >= num_classes))
     if wrong.any():
         raise ValueError(
-            f"label must lie in 0..{len(palette) - 1} or be {IGNORE_INDEX} (ignore), got {int(label[wrong][0])}"
+            f"label must lie in 0..{num_classes - 1} or be {IGNORE_INDEX} (ignore), got {int(label[wrong][0])}"
         )
-    colours = torch.cat([palette.cpu(), torch.tensor([NEUTRAL], dtype=torch.uint8)])
-    return colours[label.masked_fill(ignored, len(palette))].permute(2, 0, 1).contiguous()
+    return label, ignored
 
 
 def overlay(image: Tensor, label: Tensor, palette: Tensor, alpha: float = 0.55) -> Tensor:
@@ -83,19 +90,11 @@ def heatmap(values: Tensor, *, minimum: float = 0.0, maximum: float = 1.0) -> Te
 
 
 def labelled_class_map(maps: Tensor, label: Tensor) -> Tensor:
-    """Of maps per class, float [K, H, W], the value at every pixel's labelled class, [H, W]; NaN where
-    ignored.
-
-    `label` is integer [H, W] in {0..K-1, 255}. Raises ValueError for sizes that differ and labels out of
-    range.
-    """
+    """Of maps per class, float [K, H, W], the value at every pixel's labelled class, [H, W]; NaN where ignored. `label`
+    is integer [H, W] in {0..K-1, 255}. Raises ValueError for sizes that differ and labels out of range."""
     if maps.ndim != 3 or maps.shape[1:] != label.shape:
         raise ValueError(f"maps must be [K, H, W] over label [H, W], got {list(maps.shape)} and {list(label.shape)}")
-    label = label.long()
-    ignored = label == IGNORE_INDEX
-    wrong = ~ignored & ((label < 0) | (label >= maps.shape[0]))
-    if wrong.any():
-        raise ValueError(f"label must lie in 0..{maps.shape[0] - 1} or be {IGNORE_INDEX}, got {int(label[wrong][0])}")
+    label, ignored = _checked(label, maps.shape[0])
     chosen = maps.gather(0, label.masked_fill(ignored, 0)[None])[0]
     return chosen.masked_fill(ignored, math.nan)
 
@@ -139,20 +138,26 @@ def _legend(classes: Sequence[tuple[str, Sequence[int]]], width: int, font: Font
     return legend
 
 
-def panel(
+def panel(pictures: Sequence[tuple[str, Tensor]], path: str | Path, **options: Any) -> None:
+    """Write what `sheet_of` makes of the same arguments as a PNG. The file appears complete or not at all; folders are
+    made as needed. Raises as it does, and OSError if the file cannot be written."""
+    sheet = sheet_of(pictures, **options)
+    with atomic_file(Path(path)) as file:
+        sheet.save(file, format="PNG")
+
+
+def sheet_of(
     pictures: Sequence[tuple[str, Tensor]],
-    path: str | Path,
     *,
     columns: int | None = None,
     classes: Sequence[str] = (),
     palette: Tensor | None = None,
-) -> None:
-    """Write captioned pictures, side by side in rows of `columns` (default: one row), as one PNG.
+) -> Image.Image:
+    """Captioned pictures, side by side in rows of `columns` (default: one row), as one.
 
     Pictures are uint8 [3, H, W], enlarged by whole factors where they are small; with `classes` (K names) and
-    `palette` (uint8 [K, 3]) a legend stands below them. The file appears complete or not at all; folders are
-    made as needed. Raises ValueError for no picture, other shapes and types, and a palette that does not fit;
-    OSError if it cannot be written.
+    `palette` (uint8 [K, 3]) a legend stands below them. Raises ValueError for no picture, other shapes and types, and a
+    palette that does not fit.
     """
     if not pictures:
         raise ValueError("pictures must hold at least one captioned picture, got none")
@@ -186,5 +191,4 @@ def panel(
     sheet = Image.new("RGB", (width, y), _PAPER)
     for part, x, top in parts:
         sheet.paste(part, (x, top))
-    with atomic_file(Path(path)) as file:
-        sheet.save(file, format="PNG")
+    return sheet

@@ -20,7 +20,6 @@ from heteroakd.methods import objective_of
 from heteroakd.networks.shapes import stride_of
 from heteroakd.system.files import atomic_file
 
-PANEL_COLUMNS = 3
 MAP_WIDTH = 320  # pixels of the maps that are kept
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,65 +14,59 @@ from torch import Tensor, nn
 from hetero_kernels import Distiller, HeteroAKDLoss, MeanOverTaps
 from heteroakd.config.groups import LossConfig
 from heteroakd.data import IGNORE_INDEX
+from heteroakd.methods.losses import TERMS as TERMS
 from heteroakd.methods.losses import AuxiliaryHead, ChannelWiseLoss, segmentation_loss
-from heteroakd.methods.objective import TERMS as TERMS
-from heteroakd.methods.objective import Objective as Objective
-from heteroakd.methods.objective import Terms as Terms
+from heteroakd.methods.losses import Objective as Objective
+from heteroakd.methods.losses import Terms as Terms
 from heteroakd.networks.shapes import probe, tap_paths
 
 HETEROAKD_OPTIONS = frozenset(inspect.signature(HeteroAKDLoss).parameters)
-Channels = Sequence[tuple[int, int]]
-"""Of student and teacher at every pair of taps."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train a student."""
+    """A way to train a student: by the cross-entropy with the labels, and what it adds to that."""
 
-    criterion: Callable[[LossConfig, int, Channels], nn.Module]
-    """By options, number of classes and channels: what a `hetero_kernels.Distiller` calls."""
-    needs_teacher: bool = True
-    """Whether there is anything to distil from."""
-    projects: bool = False
-    """Whether it compares features, by projectors that learn."""
     kd: bool = False
-    """Whether it has the KD term on output logits."""
+    """The KD term on output logits."""
     cwd: bool = False
-    """Whether it has channel-wise distillation."""
+    """Channel-wise distillation of output logits."""
+    projects: bool = False
+    """The HeteroAKD terms, which compare features by projectors that learn."""
+    kmm: bool = True
+    """Of these, with the options' knowledge mixing; else the target is the teacher's knowledge alone."""
+    kem: bool = True
+    """And with the options' weights; else without weights."""
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether there is anything to distil from."""
+        return self.kd or self.cwd or self.projects
 
-def _logits(kd: bool) -> Callable[[LossConfig, int, Channels], nn.Module]:
-    def build(config: LossConfig, num_classes: int, channels: Channels) -> nn.Module:
-        return segmentation_loss(config, task_weight=config.task_weight, kd_weight=config.kd_weight if kd else 0.0)
-
-    return build
-
-
-def _channel_wise(config: LossConfig, num_classes: int, channels: Channels) -> nn.Module:
-    return ChannelWiseLoss(config)
-
-
-def _heteroakd(*, kmm: bool = True, kem: bool = True) -> Callable[[LossConfig, int, Channels], nn.Module]:
-    def build(config: LossConfig, num_classes: int, channels: Channels) -> nn.Module:
+    def criterion(self, config: LossConfig, num_classes: int, channels: Sequence[tuple[int, int]]) -> nn.Module:
+        """What a `hetero_kernels.Distiller` calls; `channels` of student and teacher at every pair of taps."""
+        if self.cwd:
+            return ChannelWiseLoss(config)
+        if not self.projects:
+            kd_weight = config.kd_weight if self.kd else 0.0
+            return segmentation_loss(config, task_weight=config.task_weight, kd_weight=kd_weight)
         options = {name: value for name, value in vars(config).items() if name in HETEROAKD_OPTIONS}
-        options |= {"kmm": config.kmm and kmm, "kem": config.kem if kem else "none", "ignore_index": IGNORE_INDEX}
+        options |= {"kmm": config.kmm and self.kmm, "kem": config.kem if self.kem else "none"}
         if config.class_weight is not None:
             options["class_weight"] = torch.tensor(config.class_weight)
-        losses = [HeteroAKDLoss(*pair, num_classes, **options) for pair in channels]
+        losses = [HeteroAKDLoss(*pair, num_classes, ignore_index=IGNORE_INDEX, **options) for pair in channels]
         return losses[0] if len(losses) == 1 else MeanOverTaps(losses)
-
-    return build
 
 
 LABELS_ALONE: Final = "none"
 """The method without a teacher, by which teachers are trained."""
-METHODS: dict[str, Method] = {
-    LABELS_ALONE: Method(_logits(kd=False), needs_teacher=False),
-    "kd": Method(_logits(kd=True), kd=True),
-    "cwd": Method(_channel_wise, cwd=True),
-    "heteroakd": Method(_heteroakd(), projects=True, kd=True),
-    "heteroakd_no_kmm": Method(_heteroakd(kmm=False), projects=True, kd=True),
-    "heteroakd_no_kem": Method(_heteroakd(kem=False), projects=True, kd=True),
+METHODS = {
+    LABELS_ALONE: Method(),
+    "kd": Method(kd=True),
+    "cwd": Method(cwd=True),
+    "heteroakd": Method(projects=True, kd=True),
+    "heteroakd_no_kmm": Method(projects=True, kd=True, kmm=False),
+    "heteroakd_no_kem": Method(projects=True, kd=True, kem=False),
 }
 
 

@@ -14,8 +14,7 @@ from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
 
 from heteroakd.config.groups import ModelConfig
-from heteroakd.networks.pretrained import LITE_ENCODERS, TensorFlowInput, load_lite_weights
-from heteroakd.networks.weights import SUFFIXES, is_weights_file
+from heteroakd.networks.weights import LITE_ENCODERS, SUFFIXES, TensorFlowInput, is_weights_file, load_lite_weights
 from heteroakd.networks.weights import load_weights as load_weights_file
 
 
@@ -188,8 +187,6 @@ def _build_own(config: ModelConfig, num_classes: int) -> nn.Module:
     module_name, _, function_name = config.architecture.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"architecture {config.architecture!r} cannot be imported: {error}") from error
     except Exception as error:  # the file is a user's: a SyntaxError, whatever its first lines raise
         raise ValueError(
             f"architecture {config.architecture!r} cannot be imported: {type(error).__name__}: {error}"

@@ -44,8 +44,8 @@ class Picture:
     """A picture with its caption."""
 
     caption: str
-    png: bytes | str | Path
-    """The PNG itself, or the path of its file."""
+    png: Image.Image | bytes | str | Path
+    """The picture, a PNG of it, or the path of its file."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,14 @@ def _cell(value: object) -> str:
 
 
 def _data_uri(picture: Picture) -> str:
-    data = picture.png if isinstance(picture.png, bytes) else Path(picture.png).read_bytes()
-    if not data.startswith(_PNG_SIGNATURE):
-        where = "its bytes" if isinstance(picture.png, bytes) else picture.png
-        raise ValueError(f"picture {picture.caption!r}: {where}: expected a PNG")
-    smaller = io.BytesIO()
-    with Image.open(io.BytesIO(data)) as opened:
-        shown = opened.convert("RGB")
+    opened, smaller = picture.png, io.BytesIO()
+    if not isinstance(opened, Image.Image):
+        data = opened if isinstance(opened, bytes) else Path(opened).read_bytes()
+        if not data.startswith(_PNG_SIGNATURE):
+            where = "its bytes" if isinstance(opened, bytes) else opened
+            raise ValueError(f"picture {picture.caption!r}: {where}: expected a PNG")
+        opened = Image.open(io.BytesIO(data))
+    shown = opened.convert("RGB")
     shown.thumbnail((_LARGEST, _LARGEST))
     shown.save(smaller, format="WEBP", quality=_QUALITY)
     return f"data:image/webp;base64,{base64.b64encode(smaller.getvalue()).decode('ascii')}"

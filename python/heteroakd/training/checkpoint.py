@@ -1,9 +1,11 @@
-"""Checkpoints: one file with all that evaluation, teaching and an exact continuation need, never half-written."""
+"""Checkpoints: one file with all that evaluation, teaching and an exact continuation need, never half-written; the
+generators that a run draws from, own networks' too, among it."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import random
 import re
 import zipfile
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,7 +48,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     """state_dict of the optimiser."""
     random_states: list[dict[str, Any]]
-    """From `random_state.random_states`, one per process."""
+    """From `random_states`, one per process."""
     metrics: dict[str, float]
     """miou of the evaluation at this step (NaN where there was none) and best_miou of the run so far."""
     scaler: dict[str, Any] = field(default_factory=dict)
@@ -147,16 +150,10 @@ def state_digest(state: dict[str, Any]) -> str:
     for name, value in sorted(state.items()):
         if isinstance(value, Tensor) and value.layout == torch.strided:
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(tensor_bytes(value))
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         else:  # a module's own extra state
             digest.update(f"{name} {value!r}".encode())
     return digest.hexdigest()
-
-
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """A tensor's values, row by row."""
-    view: memoryview = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-    return view
 
 
 def check_same_run(path: Path, saved: dict[str, Any], current: dict[str, Any], *, may_differ: set[str]) -> None:
@@ -185,3 +182,32 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def seed_generators(seed: int) -> None:
+    """Start all generators of this process, on its GPUs too, at a seed from 0 on. (Order and augmentation of images
+    depend on the configured seed and the step alone.) Raises ValueError for a seed that torch does not take."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"schedule.seed must lie in 0 to 2^63 - 1, got {seed}")
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # as many bits as it takes
+
+
+def random_states() -> dict[str, Any]:
+    """States of this process's generators, of GPUs that of its own, if it uses one: of types that `weights_only=True`
+    loads."""
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
+    name, keys, *rest = np.random.get_state()
+    numpy = [name, torch.from_numpy(np.asarray(keys, np.int64)), *rest]
+    return {"cpu": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(), "numpy": numpy}
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Undo what happened since `random_states`."""
+    torch.set_rng_state(states["cpu"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"][0])
+    random.setstate(states["python"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

@@ -17,10 +17,11 @@ from heteroakd.training.checkpoint import (
     load_checkpoint,
     load_latest,
     load_state,
+    random_states,
+    restore_random_states,
     save_checkpoint,
     state_digest,
 )
-from heteroakd.training.random_state import random_states, restore_random_states
 from heteroakd.training.run import Run
 from heteroakd.training.step import TrainingStep
 from heteroakd.training.trained import files_digest, may_differ

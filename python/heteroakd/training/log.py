@@ -1,4 +1,5 @@
-"""What a run writes while it lasts: JSON lines, TensorBoard events and a progress bar or plain lines."""
+"""What a run measures and writes while it lasts: loss terms, seconds per step and images per second, as JSON lines,
+TensorBoard events and a progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -6,8 +7,10 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any, Literal
 
 import torch
@@ -17,6 +20,7 @@ from tqdm import tqdm
 
 from heteroakd.evaluation.metrics import Evaluation, none_if_nan
 from heteroakd.methods import TERMS
+from heteroakd.system.distributed import sum_over_processes, world_size
 from heteroakd.system.files import EVENTS, METRICS, naming, write_text
 from heteroakd.system.signals import reader_may_leave
 
@@ -187,3 +191,66 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+UNTIMED_STEPS = 3  # allocators and caches warm up
+
+
+class Meter:
+    """Loss terms and seconds per step, averaged between two calls of `means`; `batch_size` counts the images of all
+    processes."""
+
+    def __init__(self, device: torch.device, batch_size: int) -> None:
+        self._device = device
+        self._batch_size = batch_size
+        self._sums = torch.zeros(len(TERMS), device=device)
+        self._steps = 0
+        self._seconds: list[float] = []
+        self._waits: list[float] = []
+        self._started = 0.0
+
+    def wait_for(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches, and how long the loop waits for each."""
+        started = time.perf_counter()
+        for batch in batches:
+            self._waits.append(time.perf_counter() - started)
+            yield batch
+            started = time.perf_counter()
+
+    def start_step(self) -> None:
+        """The batch is there; from here on it is the step that takes the time."""
+        self._started = time.perf_counter()
+
+    def end_step(self, terms: Iterable[Tensor]) -> None:
+        """The step is done; `terms` are its losses, in the order of TERMS."""
+        self._sums += torch.stack([term.detach().float() for term in terms])
+        self._steps += 1
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._seconds.append(time.perf_counter() - self._started)
+
+    def means(self) -> dict[str, float]:
+        """Terms, seconds_per_step, seconds_waiting_for_data and images_per_second since the last call; the terms are
+        those of all processes, which must call this together."""
+        terms = sum_over_processes(self._sums) / (self._steps * world_size())
+        means = dict(zip(TERMS, terms.tolist(), strict=True))
+        seconds, waits = fmean(self._seconds[-self._steps :]), fmean(self._waits[-self._steps :])
+        means["seconds_per_step"] = seconds
+        means["seconds_waiting_for_data"] = waits
+        means["images_per_second"] = self._batch_size / (seconds + waits)
+        self._sums.zero_()
+        self._steps = 0
+        return means
+
+    def summary(self) -> dict[str, float | None]:
+        """Of all steps but the first ones: median seconds_per_step (transfer, networks, loss and optimiser, without
+        loading the data), mean seconds_waiting_for_data, and images_per_second by the time of both, without evaluations
+        and checkpoints. None where no step was taken."""
+        if not self._seconds:
+            return dict.fromkeys(("seconds_per_step", "seconds_waiting_for_data", "images_per_second"))
+        seconds, waits = (times[UNTIMED_STEPS:] or times for times in (self._seconds, self._waits))
+        return {
+            "seconds_per_step": median(seconds),
+            "seconds_waiting_for_data": fmean(waits),
+            "images_per_second": self._batch_size / (fmean(seconds) + fmean(waits)),
+        }

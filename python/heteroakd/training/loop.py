@@ -22,10 +22,9 @@ from heteroakd.system.distributed import (
 )
 from heteroakd.system.files import LAST, SUMMARY, remove_leftovers, write_text
 from heteroakd.system.signals import StopRequest, stopped
+from heteroakd.training.checkpoint import seed_generators
 from heteroakd.training.keeper import Keeper
-from heteroakd.training.log import NoLog, RunLog, peak_memory
-from heteroakd.training.meter import Meter
-from heteroakd.training.random_state import seed_generators
+from heteroakd.training.log import Meter, NoLog, RunLog, peak_memory
 from heteroakd.training.run import Run, due
 from heteroakd.training.step import TrainingStep, build_optimizer, synchronize_batch_norm
 from heteroakd.training.validation import Validation
@@ -120,14 +119,13 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
         "precision": run.optimizer.precision,
         "threads": torch.get_num_threads(),
         "workers": runtime.workers,
-        "seconds_per_step": meter.median_seconds(),
-        "seconds_waiting_for_data": meter.mean_wait(),
-        "images_per_second": meter.images_per_second(),
+        **meter.summary(),
         "peak_memory_bytes": peak,
         "memory_before_training_bytes": memory_before,
         "teacher": keeper.teacher,
         "parameters": sum(parameter.numel() for parameter in distiller.student.parameters()),
         **evaluation.to_dict(),
+        "measured": run.measured._asdict(),
         "confusion": evaluation.confusion.tolist(),
     }
     on_main(partial(write_text, run.output / SUMMARY, json.dumps(summary, indent=2) + "\n"))

@@ -14,7 +14,6 @@ from torch.optim.swa_utils import AveragedModel
 from hetero_kernels import Distiller, mean_over_processes
 from heteroakd.config.groups import OptimizerConfig, RuntimeConfig, ScheduleConfig
 from heteroakd.methods import Terms, objective_of
-from heteroakd.methods.losses import Divisors
 from heteroakd.networks.shapes import batch_norm_named, tap_paths
 from heteroakd.system.distributed import say, world_size
 
@@ -94,13 +93,6 @@ def learning_rate_factor(step: int, schedule: ScheduleConfig) -> float:
 def distillation_factor(step: int, schedule: ScheduleConfig) -> float:
     """Factor on the weights of the distillation terms for the step numbered `step` from 0: a linear warm-up."""
     return min(1.0, (step + 1) / schedule.distillation_warmup_steps) if schedule.distillation_warmup_steps else 1.0
-
-
-def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, schedule: ScheduleConfig) -> None:
-    """Give every parameter group its learning rate for the step numbered `step` from 0."""
-    factor = learning_rate_factor(step, schedule)
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
 
 
 def synchronize_batch_norm(distiller: Distiller) -> None:
@@ -185,17 +177,20 @@ class TrainingStep:
         Returns this process's terms; their mean over the processes is the loss of the step. The first step names what
         gets no gradient; raises ValueError where several processes would wait for it.
         """
-        set_learning_rates(self.optimizer, step, self.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * learning_rate_factor(step, self.schedule)
         objective_of(self.distiller).warm_up(distillation_factor(step, self.schedule))
         images = images.to(memory_format=self._memory_format)
-        normalizer = self._normalizer(labels)
         self.optimizer.zero_grad(set_to_none=True)
-        parts = self.schedule.micro_batches
+        parts, normalizer = self.schedule.micro_batches, None
+        if world_size() * parts > 1:  # the sum over the parts, and the mean over the processes, is that over all pixels
+            normalizer = mean_over_processes(self.distiller.divisors(labels))
         share = 1 / parts if normalizer is None else 1.0  # with divisors of the whole step the parts just add up
         sums: list[Tensor] = []
         for number, (image, label) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True), start=1):
             with self._synchronizing(number == parts), batch_norm_named(self.distiller):
-                terms = self._forward(image, label, normalizer)
+                with torch.autocast(self._device_type, self._precision, enabled=self._precision != torch.float32):
+                    terms = cast(Terms, self._parallel(image, label, normalizer=normalizer).terms)
                 self.scaler.scale(terms.loss * share).backward()
             shares = [term.detach() * share for term in terms]
             sums = [a + b for a, b in zip(sums, shares, strict=True)] if sums else shares
@@ -218,22 +213,11 @@ class TrainingStep:
         if unused:
             say(f"{said}: the loss does not depend on their parameters, which stay as they are")
 
-    def _forward(self, images: Tensor, labels: Tensor, normalizer: Divisors | None) -> Terms:
-        with torch.autocast(self._device_type, self._precision, enabled=self._precision != torch.float32):
-            return cast(Terms, self._parallel(images, labels, normalizer=normalizer).terms)
-
     def _synchronizing(self, wanted: bool) -> AbstractContextManager[None]:
         """Gradients are exchanged once per step, with those of its last part."""
         if wanted or not isinstance(self._parallel, DistributedDataParallel):
             return nullcontext()
         return cast(AbstractContextManager[None], self._parallel.no_sync())
-
-    def _normalizer(self, labels: Tensor) -> Divisors | None:
-        """Divisors that make the sum over the parts, and the mean over the processes, the mean over all pixels of the
-        step; None where the loss's own divisors do."""
-        if world_size() * self.schedule.micro_batches == 1:
-            return None
-        return mean_over_processes(self.distiller.divisors(labels))
 
 
 def _moving_average(decay: float, averages: Any, current: Any, steps: Tensor | int) -> None:

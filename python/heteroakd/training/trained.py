@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -16,6 +16,7 @@ from hetero_kernels import Distiller
 from heteroakd.config.commands import CheckpointUse
 from heteroakd.config.groups import EvaluationConfig, LossConfig, ModelConfig, TeacherConfig, from_dict, to_dict
 from heteroakd.data import DataConfig, SegmentationData, build_data, reading
+from heteroakd.evaluation.metrics import Measured
 from heteroakd.methods import objective_of
 from heteroakd.networks.shapes import tap_paths
 from heteroakd.networks.weights import SUFFIXES, is_weights_file
@@ -25,24 +26,46 @@ from heteroakd.system.files import LAST
 from heteroakd.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_latest, load_state
 
 
+class Trained(NamedTuple):
+    """A network in use, and what its run says of data set and evaluation, with other options in their places."""
+
+    path: str
+    checkpoint: Checkpoint
+    network: nn.Module
+    """In eval mode on the device."""
+    data: DataConfig
+    """See `saved_data`."""
+    evaluation: EvaluationConfig
+    """See `choose_evaluation`."""
+    align_corners: bool
+    """Of the interpolation of its logits."""
+
+    @property
+    def measured(self) -> Measured:
+        """How a mIoU of it is measured."""
+        return Measured.of(self.data, self.evaluation)
+
+    def build_data(self) -> SegmentationData:
+        """The data set, which need not be here before. Raises CheckpointError where it has other classes."""
+        data = build_data(self.data)
+        check_classes(self.path, self.checkpoint, data)
+        return data
+
+
 def load_trained(
-    use: CheckpointUse, device_name: str, data_options: dict[str, Any] | None = None
-) -> tuple[Checkpoint, nn.Module, SegmentationData]:
-    """A checkpoint, its network in eval mode on the device, and the data set it is to be used on, see `saved_data`.
-
-    Raises CheckpointError where the data set's classes are not those of the checkpoint, and as `restore_network`.
-    """
-    checkpoint, network = load_network(use, device_name)
-    data = build_data(saved_data(use.checkpoint, checkpoint, use.root, data_options))
-    check_classes(use.checkpoint, checkpoint, data)
-    return checkpoint, network, data
-
-
-def load_network(use: CheckpointUse, device_name: str) -> tuple[Checkpoint, nn.Module]:
-    """A checkpoint and its network in eval mode on the device, without its data set; raises as `restore_network`."""
-    device = choose_device(device_name, use.threads)
-    checkpoint = load_checkpoint(use.checkpoint)
-    return checkpoint, restore_network(use.checkpoint, checkpoint, use.trust_architecture).to(device).eval()
+    use: CheckpointUse,
+    device_name: str,
+    data: dict[str, Any] | None = None,
+    evaluation: dict[str, Any] | None = None,
+) -> Trained:
+    """The network of a checkpoint on a device, to be used on `data` by `evaluation`, where these are given; raises as
+    `restore_network`."""
+    device, path = choose_device(device_name, use.threads), use.checkpoint
+    checkpoint = load_checkpoint(path)
+    network = restore_network(path, checkpoint, use.trust_architecture).to(device).eval()
+    options = choose_evaluation(evaluation, checkpoint)
+    align_corners = from_dict(LossConfig, checkpoint.config["loss"], path).logits_align_corners
+    return Trained(path, checkpoint, network, saved_data(path, checkpoint, use.root, data), options, align_corners)
 
 
 def check_trusted(path: str, model: ModelConfig, trusted: Sequence[str] | str) -> None:
@@ -79,11 +102,6 @@ def saved_data(
         same = options.get("name", saved.name) == saved.name
         saved = from_dict(DataConfig, {**(to_dict(saved) if same else {}), **options}, "data")
     return saved if root is None else replace(saved, root=root)
-
-
-def saved_loss(checkpoint: Checkpoint) -> LossConfig:
-    """The loss options that the checkpoint was trained with."""
-    return from_dict(LossConfig, checkpoint.config["loss"], "checkpoint")
 
 
 def choose_evaluation(given: dict[str, Any] | None, checkpoint: Checkpoint) -> EvaluationConfig:

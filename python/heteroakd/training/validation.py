@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import torch
 
@@ -20,27 +21,20 @@ from heteroakd.training.step import TrainingStep
 PANEL_COLUMNS = 3
 
 
+@dataclass
 class Validation:
-    """Evaluations of a run, on the way and after its last step.
+    """Evaluations of a run, on the way and after its last step."""
 
-    Args:
-        run: the run.
-        training: has what is evaluated, the student or its moving average.
-        keeper: writes best.pt, and last.pt once more, with what was found.
-        log: takes numbers and pictures.
-        stop: the signal that cuts an evaluation off.
-        best_miou: the best so far, -inf where there was none.
-    """
-
-    def __init__(
-        self, run: Run, training: TrainingStep, keeper: Keeper, log: RunLog, stop: StopRequest, best_miou: float
-    ) -> None:
-        self.run = run
-        self.training = training
-        self.keeper = keeper
-        self.log = log
-        self.stop = stop
-        self.best_miou = best_miou
+    run: Run
+    training: TrainingStep
+    """Has what is evaluated, the student or its moving average."""
+    keeper: Keeper
+    """Writes best.pt, and last.pt once more, with what was found."""
+    log: RunLog
+    stop: StopRequest
+    """The signal that cuts an evaluation off."""
+    best_miou: float
+    """The best so far, -inf where there was none."""
 
     def due(self, step: int) -> bool:
         """Whether an evaluation on the way follows the step."""
