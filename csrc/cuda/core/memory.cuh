@@ -70,10 +70,15 @@ HK_DEVICE float half_to_float(uint16_t bits) {
 #endif
 }
 
+// Of what was read: a float, or the bits of one of `type`.
+HK_DEVICE float to_float(float x, DType) { return x; }
+HK_DEVICE float to_float(uint16_t bits, DType type) {
+  return type == DType::kHalf ? half_to_float(bits) : __builtin_bit_cast(float, uint32_t(bits) << 16);
+}
+
 HK_DEVICE float read_float(const void* data, DType type, int64_t index) {
   if (type == DType::kFloat) return read(static_cast<const float*>(data) + index);
-  const uint16_t bits = read(static_cast<const uint16_t*>(data) + index);
-  return type == DType::kHalf ? half_to_float(bits) : __builtin_bit_cast(float, uint32_t(bits) << 16);
+  return to_float(read(static_cast<const uint16_t*>(data) + index), type);
 }
 
 HK_DEVICE uint16_t float_to_half(float x) {

@@ -11,6 +11,8 @@ class HakdLoss {
   using V = Value;
 
  public:
+  static constexpr int kStagedAtOnce = Proj ? 2 : 4;  // as registers allow
+
   HK_DEVICE HakdLoss(const HakdProblem& p, const Tile& tile, const Lane& lane, const TileNetwork& student,
                      const TileNetwork& teacher, const BandLabels& labels, const float (&scale)[2])
       : p_(p), tile_(tile), lane_(lane), student_(student), teacher_(teacher), reader_(p, tile, lane, labels), terms(p, tile, lane),
@@ -35,7 +37,8 @@ class HakdLoss {
 
   HK_DEVICE void unguarded_band(int row, int end) {
     const bool student_gradient = p_.student.gradient, teacher_gradient = Proj && p_.teacher.gradient;
-    V upper[kClassesPerThread], lower[kClassesPerThread], teacher_upper[kClassesPerThread], teacher_lower[kClassesPerThread];
+    V upper[kClassesPerThread] = {}, lower[kClassesPerThread] = {};
+    V teacher_upper[kClassesPerThread] = {}, teacher_lower[kClassesPerThread] = {};
     loss_.each([&](int i) {
       if (student_gradient) {
         upper[i] = student_.sum(0, i, lane_);
@@ -65,7 +68,7 @@ class HakdLoss {
           [&](int i) { return teacher.logit(first_ + i); },
           [&](int i, V s, V t) {
             if (student_gradient) add_to_student(i, s);
-            if (!kTeacherInRegisters && teacher_gradient) teacher_.add(row, i, lane_, t);
+            if (!kTeacherInRegisters && teacher_gradient && i < loss_.own_classes()) teacher_.add(row, i, lane_, t);
             if (kTeacherInRegisters && teacher_gradient) {
               teacher_upper[i] = fma(above, t, teacher_upper[i]);
               teacher_lower[i] = fma(below, t, teacher_lower[i]);
@@ -112,7 +115,7 @@ class HakdLoss {
   TermSums terms;
 
  private:
-  const HakdPixelLoss<Default, Power, Proj, Single, kClassesPerThread> loss_;
+  const HakdPixelLoss<Default, Power, Proj, Single, kClassesPerThread, kClassGroup> loss_;
   const int first_;  // position of the thread's first class
 };
 
@@ -137,6 +140,8 @@ class HakdScores {
   using V = Value;
 
  public:
+  static constexpr int kStagedAtOnce = 2;
+
   HK_DEVICE HakdScores(const HakdProblem& p, const Tile& tile, const Lane& lane, const TileNetwork& student,
                        const TileNetwork& teacher, const BandLabels& labels, Shared<float> scores)
       : p_(p), tile_(tile), lane_(lane), student_(student), teacher_(teacher), reader_(p, tile, lane, labels), scores_(scores) {

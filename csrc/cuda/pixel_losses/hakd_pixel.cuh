@@ -54,11 +54,12 @@ HK_DEVICE void add_over_group(HakdSums<Value>& sums, int lanes) {
 }
 
 // `Default`: kmm, kem="class", divergence "kl", known to the compiler; `Proj`: L_proj has a gradient; `Single`: a thread
-// has all of a pixel's classes; Power: T where that is 1, 2 or 4, else 0; Most: classes that a thread may have.
+// has all of a pixel's classes; Power: T where that is 1, 2 or 4, else 0; Most: classes that a thread may have; Group: how many
+// the unguarded mathematics takes at once, the last group filled up with classes without mass (tiles.h).
 //
 // Both functions call student(i), teacher(i) for the logits of the thread's class i; errors(i, s, t) with L_proj's gradients;
 // record(hakd, proj) with the pixel's terms; gradient(i, g) with L_hakd's gradient where `wanted`.
-template <bool Default, int Power, bool Proj, bool Single, int Most>
+template <bool Default, int Power, bool Proj, bool Single, int Most, int Group = 1>
 class HakdPixelLoss {
   using V = Value;
 
@@ -68,12 +69,25 @@ class HakdPixelLoss {
         parameters_(Default ? HakdParameters<float>{p.temperature, true, Kem::kClass, false} : p.parameters()),
         hakd_scale_(scale[0] * p.temperature), proj_scale_(scale[1] / static_cast<float>(p.classes)) {}
 
+  HK_DEVICE int own_classes() const { return Single ? p_.classes : share_.classes; }
+
   // use(i) for the thread's classes.
   template <class Use>
   HK_DEVICE void each(Use use) const {
 #pragma unroll
     for (int i = 0; i < Most; ++i) {
       if (i < own_classes()) use(i);
+    }
+  }
+
+  // The same in whole groups of `Size`, under one condition each.
+  template <int Size, class Use>
+  HK_DEVICE void each_of_groups(Use use) const {
+#pragma unroll
+    for (int first = 0; first < Most; first += Size) {
+      if (first >= own_classes()) continue;
+#pragma unroll
+      for (int i = first; i < first + Size; ++i) use(i);
     }
   }
 
@@ -86,14 +100,16 @@ class HakdPixelLoss {
     const int labelled = own(pixel.label);
     HakdClass<V> kept[Most];
     BestClass best;
-    each([&](int i) {
+    each_of_groups<Group>([&](int i) {
       kept[i].student = student(i);  // the logit, until its exponential takes its place
       best.offer(parameters_.kmm ? kept[i].student : teacher(i), i);
     });
     const int anchored = anchor_of(best);
     HakdSums<V> sums;
+    const int count = own_classes(), visited = (count + kVisited - 1) / kVisited * kVisited;
+    sums.weight = V(static_cast<float>(count - visited));  // a class without mass has the weight 1
     const V proj(pixel.factor * proj_scale_);
-    each([&](int i) {
+    each_of_groups<kVisited>([&](int i) {
       const Chosen<V> label{i == labelled}, anchor{i == anchored};
       const V w_t = teacher(i);
       HakdVisit<V> visit = exponentials<Power>(kept[i].student, w_t, label, anchor, parameters_, sums);
@@ -110,7 +126,7 @@ class HakdPixelLoss {
     record(done.loss, sums.proj / V(static_cast<float>(p_.classes)));
     if (!wanted) return;
     const HakdFactors<V> factors = gradient_factors(done, V(pixel.factor * hakd_scale_));
-    each([&](int i) { gradient_of(i, pixel.masked(gradient(kept[i], Chosen<V>{i == anchored}, factors))); });
+    each_of_groups<Group>([&](int i) { gradient_of(i, pixel.masked(gradient(kept[i], Chosen<V>{i == anchored}, factors))); });
   }
 
   // Natural logits, of any size; `image` is looked at for Kem::kSpatial.
@@ -176,7 +192,8 @@ class HakdPixelLoss {
   }
 
  private:
-  HK_DEVICE int own_classes() const { return Single ? p_.classes : share_.classes; }
+  // Classes visited at once: with L_proj's gradients there are registers for half a group.
+  static constexpr int kVisited = Proj && Group > 1 ? Group / 2 : Group;
 
   // Which of the thread's classes class c is, -1 for none.
   HK_DEVICE int own(int c) const { return Single ? c : share_.own(c); }

@@ -22,6 +22,8 @@ class SegmentationLoss {
   using V = Value;
 
  public:
+  static constexpr int kStagedAtOnce = 4;
+
   HK_DEVICE SegmentationLoss(const SegmentationProblem& p, const Tile& tile, const Lane& lane, const TileNetwork& student,
                              const TileNetwork* teacher, const BandLabels& labels, Shared<float> class_weight, float weight_sum,
                              const float (&scale)[2])
@@ -53,6 +55,17 @@ class SegmentationLoss {
     }
   }
 
+  // The same, and as many classes without mass as make whole groups (tiles.h).
+  template <class Use>
+  HK_DEVICE void each_of_groups(Use use) const {
+#pragma unroll
+    for (int first = 0; first < kClassesPerThread; first += kClassGroup) {
+      if (first >= own_classes()) continue;
+#pragma unroll
+      for (int i = first; i < first + kClassGroup; ++i) use(i);
+    }
+  }
+
   // Class weights lie as the classes do.
   HK_DEVICE V weight(int i) const { return V(Smooth ? class_weight_[first_ + i] : 1.f); }
 
@@ -68,7 +81,7 @@ class SegmentationLoss {
 
   HK_DEVICE void unguarded_band(int row, int end) {
     const bool wanted = p_.student.gradient;
-    V upper[kClassesPerThread], lower[kClassesPerThread];
+    V upper[kClassesPerThread] = {}, lower[kClassesPerThread] = {};
     each([&](int i) {
       if (!wanted) return;
       upper[i] = student_.sum(0, i, lane_);
@@ -88,7 +101,7 @@ class SegmentationLoss {
       SegmentationClass<V> kept[kClassesPerThread];
       BestClass best;
       if constexpr (Teacher) {
-        each([&](int i) {
+        each_of_groups([&](int i) {
           kept[i].teacher = teacher.logit(first_ + i);  // the logit, until its exponential takes its place
           best.offer(kept[i].teacher, i);
         });
@@ -98,7 +111,7 @@ class SegmentationLoss {
       V o_label(0.f);
       if constexpr (Smooth) o_label = student.logit(label_position(pixel));
       SegmentationSums<V> sums;
-      each([&](int i) {
+      each_of_groups([&](int i) {
         const Chosen<V> label{i == labelled}, anchor{i == anchored};
         V o_t(0.f);
         if constexpr (Teacher) o_t = kept[i].teacher;
@@ -113,7 +126,7 @@ class SegmentationLoss {
       terms.record(pixel, row, done.task, done.kd);
       if (!wanted) continue;
       const V below(student_.row_part(row)), above(1.f - student_.row_part(row));
-      each([&](int i) {
+      each_of_groups([&](int i) {
         const Chosen<V> label{i == labelled}, anchor{i == anchored};
         const V g = pixel.masked(gradient<Power, Teacher, Smooth>(kept[i], done, label, anchor, weight(i)));
         upper[i] = fma(above, g, upper[i]);
@@ -196,8 +209,8 @@ __global__ void __launch_bounds__(128, 2) segmentation_kernel(const Segmentation
   const BandLabels labels(p, tile, memory);
   TileNetwork student(p.student, p, tile, memory, p.student.gradient);
   float weight_sum = 0.f;
-  for (int c = threadIdx.x; c < p.classes; c += blockDim.x) {
-    const float weight = p.class_weight ? read(p.class_weight + c) : 1.f;
+  for (int c = threadIdx.x; c < lane.order.filled; c += blockDim.x) {
+    const float weight = c >= p.classes ? 0.f : p.class_weight ? read(p.class_weight + c) : 1.f;
     arrays.per_class.set(lane.order.position(c), weight);
     weight_sum += weight;
   }

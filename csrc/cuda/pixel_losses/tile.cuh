@@ -80,13 +80,33 @@ struct NaturalCorners {
   }
 };
 
+// A matrix's elements in order, of which a thread has every blockDim.x-th: one division for all of them.
+struct Cell {
+  int row, column;
+
+  HK_DEVICE explicit Cell(int width) : width_(width), rows_(blockDim.x / width), columns_(blockDim.x % width) {
+    row = threadIdx.x / width;
+    column = threadIdx.x % width;
+  }
+  HK_DEVICE void advance() {
+    row += rows_;
+    column += columns_;
+    if (column < width_) return;
+    column -= width_;
+    ++row;
+  }
+
+ private:
+  int width_, rows_, columns_;  // of a step
+};
+
 class TileNetwork {
  public:
   HK_DEVICE TileNetwork(const Network& network, const Problem& p, const Tile& tile, SharedAllocator& memory,
                         bool accumulates)
       : network_(network), tile_(tile), classes_(p.classes), order_(p.classes, p.lanes) {
     pairs_ = memory.take<Pair>(network.span * order_.pitch);
-    left_ = memory.take<int>(tile.capacity);
+    left_ = memory.take<int16_t>(tile.capacity);
     part_ = memory.take<float>(tile.capacity);
     first_ = memory.take<int>(network.span + 2);
     row_ = memory.take<int>(p.rows.size);
@@ -97,8 +117,12 @@ class TileNetwork {
     span_ = p.columns.reach(network.columns, tile.column_tile);
   }
 
-  // Fills the tables of positions; a barrier must follow.
-  HK_DEVICE void prepare() {
+  // Fills the tables of positions, and the classes without mass: e^z and e^{z / T} are 0; a barrier must follow.
+  HK_DEVICE void prepare(float temperature) {
+    const float nothing = -1000.f * (temperature > 1.f ? temperature : 1.f);
+    for (int n = threadIdx.x; n < span_; n += blockDim.x) {
+      for (int c = classes_; c < order_.filled; ++c) pairs_.set(n * order_.pitch + order_.position(c), {nothing, nothing});
+    }
     for (int i = threadIdx.x; i < tile_.rows; i += blockDim.x) {
       const int64_t lower = network_.rows.lower(tile_.y + i);
       row_.set(i, static_cast<int>(lower - first_row_));
@@ -106,7 +130,7 @@ class TileNetwork {
     }
     for (int i = threadIdx.x; i < tile_.columns; i += blockDim.x) {
       const int64_t lower = network_.columns.lower(tile_.x + i);
-      left_.set(i, static_cast<int>(lower - first_column_));
+      left_.set(i, static_cast<int16_t>(lower - first_column_));
       part_.set(i, network_.columns.fraction(tile_.x + i, lower));
     }
     for (int n = threadIdx.x; n < span_ + 2; n += blockDim.x) {
@@ -119,7 +143,8 @@ class TileNetwork {
   HK_DEVICE int upper_row(int row) const { return row_[row]; }
 
   // Stages coarse row `upper` and the one after it where they are not there yet, between two barriers. Returns whether a
-  // logit of the band is beyond `limit`; a NaN is not.
+  // logit of the band is beyond `limit`; a NaN is not. `Elements`: of a row, that a thread asks for at once.
+  template <int Elements>
   HK_DEVICE bool stage(int upper, float limit) {
     fresh_ = upper != upper_;
     if (!fresh_) return beyond_;
@@ -130,19 +155,10 @@ class TileNetwork {
     const int64_t row = first_row_ + upper;
     const bool has_lower = !network_.rows.identity && row + 1 < network_.rows.coarse;
     const int64_t start = tile_.image * network_.stride[0] + row * network_.stride[2] + first_column_ * network_.stride[3];
-    const bool by_class = network_.stride[1] <= network_.stride[3];  // the order in which logits lie in memory
-    const int inner = by_class ? classes_ : span_, count = classes_ * span_;
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-      const int outer = i / inner, rest = i - outer * inner;
-      const int c = by_class ? rest : outer, n = by_class ? outer : rest, at = n * order_.pitch + order_.position(c);
-      const int64_t offset = start + c * network_.stride[1] + n * network_.stride[3];
-      Pair pair;
-      pair.upper = next ? pairs_[at].lower : meaning(c, offset);
-      // Without a row below, its weight is 0: any number does, but not a NaN that the pixel does not reach.
-      pair.lower = has_lower ? meaning(c, offset + network_.stride[2])
-                   : network_.rows.identity ? 0.f : pair.upper;
-      pairs_.set(at, pair);
-      beyond_ = beyond_ || ::fabsf(pair.upper) > limit || ::fabsf(pair.lower) > limit;
+    if (network_.dtype == DType::kFloat) {
+      stage_rows<Elements>(static_cast<const float*>(network_.logits) + start, next, has_lower, limit);
+    } else {
+      stage_rows<Elements>(static_cast<const uint16_t*>(network_.logits) + start, next, has_lower, limit);
     }
     return beyond_;
   }
@@ -198,10 +214,44 @@ class TileNetwork {
   }
 
  private:
-  // The logit at an offset, or what it means where it is raw.
-  HK_DEVICE float meaning(int c, int64_t offset) const {
-    const float z = read_float(network_.logits, network_.dtype, offset);
-    return network_.scale ? normalized(z, read(network_.scale + c), read(network_.shift + c), network_.relu) : z;
+  // Rows whose first element is `from`; `next`: the upper one has been staged as the lower one.
+  template <int Elements, class T>
+  HK_DEVICE void stage_rows(const T* from, bool next, bool has_lower, float limit) {
+    const bool by_class = network_.stride[1] <= network_.stride[3];  // the order in which logits lie in memory
+    Cell cell(by_class ? classes_ : span_);
+    const int rows = by_class ? span_ : classes_;
+    while (cell.row < rows) {
+      T upper[Elements], lower[Elements];
+      float scale[Elements], shift[Elements];
+      int places[Elements];
+#pragma unroll
+      for (int i = 0; i < Elements; ++i, cell.advance()) {
+        places[i] = -1;
+        if (cell.row >= rows) continue;
+        const int c = by_class ? cell.column : cell.row, n = by_class ? cell.row : cell.column;
+        const T* at = from + c * network_.stride[1] + n * network_.stride[3];
+        places[i] = n * order_.pitch + order_.position(c);
+        if (!next) upper[i] = read(at);
+        if (has_lower) lower[i] = read(at + network_.stride[2]);
+        if (!network_.scale) continue;
+        scale[i] = read(network_.scale + c);
+        shift[i] = read(network_.shift + c);
+      }
+#pragma unroll
+      for (int i = 0; i < Elements; ++i) {
+        if (places[i] < 0) continue;
+        const auto meaning = [&](T logit) {  // of a raw one
+          const float z = to_float(logit, network_.dtype);
+          return network_.scale ? normalized(z, scale[i], shift[i], network_.relu) : z;
+        };
+        Pair pair;
+        pair.upper = next ? pairs_[places[i]].lower : meaning(upper[i]);
+        // Without a row below, its weight is 0: any number does, but not a NaN that the pixel does not reach.
+        pair.lower = has_lower ? meaning(lower[i]) : network_.rows.identity ? 0.f : pair.upper;
+        pairs_.set(places[i], pair);
+        beyond_ = beyond_ || ::fabsf(pair.upper) > limit || ::fabsf(pair.lower) > limit;
+      }
+    }
   }
 
   HK_DEVICE int at(int side, int c, int column) const { return (side * classes_ + c) * tile_.capacity + column; }
@@ -218,9 +268,8 @@ class TileNetwork {
       stride = network_.rows.coarse * network_.columns.coarse;
       out = network_.gradient + tile_.image * classes_ * stride + (first_row_ + row) * network_.columns.coarse + tile_.x;
     }
-    const int count = classes_ * span_;
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-      const int c = i / span_, n = i - c * span_;
+    for (Cell cell(span_); cell.row < classes_; cell.advance()) {
+      const int c = cell.row, n = cell.column;
       float sum = 0.f;
       if (network_.columns.identity) {
         sum = sums_[at(side, c, n)];
@@ -238,7 +287,8 @@ class TileNetwork {
   const int classes_;
   const ClassOrder order_;
   Shared<Pair> pairs_;
-  Shared<int> left_, first_, row_;
+  Shared<int16_t> left_;  // a tile's span fits shared memory, and so this
+  Shared<int> first_, row_;
   Shared<float> part_, row_part_, sums_;
   int64_t first_row_, first_column_;
   int span_;

@@ -50,14 +50,22 @@ HK_INLINE int lanes_per_pixel(int64_t classes) {
   return lanes;
 }
 
+// A lane evaluates its classes in groups, whose chains of instructions overlap; the last group is filled up with classes
+// that have no mass (TileNetwork::prepare).
+constexpr int kClassGroup = 4;
+HK_INLINE int whole_groups(int classes) { return (classes + kClassGroup - 1) / kClassGroup * kClassGroup; }
+
 // How the classes of a column of staged logits lie in shared memory: a lane's one after the other, so that it finds them
 // at constant distances. Distances of lanes and of columns are odd, so that they lie on different banks.
 struct ClassOrder {
   int shift, stride, pitch;  // lanes = 1 << shift
+  int filled;                // classes of a column, those without mass included
 
   HK_INLINE ClassOrder(int classes, int lanes) : shift(0) {
     while (1 << shift < lanes) ++shift;
-    stride = (classes + lanes - 1) / lanes | 1;
+    stride = whole_groups((classes + lanes - 1) / lanes);
+    filled = stride << shift;
+    stride |= 1;
     pitch = stride << shift | 1;
   }
   HK_INLINE int member(int c) const { return c & ((1 << shift) - 1); }
@@ -72,8 +80,8 @@ HK_INLINE int label_rows(int rows) { return rows < kLabelRows ? rows : kLabelRow
 
 // Bytes of a block's arrays, as the kernels take them (tile.cuh).
 inline int64_t network_bytes(int classes, int lanes, int span, int rows, int columns, bool accumulates) {
-  return array_bytes(int64_t(span) * ClassOrder(classes, lanes).pitch, 8) + 2 * array_bytes(columns, 4) + array_bytes(span + 2, 4) +
-         2 * array_bytes(rows, 4) + (accumulates ? array_bytes(2 * int64_t(classes) * columns, 4) : 0);
+  return array_bytes(int64_t(span) * ClassOrder(classes, lanes).pitch, 8) + array_bytes(columns, 2) + array_bytes(columns, 4) +
+         array_bytes(span + 2, 4) + 2 * array_bytes(rows, 4) + (accumulates ? array_bytes(2 * int64_t(classes) * columns, 4) : 0);
 }
 
 inline int64_t label_bytes(int rows, int columns) { return array_bytes(int64_t(label_rows(rows)) * columns, 2); }

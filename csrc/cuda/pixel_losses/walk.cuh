@@ -136,12 +136,13 @@ struct CommonArrays {
   }
 };
 
-// Visits a tile's bands, in parts of at most kLabelRows rows: `loss.band(row, end, bounded)` between the barriers.
+// Visits a tile's bands, in parts of at most kLabelRows rows: `loss.band(row, end, bounded)` between the barriers. A thread
+// stages Loss::kStagedAtOnce elements of a row at a time.
 template <class Loss>
 HK_DEVICE void walk(const Problem& p, const Tile& tile, const Lane& lane, const BandLabels& labels, TileNetwork& student,
                     TileNetwork* teacher, Loss& loss) {
-  student.prepare();
-  if (teacher) teacher->prepare();
+  student.prepare(p.temperature);
+  if (teacher) teacher->prepare(p.temperature);
   __syncthreads();
   for (int row = 0; row < tile.rows;) {
     const int upper = student.upper_row(row), other = teacher ? teacher->upper_row(row) : 0;
@@ -149,8 +150,8 @@ HK_DEVICE void walk(const Problem& p, const Tile& tile, const Lane& lane, const 
     int end = row + 1;
     while (end < most && student.upper_row(end) == upper && (!teacher || teacher->upper_row(end) == other)) ++end;
     labels.stage(row, end);
-    bool beyond = student.stage(upper, p.limit);
-    if (teacher) beyond = teacher->stage(other, p.limit) || beyond;
+    bool beyond = student.template stage<Loss::kStagedAtOnce>(upper, p.limit);
+    if (teacher) beyond = teacher->template stage<Loss::kStagedAtOnce>(other, p.limit) || beyond;
     const bool bounded = !__syncthreads_or(beyond);
     student.open(lane);
     if (teacher) teacher->open(lane);
