@@ -4,7 +4,8 @@ bandwidth, its instructions over issue slots and its products over the tensor co
 
 Bytes are those that the emulation counts, each word once for every block that touches it; how a call is cut, the
 host's plan says; instructions of a product are those of the loops around tensor core instructions, whatever element
-types and layouts are told apart there, and the loss is taken at the cost of lanes that share a pixel of logits.
+types and layouts are told apart there, and those of the loops that stage gradients come on top; the loss is taken at
+the cost of lanes that share a pixel of logits.
 """
 
 from __future__ import annotations
@@ -68,8 +69,14 @@ class Work:
     products: float
 
     @classmethod
-    def of_products(cls, name: str, kernels: dict[str, cuda_static.Kernel], products: float) -> Work:
-        return cls({name: products * kernels[name].instructions_of_a_product}, products)
+    def of_products(
+        cls, name: str, kernels: dict[str, cuda_static.Kernel], products: float, fragments: float = 0
+    ) -> Work:
+        """And of ``fragments`` that are staged for them."""
+        instructions = products * kernels[name].instructions_of_a_product
+        if fragments:
+            instructions += fragments * kernels[name].instructions_of_a_fragment
+        return cls({name: instructions}, products)
 
 
 def plan_of(call: Call, target: str, multiprocessors: int) -> dict[str, Any]:
@@ -127,7 +134,8 @@ def launch_work(
         work["weight_gradients_kernel"] = Work.of_products(back, kernels, products)
     tiles = call.batch * -(-(call.all_pixels // call.batch) // BACK_PIXELS)
     products = PRODUCTS * call.slices[0] * (BACK_PIXELS // 8) * call.class_tiles * -(-tiles // multiprocessors)
-    work["project_back_kernel"] = Work.of_products("project_back_kernel", kernels, products)
+    fragments = products // PRODUCTS // call.slices[0]
+    work["project_back_kernel"] = Work.of_products("project_back_kernel", kernels, products, fragments)
     return work
 
 
@@ -144,6 +152,11 @@ class Projection:
     @property
     def all_pixels(self) -> int:
         return self.batch * self.grid[0] * self.grid[1]
+
+
+def weight_slices(class_tiles: int) -> int:
+    """Slices of a warp in a launch of the weight's gradient, csrc/cuda/projection/projection_plan.h."""
+    return 2 if class_tiles == 20 else WEIGHT_TILES // class_tiles
 
 
 def projection_plan_of(call: Projection, target: str, multiprocessors: int) -> dict[str, Any]:
@@ -179,19 +192,20 @@ def projection_work(
     call: Projection, plan: dict[str, Any], kernels: dict[str, cuda_static.Kernel], multiprocessors: int
 ) -> dict[str, Work]:
     """As :func:`launch_work`."""
-    pixels, compiled, of_warp = plan["pixels"], plan["class_tiles"], WEIGHT_TILES // plan["class_tiles"]
+    pixels, compiled, of_warp = plan["pixels"], plan["class_tiles"], weight_slices(plan["class_tiles"])
     slices, class_tiles = -(-call.channels // SLICE), -(-call.classes // 8)
-    of_slice = PRODUCTS * (pixels // 8) * min(class_tiles, compiled)
-    forward = -(-plan["blocks"] // multiprocessors) * plan["groups"] * slices * of_slice
+    most, weight_steps = min(class_tiles, compiled), plan["weight_pixels"] // 8
+    forward = -(-plan["blocks"] // multiprocessors) * plan["groups"] * slices * PRODUCTS * (pixels // 8) * most
     waves = -(-plan["weight_columns"] * plan["chunks"] * plan["weight_splits"] // multiprocessors)
-    weights = waves * -(-plan["tiles"] // plan["weight_splits"]) * WARPS * of_warp * of_slice
-    products = {f"project_kernel<{pixels // 16},{compiled}>": forward,
-                f"projection_weights_kernel<{of_warp},{compiled},{pixels}>": weights}  # fmt: skip
+    staged = waves * -(-plan["weight_tiles"] // plan["weight_splits"]) * weight_steps * most
+    weights = staged * PRODUCTS * WARPS * of_warp
+    done = {f"project_kernel<{pixels // 16},{compiled}>": (forward, 0),
+            f"projection_weights_kernel<{of_warp},{compiled},{8 * weight_steps}>": (weights, staged)}  # fmt: skip
     if call.features_grad:
         tiles = call.batch * -(-(call.all_pixels // call.batch) // BACK_PIXELS)
-        back = -(-tiles // multiprocessors) * slices * PRODUCTS * (BACK_PIXELS // 8) * class_tiles
-        products["project_back_kernel"] = back
-    return {name.partition("<")[0]: Work.of_products(name, kernels, n) for name, n in products.items()}
+        staged = -(-tiles // multiprocessors) * (BACK_PIXELS // 8) * class_tiles
+        done["project_back_kernel"] = (staged * slices * PRODUCTS, staged)
+    return {name.partition("<")[0]: Work.of_products(name, kernels, *n) for name, n in done.items()}
 
 
 def predict_projection(

@@ -43,9 +43,11 @@ PROJECTED = {
     "weight_gradients_kernel<1,24,16>": "K <= 192, second read",
     "project_kernel<2,4>": "raw logits, K <= 32",
     "project_kernel<2,12>": "raw logits, K <= 96",
+    "project_kernel<2,20>": "raw logits, K <= 160",
     "project_kernel<1,24>": "raw logits, 192 classes at a time",
     "projection_weights_kernel<6,4,32>": "their second read, K <= 32",
     "projection_weights_kernel<2,12,32>": "their second read, K <= 96",
+    "projection_weights_kernel<2,20,16>": "their second read, K <= 160",
     "projection_weights_kernel<1,24,16>": "their second read, 192 classes at a time",
     "project_back_kernel": "any K",
 }
@@ -55,7 +57,7 @@ PROJECTED = {
 class Kernel:
     """A compiled kernel; ``row``: the loop over rows of pixels, of the unguarded mathematics; ``code``: all opcodes;
     ``wide_loads``: those that read 16 bytes of global memory; ``product_loops``: those around tensor core
-    instructions."""
+    instructions; ``staging``: opcodes of those around stores of 16 bytes to shared memory."""
 
     name: str
     registers: int
@@ -64,6 +66,7 @@ class Kernel:
     code: collections.Counter
     wide_loads: int = 0
     product_loops: list[list[sass.Instruction]] = field(default_factory=list)
+    staging: collections.Counter = field(default_factory=collections.Counter)
 
     @property
     def loop(self) -> collections.Counter:
@@ -88,6 +91,11 @@ class Kernel:
     def instructions_of_a_product(self) -> float:
         """That there are for each tensor core instruction in the loops around them."""
         return sum(self.products.values()) / self.products["HMMA"]
+
+    @property
+    def instructions_of_a_fragment(self) -> float:
+        """That there are for each fragment that a warp lays out in shared memory."""
+        return sum(self.staging.values()) / self.staging["STS"]
 
     def round(self, card: Card, warps: int) -> sass_scoreboard.Round:
         """Through the loops around tensor core instructions, or a row of pixels; ``warps`` of a multiprocessor."""
@@ -127,6 +135,12 @@ def _product_loops(code: sass.Code) -> list[list[sass.Instruction]]:
     return [loop for loop in found if not sass.count(loop)["LDGSTS"]] or found[:1]
 
 
+def _staging(code: sass.Code) -> collections.Counter:
+    """Opcodes of the loops around stores of 16 bytes to shared memory, together."""
+    found = map(sass.count, code.loops("STS.128"))
+    return sum((opcodes for opcodes in found if not opcodes["HMMA"]), collections.Counter())
+
+
 def inspect(cubin: Path) -> list[Kernel]:
     """Every kernel of a compiled file."""
     usage = triton_static._run(triton_static._tool("cuobjdump"), "-res-usage", str(cubin))
@@ -136,7 +150,9 @@ def inspect(cubin: Path) -> list[Kernel]:
     for mangled, code in sass.parse(disassembly).items():
         opcodes = sass.count(code.instructions)
         wide = sum(i.opcode.startswith("LDG.E.128") for i in code.instructions)
-        kernels.append(Kernel(_readable(mangled), *used[mangled], _row_loop(code), opcodes, wide, _product_loops(code)))
+        kernels.append(Kernel(
+            _readable(mangled), *used[mangled], _row_loop(code), opcodes, wide, _product_loops(code), _staging(code)
+        ))  # fmt: skip
     return kernels
 
 

@@ -78,9 +78,11 @@ py::dict cuda_projection_plan(int64_t batch, int64_t classes, Size grid, int64_t
   out["tiles"] = plan.tiles;
   out["blocks"] = plan.blocks;
   out["shared_bytes"] = plan.shared_bytes;
+  out["weight_pixels"] = plan.weight_pixels;
   out["weight_columns"] = plan.columns;
   out["weight_splits"] = plan.splits;
   out["weight_slots"] = plan.weight_slots;
+  out["weight_tiles"] = plan.weight_tiles;
   out["weight_shared_bytes"] = plan.weight_shared_bytes;
   return out;
 }
@@ -129,7 +131,8 @@ PYBIND11_MODULE(_host, m, py::mod_gil_not_used()) {
   m.def("cuda_projection_plan", &cuda_projection_plan,
         "How a projection is launched, for a card: pixels of a tile, tiles of 8 classes that the kernel is compiled for, chunks of "
         "so many classes, tiles of a block, slices that a warp has under way, tiles, blocks and shared bytes of a block; and of the "
-        "weight's gradient: blocks of channels, parts, slots, shared bytes. Raises RuntimeError where nothing fits.",
+        "weight's gradient: pixels of a tile, blocks of channels, parts, slots, tiles, shared bytes. Raises RuntimeError where "
+        "nothing fits.",
         py::arg("batch"), py::arg("classes"), py::arg("grid"), py::arg("channels"), py::arg("element_bytes") = 4,
         py::arg("multiprocessors") = card.multiprocessors, py::arg("shared_per_block") = card.shared_per_block);
 }

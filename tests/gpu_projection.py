@@ -55,6 +55,7 @@ class ProjectionTests:
     backend: str | None
     operators: str
     approximate_exponentials = False  # good to 2^-22: what is left of terms of either sign has their errors
+    infinity_stays = True  # logits of an infinite feature are as in torch; else NaN may be among them
 
     def make_ours(self, features, classes, projector="conv_bn", **changes):
         module = make_projector(features.shape[1], classes, projector, **changes)
@@ -149,6 +150,28 @@ class ProjectionTests:
         torch.where(clean, by_torch(exact, z), 0.0).square().sum().backward()
         assert relative_l2(module[0].weight.grad, exact[0].weight.grad) <= 2e-6
         assert relative_l2(x.grad, z.grad) <= 2e-6
+
+    @pytest.mark.parametrize("dtype", [F32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("value", ["inf", "-inf", "3.4028e38"])
+    def test_infinite_features(self, value, dtype):
+        """And one that would round to infinity; the other pixels' logits are what they are without."""
+        features, classes = make("tiles", dtype=dtype)
+        features[1, 3, 2, 2] = float(value)
+        module = self.make_ours(features, classes, "conv").eval()
+        weight = module[0].weight
+        with torch.no_grad():
+            weight *= 0.1
+            weight[0, 3], weight[1, 3] = 0.5, -0.13  # exact in a tensor core, and not
+            y, exact = module(features), by_torch(copy.deepcopy(module).double(), features.double())
+        at = y[1, :, 2, 2].clone(), exact[1, :, 2, 2].clone()
+        y[1, :, 2, 2] = exact[1, :, 2, 2] = 0
+        assert relative_l2(y, exact) <= (2e-6 if y.dtype == F32 else 1e-2)
+        if not self.infinity_stays:
+            assert not at[0].isfinite().any()
+        elif at[1].isfinite().all():
+            assert torch.allclose(at[0].double(), at[1].to(y.dtype).double(), rtol=2e-2)
+        else:
+            assert torch.equal(at[0].double(), at[1])
 
     @pytest.mark.parametrize("projector", PROJECTORS)
     def test_an_empty_batch_counts_and_no_more(self, projector):

@@ -1,12 +1,14 @@
 """The CUDA projection, run by the emulation: what both GPU backends must do, and what is its kernels' own."""
 
+import copy
+
 import emulation
 import pytest
 import torch
 from cases import leaves
 from gpu_projection import PROJECTORS, ProjectionTests, make_case, raw_case
 from test_emulated_projected_losses import padded_channels, padded_pixels
-from test_projection import LAYOUTS, compare, make_projector, run
+from test_projection import LAYOUTS, by_torch, compare, make_projector, run
 
 from hetero_kernels import HeteroAKDLoss, functional
 from hetero_kernels.ops import projection as ops
@@ -16,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("emulated")
 SHAPES = {
     "many slices": (2, 300, 5, 13, 30),
     "forty classes": (1, 70, 9, 8, 40),
+    "hundred classes": (1, 300, 5, 9, 100),
     "most classes": (1, 133, 3, 7, 190),
     "chunks": (2, 140, 3, 7, 200),
     "one class": (3, 16, 4, 4, 1),
@@ -105,13 +108,24 @@ def test_offsets_beyond_32_bits():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_a_number_reaches_the_buffers(value):
-    """As in torch; but an infinite feature, which comes in two parts, makes NaN of what is infinite there."""
+def test_what_is_not_finite_reaches_the_buffers(value):
+    """As in torch: of infinity the mean is infinite."""
     features, classes = make("many slices")
     features[1, 3, 2, 2] = value
     module = make_projector(300, classes)
-    y = module(features)
-    assert y.isnan().all() and all(b.isnan().all() for b in list(module.buffers())[:2])
+    plain = copy.deepcopy(module)
+    by_torch(plain, features)
+    assert module(features).isnan().all() and not plain[1].running_mean.isfinite().any()
+    assert all(torch.allclose(a, b, equal_nan=True) for a, b in zip(module.buffers(), plain.buffers(), strict=True))
+
+
+def test_an_infinite_weight_makes_nan():
+    """Of its class alone."""
+    features, classes = make("one class")
+    weight = torch.randn(5, features.shape[1])
+    weight[2, 3] = float("inf")
+    z = ops.project(features, weight, False, "none", emulation.NAME)[0]
+    assert z[:, 2].isnan().all() and z[:, [0, 1, 3, 4]].isfinite().all() and classes == 1
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 132])

@@ -125,7 +125,9 @@ def test_features_that_fit_no_card():
 
 
 @pytest.mark.parametrize("card", CARDS)
-@pytest.mark.parametrize(("classes", "kernel"), [(19, 4), (32, 4), (33, 12), (96, 12), (97, 24), (192, 24), (1000, 24)])
+@pytest.mark.parametrize(
+    ("classes", "kernel"), [(19, 4), (32, 4), (33, 12), (96, 12), (97, 20), (160, 20), (161, 24), (192, 24), (1000, 24)]
+)
 def test_projections_fit_every_card(card, classes, kernel):
     """Any number of classes; 8 tiles of a block where those fill the card, all warps at one tile where they do not."""
     multiprocessors, block, _, _ = CARDS[card]
@@ -135,6 +137,9 @@ def test_projections_fit_every_card(card, classes, kernel):
         assert p["class_tiles"] == kernel and p["chunks"] * kernel * 8 >= classes > (p["chunks"] - 1) * kernel * 8
         assert max(p["shared_bytes"], p["weight_shared_bytes"]) <= block << 10
         assert p["groups"] == 8 and p["blocks"] == p["tiles"] // 8 * p["chunks"]
+        # A warp's slices are multiplied two at a time, where it has two.
+        assert p["weight_slots"] >= 2 or channels <= 130 or kernel == 24
+        assert p["weight_tiles"] == 8 * 64 * 128 // p["weight_pixels"]
         # One round of blocks, whose parts are small beside the features.
         assert p["weight_splits"] == 1 or p["weight_splits"] * p["weight_columns"] * p["chunks"] <= multiprocessors
         assert 4 * p["weight_splits"] * classes <= 8 * 64 * 128

@@ -13,6 +13,7 @@ FOLDER = Path(__file__).parent
 CHOSEN = {
     "test_emulated_pixel_losses.py": "(_shapes and not thousand) or large_logits or strides or test_labels or half",
     "test_emulated_labels.py": "layouts and (late or odd)",
+    "test_emulated_projection.py": "test_layouts or normalized_shapes or (other_shapes and one)",
     "test_emulated_projected_losses.py": "other_shapes or runs_that or networks_differ or logits_of_any or test_labels",
 }
 

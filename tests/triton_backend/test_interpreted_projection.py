@@ -17,6 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy on wh
 
 class TestInterpreted(ProjectionTests):
     backend = operators = "triton"
+    infinity_stays = False
 
     @pytest.mark.parametrize("resolution", ["label", "feature"])
     def test_normalized_in_the_loop_over_classes(self, monkeypatch, resolution):

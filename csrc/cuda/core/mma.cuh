@@ -21,6 +21,7 @@ struct FragmentC {
 };
 
 constexpr uint32_t kTf32Bits = 0xffffe000u;  // of a float: tensor cores cut off the others
+constexpr float kMostTf32 = 0x1.ffep127f;   // this and what is larger would round to infinity
 
 // A float that they cut down to the nearest with tf32's 10 bits of mantissa, ties away from zero; of a NaN it makes anything.
 HK_DEVICE uint32_t round_for_tf32(float x) { return __builtin_bit_cast(uint32_t, x) + 0x1000u; }
@@ -114,6 +115,20 @@ HK_DEVICE void multiply_tf32(FragmentC& c, const FragmentA& a, const FragmentB& 
                : "+f"(c.x[0]), "+f"(c.x[1]), "+f"(c.x[2]), "+f"(c.x[3])
                : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b.x[0]), "r"(b.x[1]));
 #endif
+}
+
+// A B alone.
+HK_DEVICE FragmentC product_tf32(const FragmentA& a, const FragmentB& b) {
+  FragmentC c{{0.f, 0.f, 0.f, 0.f}};
+#if defined(HK_EMULATION)
+  multiply_tf32(c, a, b);
+#else
+  // C is no register here, which would have to be made 0.
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+               : "=f"(c.x[0]), "=f"(c.x[1]), "=f"(c.x[2]), "=f"(c.x[3])
+               : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b.x[0]), "r"(b.x[1]), "f"(0.f));
+#endif
+  return c;
 }
 
 // Four 8 x 8 matrices of halves from shared memory: lane l names row l % 8 of matrix l / 8, 8 halves from `at` on (a multiple

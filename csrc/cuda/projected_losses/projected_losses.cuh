@@ -71,7 +71,7 @@ struct ProjectedTile {
     for (; taken * kWarps + int(threadIdx.x / kWarp) - first < network.slices; ++taken) {
       const int channel = (taken * kWarps + int(threadIdx.x / kWarp) - first) * kSliceChannels;
       stream.wait(Shape::OnChip ? taken : 0);
-      project_slice(sums, stream, network, weights, channel, class_tiles, exact, [](int, float x) { return x; });
+      project_slice(sums, stream, network, weights, channel, class_tiles, exact);
       if (!Shape::OnChip) stream.refill();
       stream.pass();
     }

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "../core/async.cuh"
-#include "../core/mma.cuh"
 #include "features.h"
+#include "products.cuh"
 
 namespace hetero::cuda {
 
@@ -88,12 +88,7 @@ class SliceStream {
       const int64_t channel = int64_t(other ? ahead_ - count_ : first_ + ahead_) * kSliceChannels;
       with_layout(network, [&]<class T, bool PixelMajor>() { load<T, PixelMajor>(network, channel, other ? other_place_ : place_); });
     }
-    commit_copies();
-    ahead_ += every_;
-    if (ahead_ < all_) return;
-    ahead_ = begin_;
-    tile_ += step_;
-    locate();
+    advance();
   }
 
   // Waits for the oldest slice; `passed`: how many were, of those that are kept, since they came.
@@ -105,15 +100,7 @@ class SliceStream {
   // x[i] = the element at position(i, channel, pixel) of the oldest slice.
   template <int Count, class Position>
   HK_DEVICE void read(const FeatureNetwork& network, float (&x)[Count], Position position) const {
-    with_layout(network, [&]<class T, bool PixelMajor>() {
-      const Shared<T> slice = slot<T>(oldest_);
-#pragma unroll
-      for (int i = 0; i < Count; ++i) {
-        int channel, pixel;
-        position(i, channel, pixel);
-        x[i] = widened(slice[slice_index<T, Pixels, PixelMajor>(channel, pixel)], network.dtype);
-      }
-    });
+    with_layout(network, [&]<class T, bool PixelMajor>() { read_slot<T, PixelMajor>(oldest_, network, x, position); });
   }
 
   // The oldest slice has been read: the next one becomes it. Before that `refill` takes its place, unless it is kept.
@@ -123,8 +110,40 @@ class SliceStream {
     next();
   }
 
+  // The same of one network's slices, whose layout the compiler knows; of the oldest or, `after`, the one that came after it.
+  template <class T, bool PixelMajor, int Count, class Position>
+  HK_DEVICE void read_as(bool after, float (&x)[Count], Position position) const {
+    read_slot<T, PixelMajor>(!after ? oldest_ : oldest_ + 1 == ring_ ? 0 : oldest_ + 1, network_, x, position);
+  }
+  template <class T, bool PixelMajor>
+  HK_DEVICE void refill_as() {
+    __syncwarp();
+    if (tile_ < grid_.tiles) load<T, PixelMajor>(network_, int64_t(first_ + ahead_) * kSliceChannels, place_);
+    advance();
+  }
+
  private:
   HK_DEVICE static bool wide(const FeatureNetwork& n) { return n.dtype == DType::kFloat; }
+
+  HK_DEVICE void advance() {
+    commit_copies();
+    ahead_ += every_;
+    if (ahead_ < all_) return;
+    ahead_ = begin_;
+    tile_ += step_;
+    locate();
+  }
+
+  template <class T, bool PixelMajor, int Count, class Position>
+  HK_DEVICE void read_slot(int number, const FeatureNetwork& network, float (&x)[Count], Position position) const {
+    const Shared<T> slice = slot<T>(number);
+#pragma unroll
+    for (int i = 0; i < Count; ++i) {
+      int channel, pixel;
+      position(i, channel, pixel);
+      x[i] = widened(slice[slice_index<T, Pixels, PixelMajor>(channel, pixel)], network.dtype);
+    }
+  }
 
   template <class T>
   HK_DEVICE Shared<T> slot(int number) const {
@@ -193,57 +212,6 @@ class SliceStream {
   int pixels_ = 0, ring_, ahead_, oldest_ = 0;
 };
 
-// Products ------------------------------------------------------------------------------------------------------------
-
-// A factor as two numbers of a tensor core's 11 bits, whose sum is x to 22 bits and more; the first is NaN where x is.
-HK_DEVICE void split(float x, uint32_t& big, uint32_t& small) {
-  big = to_tf32(x);
-  small = round_for_tf32(x - __builtin_bit_cast(float, big));
-}
-
-struct SplitA {
-  FragmentA big, small;
-
-  HK_DEVICE static SplitA make(const float* x) {
-    SplitA out;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) split(x[j], out.big.x[j], out.small.x[j]);
-    return out;
-  }
-};
-
-struct SplitB {
-  FragmentB big, small;
-
-  HK_DEVICE static SplitB make(float x, float y) {
-    SplitB out;
-    split(x, out.big.x[0], out.small.x[0]);
-    split(y, out.big.x[1], out.small.x[1]);
-    return out;
-  }
-};
-
-// sum += A B in three products, or fewer where a factor is exact (a half: its small part is 0). Tensor cores round their
-// sums towards zero: they add up the 8 products of a step and no more.
-HK_DEVICE void add_product(FragmentC& sum, const SplitA& a, const SplitB& b, bool exact_a, bool exact_b) {
-  FragmentC step{{0.f, 0.f, 0.f, 0.f}};
-  if (!exact_a) multiply_tf32(step, a.small, b.big);
-  if (!exact_b) multiply_tf32(step, a.big, b.small);
-  multiply_tf32(step, a.big, b.big);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) sum.x[i] += step.x[i];
-}
-
-// Where a lane's elements lie in a fragment, see mma.cuh.
-struct LaneOfFragment {
-  int g, t;
-  HK_DEVICE LaneOfFragment() : g(threadIdx.x % kWarp / 4), t(threadIdx.x % 4) {}
-  HK_DEVICE int row(int j) const { return g + 8 * (j & 1); }      // of A
-  HK_DEVICE int inner(int j) const { return t + 4 * (j >> 1); }   // of A
-  HK_DEVICE int sum_row(int i) const { return g + 8 * (i >> 1); }
-  HK_DEVICE int sum_column(int i) const { return 2 * t + (i & 1); }
-};
-
 // Weights of a network: in shared memory, converted, or where they are.
 template <bool Resident, int AtOnce>
 class Weights {
@@ -305,37 +273,11 @@ class Weights {
   Shared<float> staged_;
 };
 
-// Weights in the order in which lanes want them, [8 channels][8 classes][lane]: channels t and t + 4 of class g, 0 beyond.
-class PackedWeights {
- public:
-  static constexpr int kAtOnce = 4;
-  using Raw = uint64_t[kAtOnce];
-
-  // Tiles of 8 classes from `first` on, of `tiles` in all.
-  HK_DEVICE PackedWeights(const uint64_t* packed, int first, int tiles) : packed_(packed), first_(first), tiles_(tiles) {}
-
-  HK_DEVICE void read(Raw& w, int k, int c) const {
-    const int tile = first_ + (k >> 3);
-    const uint64_t* from = packed_ + (int64_t(c >> 3) * tiles_ + tile) * kWarp + threadIdx.x % kWarp;
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) w[i] = tile + i < tiles_ ? hetero::cuda::read(from + i * int(kWarp)) : 0;
-  }
-
-  HK_DEVICE static SplitB fragment(const Raw& w, int i) {
-    return SplitB::make(__builtin_bit_cast(float, static_cast<uint32_t>(w[i])), __builtin_bit_cast(float, static_cast<uint32_t>(w[i] >> 32)));
-  }
-
- private:
-  const uint64_t* packed_;
-  const int first_, tiles_;
-};
-
-// sums += the oldest slice of `stream`, whose first channel is `channel`, by the weights of classes in tiles of 8. Features are
-// taken as factor(c, x), c in the slice, has them; `exact`: as halves are.
-template <int RowTiles, int ClassTiles, class AnyWeights, class Factor>
+// sums += the oldest slice of `stream`, whose first channel is `channel`, by the weights of classes in tiles of 8. `exact`:
+// features are, as halves.
+template <int RowTiles, int ClassTiles, class AnyWeights>
 HK_DEVICE void project_slice(FragmentC (&sums)[RowTiles][ClassTiles], const SliceStream<16 * RowTiles>& stream,
-                             const FeatureNetwork& network, const AnyWeights& weights, int channel, int class_tiles, bool exact,
-                             Factor factor) {
+                             const FeatureNetwork& network, const AnyWeights& weights, int channel, int class_tiles, bool exact) {
   constexpr int AtOnce = AnyWeights::kAtOnce;
   const LaneOfFragment at;
   const bool exact_weights = network.weight.dtype != DType::kFloat;
@@ -347,8 +289,6 @@ HK_DEVICE void project_slice(FragmentC (&sums)[RowTiles][ClassTiles], const Slic
       pixel = i / 4 * 16 + at.row(i % 4);
     });
     SplitA a[RowTiles];
-#pragma unroll
-    for (int i = 0; i < RowTiles * 4; ++i) x[i] = factor(8 * s + at.inner(i % 4), x[i]);
 #pragma unroll
     for (int r = 0; r < RowTiles; ++r) a[r] = SplitA::make(x + 4 * r);
 #pragma unroll
@@ -362,6 +302,25 @@ HK_DEVICE void project_slice(FragmentC (&sums)[RowTiles][ClassTiles], const Slic
         const SplitB b = AnyWeights::fragment(w, n - some);
 #pragma unroll
         for (int r = 0; r < RowTiles; ++r) add_product(sums[r][n], a[r], b, exact, exact_weights);
+      }
+    }
+  }
+}
+
+// Writes the weights' gradient of slice number `slice` of a network to its slot, of the classes from `first_class` on.
+template <int ClassTiles>
+HK_DEVICE void store_sums(const FragmentC (&sums)[ClassTiles], int slice, const FeatureNetwork& network, int64_t slot, int classes,
+                          int first_class) {
+  const LaneOfFragment at;
+  const int64_t first = int64_t(slice) * kSliceChannels;
+#pragma unroll
+  for (int n = 0; n < ClassTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t channel = first + at.sum_row(i);
+      const int c = first_class + 8 * n + at.sum_column(i);
+      if (c < classes && channel < network.channels) {
+        write(network.weight_slots + (slot * classes + c) * network.channels + channel, sums[n].x[i]);
       }
     }
   }
@@ -381,12 +340,11 @@ struct WeightSums {
   }
 
   // Adds what the oldest slice of `stream` gives with the logits' gradient [K][Pixels]. Features of pixels that do not count,
-  // perhaps NaN, are taken as 0, others as factor(i, x) has them, where i is as LaneOfFragment::row takes it; `exact`: they are
-  // as halves are. `j`, which of the warp's slices it is, is known to the compiler.
-  template <class Factor>
+  // perhaps NaN, are taken as 0. `j`, which of the warp's slices it is, is known to the compiler.
   HK_DEVICE void add(int j, const SliceStream<Pixels>& stream, const FeatureNetwork& network, Shared<float> gradient,
-                     int class_tiles, unsigned valid, bool exact, Factor factor) {
+                     int class_tiles, unsigned valid) {
     const LaneOfFragment at;
+    const bool exact = network.dtype != DType::kFloat;
 #pragma unroll 1
     for (int first = 0; first < Pixels; first += 16) {
       float x[8];
@@ -398,7 +356,7 @@ struct WeightSums {
       for (int s = 0; s < 2; ++s) {
         const int pixel = first + 8 * s;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) x[4 * s + i] = valid >> (pixel + at.inner(i)) & 1 ? factor(i, x[4 * s + i]) : 0.f;
+        for (int i = 0; i < 4; ++i) x[4 * s + i] = valid >> (pixel + at.inner(i)) & 1 ? x[4 * s + i] : 0.f;
         const SplitA a = SplitA::make(x + 4 * s);
 #pragma unroll
         for (int n = 0; n < ClassTiles; ++n) {
@@ -410,27 +368,9 @@ struct WeightSums {
     }
   }
 
-  HK_DEVICE void add(int j, const SliceStream<Pixels>& stream, const FeatureNetwork& network, Shared<float> gradient,
-                     int class_tiles, unsigned valid) {
-    add(j, stream, network, gradient, class_tiles, valid, network.dtype != DType::kFloat, [](int, float x) { return x; });
-  }
-
-  // Writes those of the warp's slice `j`, which is number `slice` of its network, to the network's slot; the classes from
-  // `first_class` on.
-  HK_DEVICE void store(int j, int slice, const FeatureNetwork& network, int64_t slot, int classes, int first_class = 0) const {
-    const LaneOfFragment at;
-    const int64_t first = int64_t(slice) * kSliceChannels;
-#pragma unroll
-    for (int n = 0; n < ClassTiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int64_t channel = first + at.sum_row(i);
-        const int c = first_class + 8 * n + at.sum_column(i);
-        if (c < classes && channel < network.channels) {
-          write(network.weight_slots + (slot * classes + c) * network.channels + channel, sums[j][n].x[i]);
-        }
-      }
-    }
+  // Writes those of the warp's slice `j`, which is number `slice` of its network, to the network's slot.
+  HK_DEVICE void store(int j, int slice, const FeatureNetwork& network, int64_t slot, int classes) const {
+    store_sums(sums[j], slice, network, slot, classes, 0);
   }
 };
 

@@ -24,9 +24,11 @@ class LogitGradientReader {
     }
   }
 
-  // Of the k-th of them at a pixel of an image.
-  HK_DEVICE float at(int k, int64_t image, int64_t pixel) const {
-    const int64_t place = (image * classes_ + first_ + k) * pixels_ + pixel;
+  // Where the k-th of them has a pixel of an image; the next one is a number of pixels further on.
+  HK_DEVICE int64_t place(int k, int64_t image, int64_t pixel) const { return (image * classes_ + first_ + k) * pixels_ + pixel; }
+
+  // Of the k-th of them, at its place.
+  HK_DEVICE float at(int k, int64_t place) const {
     const float given = gradient_.given ? read(gradient_.given + place) : 0.f;
     if (!gradient_.by_statistics) return given;
     const float off = read(gradient_.logits + place) - coefficients_[3 * k + 1];

@@ -16,19 +16,19 @@ struct ProjectionProblem {
   DType rounding;
   int64_t batch;
   int classes, chunks, groups;
-  uint64_t* packed;  // as PackedWeights has them
+  uint64_t* packed;  // see pack_weights_kernel
   float *logits, *pilot, *parts;  // parts [2, K, tiles]: each tile's mean and sum of squared differences; with the pilot
 };
 
-// As the region's dtype has it.
-HK_DEVICE float rounded(float x, DType to) {
-  if (to == DType::kFloat) return x;
-  return to == DType::kHalf ? half_to_float(float_to_half(x)) : __builtin_bit_cast(float, uint32_t(float_to_bfloat16(x)) << 16);
-}
-
-// Whether features are, as they are multiplied, what a tensor core holds.
-HK_DEVICE bool exact_factors(const FeatureNetwork& network, DType rounding, const float* pilot) {
-  return !pilot && (network.dtype != DType::kFloat || rounding != DType::kFloat);
+// As the region's dtype has them.
+template <int Count>
+HK_DEVICE void round_all(float (&x)[Count], DType to) {
+  if (to == DType::kFloat) return;
+#pragma unroll
+  for (int i = 0; i < Count; ++i) {
+    x[i] = to == DType::kHalf ? half_to_float(float_to_half(x[i]))
+                              : __builtin_bit_cast(float, uint32_t(float_to_bfloat16(x[i])) << 16);
+  }
 }
 
 HK_DEVICE float pilot_of(const float* pilot, int64_t channel, int64_t channels) {
@@ -74,8 +74,9 @@ HK_KERNEL void __launch_bounds__(kPilotThreads) pilot_kernel(const __grid_consta
 }
 
 constexpr int kPackThreads = 128;
+constexpr uint32_t kNaN = 0x7fc00000u;  // which rounding leaves one
 
-// The weights as PackedWeights has them; a thread's element of a lane.
+// The weights in the order in which lanes want them, [8 channels][8 classes][lane]: channels t and t + 4 of class g, 0 beyond.
 HK_KERNEL void __launch_bounds__(kPackThreads) pack_weights_kernel(const __grid_constant__ ProjectionProblem p) {
   const Matrix& m = p.features.weight;
   const int64_t tiles = class_tiles_of(p.classes), at = int64_t(blockIdx.x) * kPackThreads + threadIdx.x;
@@ -83,10 +84,62 @@ HK_KERNEL void __launch_bounds__(kPackThreads) pack_weights_kernel(const __grid_
   const int64_t k = at / kWarp % tiles * 8 + lane / 4, step = at / kWarp / tiles, c = step * 8 + lane % 4;
   if (step >= int64_t(p.features.slices) * (kSliceChannels / 8)) return;
   const auto weight = [&](int64_t channel) {
-    const bool inside = k < p.classes && channel < p.features.channels;
-    return inside ? __builtin_bit_cast(uint32_t, read_float(m.data, m.dtype, k * m.stride[0] + channel * m.stride[1])) : 0u;
+    if (k >= p.classes || channel >= p.features.channels) return 0u;
+    const float w = read_float(m.data, m.dtype, k * m.stride[0] + channel * m.stride[1]);
+    return w == w ? __builtin_bit_cast(uint32_t, w) : kNaN;
   };
   write(p.packed + at, uint64_t(weight(c + 4)) << 32 | weight(c));
+}
+
+// A packed weight in two parts, see `split`.
+HK_DEVICE void split_packed(uint32_t bits, uint32_t& big, uint32_t& small) {
+  const float x = __builtin_bit_cast(float, bits);
+  big = round_for_tf32(x) & kTf32Bits;
+  small = round_for_tf32(x - __builtin_bit_cast(float, big));
+}
+
+// sums += the oldest slice of `stream`, number `slice`, by the packed weights of classes in tiles of 8 from `first_tile` on.
+template <class T, bool PixelMajor, int RowTiles, int ClassTiles>
+HK_DEVICE void project_packed(FragmentC (&sums)[RowTiles][ClassTiles], const SliceStream<16 * RowTiles>& stream,
+                              const ProjectionProblem& p, int slice, int first_tile, int class_tiles) {
+  constexpr int kAtOnce = 4;
+  const LaneOfFragment at;
+  const bool exact_weights = p.features.weight.dtype != DType::kFloat;
+  const int tiles = class_tiles_of(p.classes);
+#pragma unroll 1
+  for (int s = 0; s < kSliceChannels / 8; ++s) {
+    const int64_t channel = int64_t(slice) * kSliceChannels + 8 * s + at.t;
+    const float centre[2] = {pilot_of(p.pilot, channel, p.features.channels), pilot_of(p.pilot, channel + 4, p.features.channels)};
+    const int64_t step = int64_t(slice) * (kSliceChannels / 8) + s;
+    const uint64_t* packed = p.packed + (step * tiles + first_tile) * kWarp + threadIdx.x % kWarp;
+    float x[RowTiles * 4];
+    stream.template read_as<T, PixelMajor>(false, x, [&](int i, int& c, int& pixel) {
+      c = 8 * s + at.inner(i % 4);
+      pixel = i / 4 * 16 + at.row(i % 4);
+    });
+    round_all(x, p.rounding);
+#pragma unroll
+    for (int i = 0; i < RowTiles * 4; ++i) x[i] -= centre[i % 4 >> 1];
+    SplitFeatures a[RowTiles];
+#pragma unroll
+    for (int r = 0; r < RowTiles; ++r) a[r] = SplitFeatures::make(x + 4 * r);
+#pragma unroll
+    for (int some = 0; some < ClassTiles; some += kAtOnce) {
+      if (some >= class_tiles) continue;
+      uint64_t w[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) w[i] = some + i < class_tiles ? read(packed + (some + i) * int(kWarp)) : 0;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (some + i >= class_tiles) continue;
+        SplitB b;
+        split_packed(static_cast<uint32_t>(w[i]), b.big.x[0], b.small.x[0]);
+        split_packed(static_cast<uint32_t>(w[i] >> 32), b.big.x[1], b.small.x[1]);
+#pragma unroll
+        for (int r = 0; r < RowTiles; ++r) add_product(sums[r][some + i], a[r], b, false, exact_weights);
+      }
+    }
+  }
 }
 
 // The warps' parts of a block's logits: [warp][fragment's element][lane].
@@ -128,7 +181,8 @@ HK_DEVICE float add_over_lanes(float x) {
   return x;
 }
 
-// Features' channels come slice by slice through a ring (SliceStream), packed weights through the caches.
+// Features' channels come slice by slice through a ring (SliceStream), packed weights through the caches. Layouts and element
+// types are told apart once, and have loops of their own.
 template <int RowTiles, int ClassTiles>
 __global__ void __launch_bounds__(kFeatureThreads, ClassTiles == kFewClassTiles ? 2 : 1)
     project_kernel(const __grid_constant__ ProjectionProblem p) {
@@ -144,23 +198,21 @@ __global__ void __launch_bounds__(kFeatureThreads, ClassTiles == kFewClassTiles 
   const int tile = static_cast<int>(mine < p.grid.tiles ? mine : p.grid.tiles);
   SharedAllocator memory(dynamic_shared_memory());
   const Parts parts{memory.take<float>(kWarps * Parts::kElements)};
-  const PackedWeights weights(p.packed, chunk * ClassTiles, class_tiles_of(p.classes));
   const int words = slice_words(kPixels, network.dtype == DType::kFloat ? 4 : 2);
   SliceStream<kPixels> stream(p.grid, memory.take<float>(p.grid.slots * kWarps * words), tile, p.grid.tiles, network, 0, network.slices,
                               network, 0, false, begin, every);
   FragmentC sums[RowTiles][ClassTiles];
 #pragma unroll
   for (int i = 0; i < RowTiles * ClassTiles; ++i) sums[i / ClassTiles][i % ClassTiles] = {{0.f, 0.f, 0.f, 0.f}};
-  const bool exact = exact_factors(network, p.rounding, p.pilot);
+  with_layout(network, [&]<class T, bool PixelMajor>() {
 #pragma unroll 1
-  for (int slice = begin; tile < p.grid.tiles && slice < network.slices; slice += every) {
-    const int channel = slice * kSliceChannels;
-    stream.wait(0);
-    project_slice(sums, stream, network, weights, channel, class_tiles, exact,
-                  [&](int c, float x) { return rounded(x, p.rounding) - pilot_of(p.pilot, channel + c, network.channels); });
-    stream.refill();
-    stream.pass();
-  }
+    for (int slice = begin; tile < p.grid.tiles && slice < network.slices; slice += every) {
+      stream.wait(0);
+      project_packed<T, PixelMajor>(sums, stream, p, slice, chunk * ClassTiles, class_tiles);
+      stream.template refill_as<T, PixelMajor>();
+      stream.pass();
+    }
+  });
 #pragma unroll
   for (int first = 0; first < ClassTiles; first += Parts::kTiles) {
     if (first >= class_tiles) continue;

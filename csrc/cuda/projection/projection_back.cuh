@@ -17,11 +17,13 @@ HK_KERNEL void __launch_bounds__(kFeatureThreads, 2) project_back_kernel(const _
   constexpr int kTiles = kBackPixels / 8;
   const BackArguments& a = p.a;
   const int all = static_cast<int>(a.classes), most = all < kMostFeatureClasses ? all : kMostFeatureClasses;
-  const int pitch = back_pitch(kBackPixels), rows = 8 * class_tiles_of(most);
+  const int rows = 8 * class_tiles_of(most);
   SharedAllocator memory(dynamic_shared_memory());
-  const Shared<float> gradient = memory.take<float>(rows * pitch);
+  // In the order in which lanes want it, [8 classes][8 pixels][lane]: both parts of classes t and t + 4 of pixel g.
+  const Shared<Wide> gradient = memory.take<Wide>(rows / 8 * kTiles * int(kWarp));
   LogitGradientReader reader(a.gradient, all, a.pixels, rows, memory);
   const LaneOfFragment at;
+  const int lane = threadIdx.x % kWarp;
   const bool exact = a.weight.dtype != DType::kFloat;
   const float factor = a.factor ? read(a.factor) : 1.f;
   reader.open(0, most);
@@ -42,39 +44,57 @@ HK_KERNEL void __launch_bounds__(kFeatureThreads, 2) project_back_kernel(const _
             reader.open(from, classes);
             __syncthreads();
           }
-          for (int i = threadIdx.x; i < rows * kBackPixels; i += kFeatureThreads) {
-            const int k = i / kBackPixels, pixel = i % kBackPixels;
-            gradient.set(k * pitch + pixel, k < classes && pixel < count ? reader.at(k, image, first + pixel) : 0.f);
+          constexpr int kNext = kWarps / kTiles * 8;  // classes: a warp's pixels are the same in all
+          const int warp = threadIdx.x / kWarp, pixel = warp % kTiles * 8 + at.g;
+          int k = warp / kTiles * 8 + at.t;
+          int64_t place = reader.place(k, image, first + pixel);
+          const auto given = [&](int beside) {
+            return pixel < count && k + beside < classes ? reader.at(k + beside, place + beside * a.pixels) : 0.f;
+          };
+          for (int i = warp; i < class_tiles_of(classes) * kTiles; i += kWarps, k += kNext, place += kNext * a.pixels) {
+            gradient.set(i * int(kWarp) + lane, SplitB::make(given(0), given(4)).words());
           }
           __syncthreads();
         }
         if (channel >= a.channels) continue;
+        // What lies beyond is read from the last channel or class: not written, and multiplied by gradients of 0.
+        int64_t column[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int64_t c = channel + at.row(i) < a.channels ? channel + at.row(i) : a.channels - 1;
+          column[i] = c * a.weight.stride[1];
+        }
         for (int k = 0; k < classes; k += 8) {
           float w[4];
+          const auto read_weights = [&]<class T>() {
 #pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            const int64_t c = channel + at.row(j);
-            const int row = k + at.inner(j);
-            const bool inside = c < a.channels && row < classes;
-            w[j] = inside ? read_float(a.weight.data, a.weight.dtype, (from + row) * a.weight.stride[0] + c * a.weight.stride[1]) : 0.f;
+            for (int j = 0; j < 4; ++j) {
+              const int row = k + at.inner(j) < classes ? k + at.inner(j) : classes - 1;
+              const T* from_row = static_cast<const T*>(a.weight.data) + (from + row) * a.weight.stride[0];
+              w[j] = widened(read(from_row + column[j & 1]), a.weight.dtype);
+            }
+          };
+          if (exact) {
+            read_weights.template operator()<uint16_t>();
+          } else {
+            read_weights.template operator()<float>();
           }
           const SplitA left = SplitA::make(w);
 #pragma unroll
           for (int n = 0; n < kTiles; ++n) {
-            const int from_row = (k + at.t) * pitch + 8 * n + at.g;
-            add_product(sums[n], left, SplitB::make(gradient[from_row], gradient[from_row + 4 * pitch]), exact, false);
+            add_product(sums[n], left, SplitB::of(gradient[(k / 8 * kTiles + n) * int(kWarp) + lane]), exact, false);
           }
         }
       }
-      const int64_t out = image * a.channels * a.pixels;
 #pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
+      for (int i = 0; i < 4; ++i) {
+        const int64_t c = channel + at.sum_row(i);
+        if (c >= a.channels) continue;
+        const int64_t out = image * a.channels * a.pixels + c * a.channel_stride + (first + at.sum_column(i)) * a.pixel_stride;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int64_t c = channel + at.sum_row(i);
-          const int pixel = 8 * n + at.sum_column(i);
-          if (c >= a.channels || pixel >= count) continue;
-          write_float(a.out, a.dtype, out + c * a.channel_stride + (first + pixel) * a.pixel_stride, sums[n].x[i] * factor);
+        for (int n = 0; n < kTiles; ++n) {
+          if (8 * n + at.sum_column(i) >= count) continue;
+          write_float(a.out, a.dtype, out + 8 * n * a.pixel_stride, sums[n].x[i] * factor);
         }
       }
     }

@@ -9,10 +9,10 @@
 
 namespace hetero::cuda {
 
-inline FeatureGrid grid_of(const ProjectionArguments& a, const ProjectionPlan& plan, int slots) {
+inline FeatureGrid grid_of(const ProjectionArguments& a, int pixels_of_tile, int64_t tiles, int slots) {
   const int64_t pixels = a.height * a.width;
-  check_blocks(plan.tiles);
-  return {(pixels + plan.pixels - 1) / plan.pixels, pixels, a.width, static_cast<int>(plan.tiles), slots};
+  check_blocks(tiles);
+  return {(pixels + pixels_of_tile - 1) / pixels_of_tile, pixels, a.width, static_cast<int>(tiles), slots};
 }
 
 inline void project_launches(const ProjectionArguments& a, float* logits, float* pilot, double* statistics, const Runtime& runtime) {
@@ -20,7 +20,7 @@ inline void project_launches(const ProjectionArguments& a, float* logits, float*
   if (plan.tiles == 0) return;
   ProjectionProblem p{};
   p.features = describe(a.features, a.batch, a.height, a.width);
-  p.grid = grid_of(a, plan, plan.slots);
+  p.grid = grid_of(a, plan.pixels, plan.tiles, plan.slots);
   p.rounding = a.rounding;
   p.batch = a.batch;
   p.classes = static_cast<int>(a.classes);
@@ -43,6 +43,8 @@ inline void project_launches(const ProjectionArguments& a, float* logits, float*
     run.template operator()<2, kFewClassTiles>();
   } else if (plan.class_tiles == kManyClassTiles) {
     run.template operator()<2, kManyClassTiles>();
+  } else if (plan.class_tiles == kMoreClassTiles) {
+    run.template operator()<2, kMoreClassTiles>();
   } else {
     run.template operator()<1, kMostClassTiles>();
   }
@@ -57,25 +59,27 @@ inline void project_weights_launches(const ProjectionArguments& a, const LogitGr
   const ProjectionPlan plan = plan_of(a, runtime.card);
   ProjectionWeightsProblem p{};
   p.features = describe(a.features, a.batch, a.height, a.width);
-  p.grid = grid_of(a, plan, plan.weight_slots);
+  p.grid = grid_of(a, plan.weight_pixels, plan.weight_tiles, plan.weight_slots);
   p.rounding = a.rounding;
   p.classes = static_cast<int>(a.classes);
   p.columns = plan.columns;
   p.chunks = plan.chunks;
-  p.splits = plan.tiles > 0 ? plan.splits : 0;  // sums of nothing
+  p.splits = plan.weight_tiles > 0 ? plan.splits : 0;  // sums of nothing
   p.pilot = pilot;
   p.gradient = gradient;
   const int64_t size = a.classes * a.features.channels;
   if (p.splits > 0) {
     p.features.weight_slots = static_cast<float*>(runtime.allocate(p.splits * size * int64_t(sizeof(float))));
     const auto run = [&]<int ClassTiles, int Pixels>() {
-      launch("projection_weights_kernel", projection_weights_kernel<kWeightTiles / ClassTiles, ClassTiles, Pixels>,
+      launch("projection_weights_kernel", projection_weights_kernel<slices_of_warp(ClassTiles), ClassTiles, Pixels>,
              {int64_t(plan.columns) * plan.chunks * p.splits, kFeatureThreads, plan.weight_shared_bytes}, runtime, p);
     };
     if (plan.class_tiles == kFewClassTiles) {
       run.template operator()<kFewClassTiles, 32>();
     } else if (plan.class_tiles == kManyClassTiles) {
       run.template operator()<kManyClassTiles, 32>();
+    } else if (plan.class_tiles == kMoreClassTiles) {
+      run.template operator()<kMoreClassTiles, 16>();
     } else {
       run.template operator()<kMostClassTiles, 16>();
     }
@@ -89,7 +93,7 @@ inline void project_back_launch(const BackArguments& a, const Runtime& runtime) 
   if (p.tiles == 0 || a.channels == 0) return;
   const int64_t blocks = std::min<int64_t>(p.tiles, 2 * runtime.card.multiprocessors);
   const int64_t rows = 8 * class_tiles_of(std::min<int64_t>(a.classes, kMostFeatureClasses));
-  const int64_t shared = array_bytes(rows * back_pitch(kBackPixels), 4) + array_bytes(3 * rows, 4);
+  const int64_t shared = array_bytes(rows * kBackPixels, 8) + array_bytes(3 * rows, 4);
   launch("project_back_kernel", project_back_kernel, {blocks, kFeatureThreads, shared}, runtime, p);
 }
 

@@ -18,10 +18,13 @@ struct ProjectionPlan {
   int groups;       // tiles of a block; its warps share each tile's channels
   int slots;        // slices that a warp has under way
   int64_t tiles, blocks, shared_bytes;
-  // The weight's gradient: blocks of channels, parts of the sums over pixels, slots and shared memory.
-  int columns, splits, weight_slots;
-  int64_t weight_shared_bytes;
+  // The weight's gradient: pixels of its tiles, blocks of channels, parts of the sums over pixels, slots, tiles and shared memory.
+  int weight_pixels, columns, splits, weight_slots;
+  int64_t weight_tiles, weight_shared_bytes;
 };
+
+// Slices that a warp has in a launch of the weight's gradient.
+constexpr int slices_of_warp(int class_tiles) { return class_tiles == kMoreClassTiles ? 2 : kWeightTiles / class_tiles; }
 
 // Throws std::runtime_error where the card's shared memory does not take it.
 ProjectionPlan make_plan(const ProjectionRequest& request, const Card& card);
