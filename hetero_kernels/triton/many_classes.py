@@ -25,6 +25,8 @@ from .tile import (
     Pixels,
     columns_of,
     fraction,
+    grid_of,
+    labels_of,
     load_block,
     load_labels,
     load_per_class,
@@ -32,9 +34,11 @@ from .tile import (
     lower,
     masked,
     meant,
+    network_of,
     pixel_factor,
     store_row,
     store_slot,
+    upstream_of,
 )
 
 
@@ -141,14 +145,16 @@ def hakd_many_kernel(
     UPSTREAM: tl.constexpr, MAPS: tl.constexpr, HAKD_PARTS: tl.constexpr, PROJ_PARTS: tl.constexpr,
 ):  # fmt: skip
     """``hakd_kernel`` for any number of classes."""
+    student, teacher, labels = network_of(student), network_of(teacher), labels_of(labels)
+    upstream, grid = upstream_of(upstream), grid_of(grid)
     program = tl.program_id(0)
     CLASSES: tl.constexpr = BLOCKS[0]
     pixels, y = locate_block(program, grid, TILE, ROWS, ALIGN, SAME)
     s_site, t_site = site_of(student, pixels, y, grid, ALIGN), site_of(teacher, pixels, y, grid, ALIGN)
     label, valid, wrong = load_labels(labels, pixels, y, classes, SAMPLED)
     factor = pixel_factor(upstream, pixels, y, UPSTREAM)
-    hakd_scale = term_scale(hakd_term, HAKD_PARTS)
-    proj_scale = term_scale(proj_term, PROJ_PARTS)
+    hakd_scale = term_scale(hakd_term, 0, HAKD_PARTS)
+    proj_scale = term_scale(proj_term, 1, PROJ_PARTS)
     hakd_factor, proj_factor = factor * hakd_scale, factor * (proj_scale / classes)
     cold = 1.0 / temperature
 
@@ -249,14 +255,16 @@ def segmentation_many_kernel(
     UPSTREAM: tl.constexpr, MAPS: tl.constexpr, TASK_PARTS: tl.constexpr, KD_PARTS: tl.constexpr,
 ):  # fmt: skip
     """``segmentation_kernel`` for any number of classes."""
+    student, teacher, labels = network_of(student), network_of(teacher), labels_of(labels)
+    upstream, grid = upstream_of(upstream), grid_of(grid)
     program = tl.program_id(0)
     CLASSES: tl.constexpr = BLOCKS[0]
     pixels, y = locate_block(program, grid, TILE, ROWS, ALIGN, SAME)
     s_site, t_site = site_of(student, pixels, y, grid, ALIGN), site_of(teacher, pixels, y, grid, ALIGN)
     label, valid, wrong = load_labels(labels, pixels, y, classes, False)
     factor = pixel_factor(upstream, pixels, y, UPSTREAM)
-    task_scale = term_scale(task_term, TASK_PARTS)
-    kd_scale = term_scale(kd_term, KD_PARTS)
+    task_scale = term_scale(task_term, 0, TASK_PARTS)
+    kd_scale = term_scale(kd_term, 1, KD_PARTS)
     cold, share = 1.0 / temperature, smoothing / classes
 
     best, m_s = best_of_all(student, classes, pixels, y, s_site, CLASSES, STUDENT_DIRECT)

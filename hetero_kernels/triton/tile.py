@@ -23,6 +23,12 @@ from .pixel_math import PADDING
 # the compiler makes that a scalar, which the hint's two axes break.
 
 
+# Triton specialises every integer of a tuple: it makes a constant of 1 and a kernel of its own for multiples of 16,
+# which random crops would compile again and again for. So what changes with a crop is given as ``hidden`` (launch.py)
+# makes it, which is neither, and a kernel begins with ``network_of`` and the like. Strides of neighbouring pixels stay
+# as they are: they are 1 nearly always.
+
+
 class Network(NamedTuple):
     """A network's logits, where their gradient goes, and the geometry of both.
 
@@ -97,6 +103,46 @@ class Columns(NamedTuple):
     right: Any
     part: Any
     first: Any  # neighbour of the tile's first pixel
+
+
+# Numbers as they were ------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def shown(n):
+    """What launch.py's ``hidden`` was given."""
+    return ~n >> 1
+
+
+@triton.jit
+def network_of(given):
+    """But for the span: what is asked for after the loop over rows would be kept in a register until then."""
+    return Network(
+        given.logits, given.gradient, shown(given.height), shown(given.width), shown(given.stride_b),
+        shown(given.stride_c), shown(given.stride_h), given.stride_w, given.span, given.scale, given.shift,
+        given.floor, given.sums,
+    )  # fmt: skip
+
+
+@triton.jit
+def labels_of(given):
+    return Labels(
+        given.data, shown(given.height), shown(given.width), shown(given.stride_b), shown(given.stride_h),
+        given.stride_w, given.rows_scale, given.columns_scale, given.ignore_index,
+    )  # fmt: skip
+
+
+@triton.jit
+def upstream_of(given):
+    return Upstream(given.data, shown(given.stride_b), shown(given.stride_h), given.stride_w)
+
+
+@triton.jit
+def grid_of(given):
+    return Grid(
+        shown(given.height), shown(given.width), shown(given.student_height), shown(given.teacher_height),
+        shown(given.bands), shown(given.splits), shown(given.tiles),
+    )  # fmt: skip
 
 
 # Positions -----------------------------------------------------------------------------------------------------
@@ -361,26 +407,27 @@ def slot_weights(columns, start, SPAN: tl.constexpr):
 
 
 @triton.jit
-def store_block(to, network, c, classes, below, above, weights, start, SPAN: tl.constexpr, PRECISION: tl.constexpr):
+def store_block(to, span, c, classes, below, above, weights, start, SPAN: tl.constexpr, PRECISION: tl.constexpr):
     """A block of both coarse rows."""
     n = start + tl.arange(0, SPAN)[None, :]
-    inside = (c < classes) & (n < network.span)
-    at = to + c * network.span + n
+    inside = (c < classes) & (n < span)
+    at = to + c * span + n
     tl.store(at, tl.dot(below, weights, input_precision=PRECISION), mask=inside)
-    tl.store(at + classes * network.span, tl.dot(above, weights, input_precision=PRECISION), mask=inside)
+    tl.store(at + classes * span, tl.dot(above, weights, input_precision=PRECISION), mask=inside)
 
 
 @triton.jit
 def store_slot(network, c, classes, columns, slot, gradient, SPAN: tl.constexpr, PRECISION: tl.constexpr):
     """Adjoint of horizontal interpolation: gradients of a band's two coarse rows at the tile's pixels, to a slot."""
-    to = network.gradient + tl.cast(slot, tl.int64) * 2 * classes * network.span
+    span = shown(network.span)
+    to = network.gradient + tl.cast(slot, tl.int64) * 2 * classes * span
     if c[0].shape[0] <= 8:  # weights once, for they are the larger operand
-        for start in range(0, network.span, SPAN):
+        for start in range(0, span, SPAN):
             weights = slot_weights(columns, start, SPAN)
             for i in tl.static_range(len(c)):
-                store_block(to, network, c[i], classes, gradient[0][i], gradient[1][i], weights, start, SPAN, PRECISION)
+                store_block(to, span, c[i], classes, gradient[0][i], gradient[1][i], weights, start, SPAN, PRECISION)
     else:  # one block at a time, or the operands of all would take shared memory together
         for i in tl.static_range(len(c)):
-            for start in range(0, network.span, SPAN):
+            for start in range(0, span, SPAN):
                 weights = slot_weights(columns, start, SPAN)
-                store_block(to, network, c[i], classes, gradient[0][i], gradient[1][i], weights, start, SPAN, PRECISION)
+                store_block(to, span, c[i], classes, gradient[0][i], gradient[1][i], weights, start, SPAN, PRECISION)
