@@ -34,11 +34,10 @@ from .tile import (
     lower,
     masked,
     meant,
-    network_of,
     pixel_factor,
+    shown,
     store_row,
     store_slot,
-    upstream_of,
 )
 
 
@@ -63,8 +62,9 @@ def locate_block(program, grid, TILE: tl.constexpr, ROWS: tl.constexpr, ALIGN: t
 
 @triton.jit
 def site_of(network, pixels, y, grid, ALIGN: tl.constexpr):
-    row = lower(tl.minimum(pixels.begin, grid.height - 1), network.height, grid.height, ALIGN)
-    part = fraction(y, row, network.height, grid.height, ALIGN)
+    height = shown(network.height)
+    row = lower(tl.minimum(pixels.begin, grid.height - 1), height, grid.height, ALIGN)
+    part = fraction(y, row, height, grid.height, ALIGN)
     return Site(row, part, columns_of(pixels, network, grid, ALIGN))
 
 
@@ -72,16 +72,16 @@ def site_of(network, pixels, y, grid, ALIGN: tl.constexpr):
 def load_pixels(network, c, classes, pixels, y, site, DIRECT: tl.constexpr):
     """Logits of classes ``c``: [classes, 1], or [1, pixels] for a class of every pixel's own; ``PADDING`` beyond K."""
     if DIRECT:
-        at = network.logits + pixels.image * network.stride_b + tl.cast(y, tl.int64) * network.stride_h
+        at = network.logits + pixels.image * shown(network.stride_b) + tl.cast(y, tl.int64) * shown(network.stride_h)
         at += tl.cast(pixels.x, tl.int64) * network.stride_w
-        at = at[None, :] + tl.cast(c, tl.int64) * network.stride_c
+        at = at[None, :] + tl.cast(c, tl.int64) * shown(network.stride_c)
         if c.shape[0] > 1:
             at = tl.multiple_of(tl.max_contiguous(at, [1, 2]), [1, 1])  # see tile.py
         z = meant(network, c, classes, tl.load(at, mask=c < classes, other=0.0).to(tl.float32))
         z += tl.where(c < classes, 0.0, PADDING)
     else:
         left, right, part = site.columns.left, site.columns.right, site.columns.part[None, :]
-        above_row = tl.minimum(site.row + 1, network.height - 1)
+        above_row = tl.minimum(site.row + 1, shown(network.height) - 1)
         below = (1.0 - part) * load_block(network, c, classes, pixels.image, site.row, left)
         below += part * load_block(network, c, classes, pixels.image, site.row, right)
         above = (1.0 - part) * load_block(network, c, classes, pixels.image, above_row, left)
@@ -145,8 +145,7 @@ def hakd_many_kernel(
     UPSTREAM: tl.constexpr, MAPS: tl.constexpr, HAKD_PARTS: tl.constexpr, PROJ_PARTS: tl.constexpr,
 ):  # fmt: skip
     """``hakd_kernel`` for any number of classes."""
-    student, teacher, labels = network_of(student), network_of(teacher), labels_of(labels)
-    upstream, grid = upstream_of(upstream), grid_of(grid)
+    labels, grid = labels_of(labels), grid_of(grid)
     program = tl.program_id(0)
     CLASSES: tl.constexpr = BLOCKS[0]
     pixels, y = locate_block(program, grid, TILE, ROWS, ALIGN, SAME)
@@ -255,8 +254,7 @@ def segmentation_many_kernel(
     UPSTREAM: tl.constexpr, MAPS: tl.constexpr, TASK_PARTS: tl.constexpr, KD_PARTS: tl.constexpr,
 ):  # fmt: skip
     """``segmentation_kernel`` for any number of classes."""
-    student, teacher, labels = network_of(student), network_of(teacher), labels_of(labels)
-    upstream, grid = upstream_of(upstream), grid_of(grid)
+    labels, grid = labels_of(labels), grid_of(grid)
     program = tl.program_id(0)
     CLASSES: tl.constexpr = BLOCKS[0]
     pixels, y = locate_block(program, grid, TILE, ROWS, ALIGN, SAME)

@@ -41,11 +41,10 @@ from .tile import (
     logits_of,
     lower,
     masked,
-    network_of,
     pixel_factor,
+    shown,
     store_row,
     store_slot,
-    upstream_of,
     zeros,
 )
 from .tuning import Tiling, tilings_of, tuned
@@ -101,12 +100,13 @@ def hakd_rows(
     )
     s_above, t_above = s_below, t_below
     first_row = tl.minimum(pixels.begin, grid.height - 1)
-    s_row = lower(first_row, student.height, grid.height, ALIGN)
-    t_row = lower(first_row, teacher.height, grid.height, ALIGN)
+    s_height, t_height = shown(student.height), shown(teacher.height)
+    s_row = lower(first_row, s_height, grid.height, ALIGN)
+    t_row = lower(first_row, t_height, grid.height, ALIGN)
     for y in range(pixels.begin, pixels.end):
         label, valid, wrong = load_labels(labels, pixels, y, classes, SAMPLED)
-        s_f = fraction(y, s_row, student.height, grid.height, ALIGN)
-        t_f = fraction(y, t_row, teacher.height, grid.height, ALIGN)
+        s_f = fraction(y, s_row, s_height, grid.height, ALIGN)
+        t_f = fraction(y, t_row, t_height, grid.height, ALIGN)
         factor = pixel_factor(upstream, pixels, y, UPSTREAM)
         z_s = logits_of(s_band, s_f, STUDENT_DIRECT, BOUNDED)
         z_t = logits_of(t_band, t_f, TEACHER_DIRECT, BOUNDED)
@@ -150,8 +150,7 @@ def hakd_kernel(
 
     ``spatial_sums`` [B, 2, K] is what kem="spatial" measures scores by, see ``scores_kernel``.
     """
-    student, teacher, labels = network_of(student), network_of(teacher), labels_of(labels)
-    upstream, grid = upstream_of(upstream), grid_of(grid)
+    labels, grid = labels_of(labels), grid_of(grid)
     program = tl.program_id(0)
     pixels = locate(program, grid, TILE, ROWS, ALIGN, SAME)
     c = class_numbers(BLOCKS)
@@ -200,14 +199,14 @@ def segmentation_kernel(
     UPSTREAM: tl.constexpr, MAPS: tl.constexpr, TASK_PARTS: tl.constexpr, KD_PARTS: tl.constexpr,
 ):  # fmt: skip
     """Section 7. STUDENT: whether the gradient is wanted; SMOOTH: whether there is label smoothing."""
-    student, teacher, labels = network_of(student), network_of(teacher), labels_of(labels)
-    upstream, grid = upstream_of(upstream), grid_of(grid)
+    labels, grid = labels_of(labels), grid_of(grid)
     program = tl.program_id(0)
     pixels = locate(program, grid, TILE, ROWS, ALIGN, SAME)
     c = class_numbers(BLOCKS)
     first_row = tl.minimum(pixels.begin, grid.height - 1)
-    s_row = lower(first_row, student.height, grid.height, ALIGN)
-    t_row = lower(first_row, teacher.height, grid.height, ALIGN)
+    s_height, t_height = shown(student.height), shown(teacher.height)
+    s_row = lower(first_row, s_height, grid.height, ALIGN)
+    t_row = lower(first_row, t_height, grid.height, ALIGN)
     s_columns = columns_of(pixels, student, grid, ALIGN)
     s_band = load_band(student, c, classes, pixels, s_columns, grid, ALIGN, STUDENT_DIRECT)
     t_band = s_band
@@ -231,14 +230,14 @@ def segmentation_kernel(
     above = below
     for y in range(pixels.begin, pixels.end):
         label, valid, wrong = load_labels(labels, pixels, y, classes, False)
-        s_f = fraction(y, s_row, student.height, grid.height, ALIGN)
+        s_f = fraction(y, s_row, s_height, grid.height, ALIGN)
         o_s = logits_of(s_band, s_f, STUDENT_DIRECT)
         task, task_g = cross_entropy_row(o_s, c, classes, label, weight, weight_sum, smoothing, HAS_WEIGHT, SMOOTH)
         factor = pixel_factor(upstream, pixels, y, UPSTREAM)
         g = add_scaled(zeros(c, pixels), task_g, (factor * task_scale)[None, :])
         kd = tl.zeros([TILE], tl.float32)
         if HAS_TEACHER:
-            t_f = fraction(y, t_row, teacher.height, grid.height, ALIGN)
+            t_f = fraction(y, t_row, t_height, grid.height, ALIGN)
             o_t = logits_of(t_band, t_f, TEACHER_DIRECT)
             kd, kd_g = distillation_row(o_s, o_t, c, temperature)
             g = add_scaled(g, kd_g, (factor * kd_scale)[None, :])

@@ -21,7 +21,7 @@ from .tile import Labels, Network, Upstream
 from .tuning import Tiling, cdiv
 
 FINISH_ROWS, FINISH_COLUMNS = 8, 64
-LOSS_BLOCK = 512  # twice as many spill
+LOSS_BLOCK = 512  # of twice as many some spill
 SUM_PARTS, SUM_COLUMNS = 128, 16
 COUNT_PARTS, COUNT_BLOCK = 256, 1024
 

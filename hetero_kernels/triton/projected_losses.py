@@ -38,7 +38,7 @@ from .pixel_math import LOG2E
 from .plan import TermsPlan, check_labels, upstream_argument
 from .projection import LogitGradient, empty_gradient, features_gradient
 from .reduction import Output, Term, store_loss, store_maps, store_sums, term_scale
-from .tile import class_numbers, labels_of, load_labels, masked, pixel_factor, upstream_of
+from .tile import class_numbers, labels_of, load_labels, masked, pixel_factor
 from .tuning import FeatureTiling, cdiv, feature_tilings_of, multiprocessors, tuned
 
 
@@ -56,7 +56,7 @@ def projected_hakd_kernel(
     BLOCKS: of classes in the pixels' mathematics, PRODUCTS: in the projections; STUDENT, TEACHER: whose logits'
     gradient is wanted; FLAT, BIAS: of both networks, see features.py; the others as ``hakd_kernel``'s.
     """
-    labels, upstream, grid = labels_of(labels), upstream_of(upstream), flat_of(grid, MULTIPLE)
+    labels, grid = labels_of(labels), flat_of(grid, MULTIPLE)
     program = tl.program_id(0)
     pixels, y, n = locate_flat(program, grid, PIXELS)
     project(student, pixels, y, n, classes, grid, one, PRODUCTS, CHANNELS, FLAT[0], BIAS[0], PRECISION)

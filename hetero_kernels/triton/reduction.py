@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .tile import Pixels, band_of, first_pixel, grid_of, labels_of, load_labels, lower, network_of, normalized, shown
+from .tile import Pixels, band_of, first_pixel, grid_of, labels_of, load_labels, lower, normalized, shown
 
 
 class Term(NamedTuple):
@@ -103,27 +103,27 @@ def add_slots(
 ):  # fmt: skip
     """[ROWS classes, COLUMNS coarse columns] of a coarse row of a gradient, from all the slots that reach them. A
     coarse column is within ``reach`` tiles."""
-    inside = (k < classes) & (n < network.width)
-    first_tile = first_pixel(n - 1, network.width, grid.width, ALIGN) // TILE
-    end = tl.where(n + 1 >= network.width, grid.width, first_pixel(n + 1, network.width, grid.width, ALIGN))
+    height, width, span = shown(network.height), shown(network.width), shown(network.span)
+    inside = (k < classes) & (n < width)
+    first_tile = first_pixel(n - 1, width, grid.width, ALIGN) // TILE
+    end = tl.where(n + 1 >= width, grid.width, first_pixel(n + 1, width, grid.width, ALIGN))
     last_tile = (end - 1) // TILE
-    span = shown(network.span)
     side = classes * span
     g = tl.zeros([ROWS, COLUMNS], tl.float32)
     for cell in range(tl.maximum(row - 1, 0), row + 1):  # bands whose lower coarse row is this one or the one before
-        from_row = first_pixel(cell, network.height, grid.height, ALIGN)
+        from_row = first_pixel(cell, height, grid.height, ALIGN)
         to_row = tl.where(
-            cell + 1 >= network.height, grid.height, first_pixel(cell + 1, network.height, grid.height, ALIGN)
+            cell + 1 >= height, grid.height, first_pixel(cell + 1, height, grid.height, ALIGN)
         )
         end_band = band_of(tl.maximum(to_row - 1, 0), grid, ALIGN, SAME) + 1
         first_band = tl.where(from_row < to_row, band_of(from_row, grid, ALIGN, SAME), end_band)
         below = tl.where(cell == row, 1.0, 0.0)
-        above = tl.where((cell < row) | (row == network.height - 1), 1.0, 0.0)
+        above = tl.where((cell < row) | (row == height - 1), 1.0, 0.0)
         for band in range(first_band, end_band):
             for split in range(grid.splits):
                 for step in range(reach):
                     tile = first_tile + step
-                    at = n - lower(tile * TILE, network.width, grid.width, ALIGN)
+                    at = n - lower(tile * TILE, width, grid.width, ALIGN)
                     ok = inside & (tile <= last_tile) & (at >= 0) & (at < span)
                     slot = ((image * grid.bands + band) * grid.splits + split) * grid.tiles + tile
                     lower_row = network.gradient + slot * 2 * side + k * span + at
@@ -138,8 +138,8 @@ def add_slots(
 def by_raw(network, g, image, row, k, n, classes, inside, part):
     """The gradient of raw logits from that of what they mean; stores a ``part`` of scale's and shift's. A pixel without
     a gradient counts 0, whatever its logit."""
-    start = network.logits + image * network.stride_b + tl.cast(row, tl.int64) * network.stride_h
-    at = start + tl.cast(k, tl.int64) * network.stride_c + tl.cast(n, tl.int64) * network.stride_w
+    start = network.logits + image * shown(network.stride_b) + tl.cast(row, tl.int64) * shown(network.stride_h)
+    at = start + tl.cast(k, tl.int64) * shown(network.stride_c) + tl.cast(n, tl.int64) * network.stride_w
     z = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     if network.floor is not None:
         g = tl.where(normalized(network, k, classes, z) <= network.floor, 0.0, g)
@@ -151,29 +151,36 @@ def by_raw(network, g, image, row, k, n, classes, inside, part):
 
 
 @triton.jit
+def offset_of(network, classes, image, row, k, n):
+    """Of classes ``k`` and columns ``n`` of a coarse row in a gradient [B, K, h, w]."""
+    return ((image * classes + k) * shown(network.height) + row) * shown(network.width) + n
+
+
+@triton.jit
 def gather(
     out, network, grid, classes, program, scale, reach, DIRECT: tl.constexpr,
     TILE: tl.constexpr, ALIGN: tl.constexpr, SAME: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """One program of one network: [ROWS classes, COLUMNS coarse columns] of a coarse row of its gradient."""
-    column_blocks, class_blocks = tl.cdiv(network.width, COLUMNS), tl.cdiv(classes, ROWS)
+    height, width = shown(network.height), shown(network.width)
+    column_blocks, class_blocks = tl.cdiv(width, COLUMNS), tl.cdiv(classes, ROWS)
     column = program % column_blocks
     n = (column * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     program = program // column_blocks
     k = (program % class_blocks * ROWS + tl.arange(0, ROWS))[:, None]
     program = program // class_blocks
-    row, image = program % network.height, (program // network.height).to(tl.int64)
-    inside = (k < classes) & (n < network.width)
-    offset = ((image * classes + k) * network.height + row) * network.width + n
+    row, image = program % height, (program // height).to(tl.int64)
+    inside = (k < classes) & (n < width)
     if DIRECT:
-        g = tl.load(network.gradient + offset, mask=inside, other=0.0)
+        g = tl.load(network.gradient + offset_of(network, classes, image, row, k, n), mask=inside, other=0.0)
     else:
         g = add_slots(network, grid, classes, image, row, k, n, reach, TILE, ALIGN, SAME, ROWS, COLUMNS)
     g *= scale
     if network.scale is not None:
-        part = (image * network.height + row) * column_blocks + column
+        part = (image * height + row) * column_blocks + column
         g = by_raw(network, g, image, row, k, n, classes, inside, part)
-    tl.store(out + offset, g, mask=inside)
+    # Only now: what is known before the loop over slots is kept in registers through it.
+    tl.store(out + offset_of(network, classes, image, row, k, n), g, mask=inside)
 
 
 @triton.jit
@@ -225,7 +232,7 @@ def finish_kernel(
     DEFERRED: gradients still lack the number of valid pixels, ``count``, as divisor. MODES: what divides a term,
     "count", "given" (its divisor) or "one".
     """
-    student, teacher, grid = network_of(student), network_of(teacher), grid_of(grid)
+    grid = grid_of(grid)
     program = tl.program_id(0)
     if LOSS:
         program -= 1

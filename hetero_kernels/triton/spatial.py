@@ -24,7 +24,7 @@ from .tile import (
     locate,
     logits_of,
     lower,
-    network_of,
+    shown,
     zeros,
 )
 from .tuning import cdiv
@@ -40,22 +40,22 @@ def scores_kernel(
     """kem="spatial", first: a program's highest score m of every class (0 without pixels) and its sum of e^{q - m},
     to ``partial`` [programs, 2, K]. BLOCKS are those of ``CLASSES`` classes, of which there is a second axis of
     programs."""
-    student, teacher = network_of(student), network_of(teacher)
     labels, grid = labels_of(labels), grid_of(grid)
     program = tl.program_id(0)
     pixels = locate(program, grid, TILE, ROWS, ALIGN, SAME)
     c = class_numbers(BLOCKS, tl.program_id(1) * CLASSES)
     first_row = tl.minimum(pixels.begin, grid.height - 1)
-    s_row = lower(first_row, student.height, grid.height, ALIGN)
-    t_row = lower(first_row, teacher.height, grid.height, ALIGN)
+    s_height, t_height = shown(student.height), shown(teacher.height)
+    s_row = lower(first_row, s_height, grid.height, ALIGN)
+    t_row = lower(first_row, t_height, grid.height, ALIGN)
     s_columns, t_columns = columns_of(pixels, student, grid, ALIGN), columns_of(pixels, teacher, grid, ALIGN)
     s_band = load_band(student, c, classes, pixels, s_columns, grid, ALIGN, STUDENT_DIRECT)
     t_band = load_band(teacher, c, classes, pixels, t_columns, grid, ALIGN, TEACHER_DIRECT)
     highest, sums = zeros(c, pixels), zeros(c, pixels)
     for y in range(pixels.begin, pixels.end):
         label, valid, _ = load_labels(labels, pixels, y, classes, SAMPLED)
-        s_f = fraction(y, s_row, student.height, grid.height, ALIGN)
-        t_f = fraction(y, t_row, teacher.height, grid.height, ALIGN)
+        s_f = fraction(y, s_row, s_height, grid.height, ALIGN)
+        t_f = fraction(y, t_row, t_height, grid.height, ALIGN)
         z_s = logits_of(s_band, s_f, STUDENT_DIRECT)
         z_t = logits_of(t_band, t_f, TEACHER_DIRECT)
         _, _, score = mix(z_s, z_t, is_class(c, label), KMM)

@@ -25,8 +25,10 @@ from .pixel_math import PADDING
 
 # Triton specialises every integer of a tuple: it makes a constant of 1 and a kernel of its own for multiples of 16,
 # which random crops would compile again and again for. So what changes with a crop is given as ``hidden`` (launch.py)
-# makes it, which is neither, and a kernel begins with ``network_of`` and the like. Strides of neighbouring pixels stay
-# as they are: they are 1 nearly always.
+# makes it, which is neither: a kernel begins with ``labels_of`` and ``grid_of``, and numbers of networks and upstream
+# factors are ``shown`` where they are read. (Triton 3.6 has no functions that return tuples with None in them; and what
+# is asked for after a loop is not kept in a register through it.) Strides of neighbouring pixels stay as they are: they
+# are 1 nearly always.
 
 
 class Network(NamedTuple):
@@ -115,26 +117,11 @@ def shown(n):
 
 
 @triton.jit
-def network_of(given):
-    """But for the span: what is asked for after the loop over rows would be kept in a register until then."""
-    return Network(
-        given.logits, given.gradient, shown(given.height), shown(given.width), shown(given.stride_b),
-        shown(given.stride_c), shown(given.stride_h), given.stride_w, given.span, given.scale, given.shift,
-        given.floor, given.sums,
-    )  # fmt: skip
-
-
-@triton.jit
 def labels_of(given):
     return Labels(
         given.data, shown(given.height), shown(given.width), shown(given.stride_b), shown(given.stride_h),
         given.stride_w, given.rows_scale, given.columns_scale, given.ignore_index,
     )  # fmt: skip
-
-
-@triton.jit
-def upstream_of(given):
-    return Upstream(given.data, shown(given.stride_b), shown(given.stride_h), given.stride_w)
 
 
 @triton.jit
@@ -206,11 +193,12 @@ def band_start(band, grid, ALIGN: tl.constexpr, SAME: tl.constexpr):
 
 @triton.jit
 def columns_of(pixels, network, grid, ALIGN: tl.constexpr):
-    left = lower(pixels.x, network.width, grid.width, ALIGN)
-    part = fraction(pixels.x, left, network.width, grid.width, ALIGN)
-    first = lower(pixels.first, network.width, grid.width, ALIGN)
+    width = shown(network.width)
+    left = lower(pixels.x, width, grid.width, ALIGN)
+    part = fraction(pixels.x, left, width, grid.width, ALIGN)
+    first = lower(pixels.first, width, grid.width, ALIGN)
     on = part == 0.0
-    right = tl.where(on, left, tl.minimum(left + 1, network.width - 1))
+    right = tl.where(on, left, tl.minimum(left + 1, width - 1))
     return Columns(left, right, tl.where(on, 0.5, part), first)
 
 
@@ -284,8 +272,8 @@ def meant(network, c, classes, z):
 @triton.jit
 def load_block(network, c, classes, image, row, column):
     """A block of logits of a coarse row at ``column`` [pixels]; ``PADDING`` beyond K."""
-    start = network.logits + image * network.stride_b + tl.cast(row, tl.int64) * network.stride_h
-    offset = tl.cast(c, tl.int64) * network.stride_c + (tl.cast(column, tl.int64) * network.stride_w)[None, :]
+    start = network.logits + image * shown(network.stride_b) + tl.cast(row, tl.int64) * shown(network.stride_h)
+    offset = tl.cast(c, tl.int64) * shown(network.stride_c) + (tl.cast(column, tl.int64) * network.stride_w)[None, :]
     at = start + offset
     if c.shape[0] > 1:
         at = tl.multiple_of(tl.max_contiguous(at, [1, 2]), [1, 1])
@@ -332,9 +320,10 @@ def load_band(network, c, classes, pixels, columns, grid, ALIGN: tl.constexpr, D
         z = load_row(network, c, classes, pixels.image, first, pixels.x)
         return z, z
     else:
-        row = lower(first, network.height, grid.height, ALIGN)
+        height = shown(network.height)
+        row = lower(first, height, grid.height, ALIGN)
         below = load_between(network, c, classes, pixels, columns, row)
-        above = load_between(network, c, classes, pixels, columns, tl.minimum(row + 1, network.height - 1))
+        above = load_between(network, c, classes, pixels, columns, tl.minimum(row + 1, height - 1))
         return below, above
 
 
@@ -369,7 +358,7 @@ def load_labels(labels, pixels, y, classes, SAMPLED: tl.constexpr):
 def pixel_factor(upstream, pixels, y, UPSTREAM: tl.constexpr):
     factor = tl.full(pixels.x.shape, 1.0, tl.float32)
     if UPSTREAM:
-        row = upstream.data + pixels.image * upstream.stride_b + tl.cast(y, tl.int64) * upstream.stride_h
+        row = upstream.data + pixels.image * shown(upstream.stride_b) + tl.cast(y, tl.int64) * shown(upstream.stride_h)
         factor = tl.load(row + pixels.x.to(tl.int64) * upstream.stride_w).to(tl.float32)
     return factor
 

@@ -25,8 +25,8 @@ BUDGETS = {
     "pilot_kernel": (None, None, 0),
     "project_kernel": (760, 0, 0),
     "statistics_kernel": (None, None, 0),
-    "hakd_kernel (label resolution, with L_proj, raw logits)": (141, 8.4, 384),
-    "finish_kernel (raw logits)": (None, None, 0),
+    "hakd_kernel (label resolution, with L_proj, raw logits)": (141, 8.4, 416),  # 384 before numbers were hidden
+    "finish_kernel (raw logits)": (None, None, 32),  # by Triton 3.6; by 3.8 none
     "sum_parts_kernel": (None, None, 0),
     "weights_kernel": (900, 0, 0),
     "finish_weight_kernel": (None, None, 0),
@@ -87,15 +87,15 @@ def test_budgets(name):
 
 # Bytes that K = 150 and K = 384 may spill on sm_90, and K = 19 on gfx942: what is not named spills nothing.
 SPILLS = {
-    ("sm_90", "hakd_kernel (label resolution)"): 96,  # 72 by Triton 3.8
+    ("sm_90", "hakd_kernel (label resolution)"): 96,  # 80 by Triton 3.8
     ("sm_90", "hakd_kernel (feature resolution)"): 296,  # 224 before masked classes in the guarded loop
-    ("sm_90", "hakd_kernel (label resolution, with L_proj)"): 808,
+    ("sm_90", "hakd_kernel (label resolution, with L_proj)"): 680,
     ("sm_90", "hakd_kernel (label resolution, with L_proj, raw logits)"): 696,
     ("sm_90", "segmentation_kernel (CE + KD)"): 136,  # 112 before masked classes
-    ("sm_90", "projected_hakd_kernel"): 56,
+    ("sm_90", "projected_hakd_kernel"): 72,  # 56 before numbers were hidden
     ("sm_90", "hakd_many_kernel (label resolution, with L_proj)"): 48,
     ("sm_90", "hakd_many_kernel (feature resolution)"): 16,
-    ("gfx942", "weight_gradients_kernel"): 8,
+    ("gfx942", "weight_gradients_kernel"): 12,
 }
 
 
