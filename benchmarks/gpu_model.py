@@ -79,18 +79,17 @@ def floor_bytes(launch: triton_static.Launch) -> int:
 def our_bytes(launch: triton_static.Launch) -> int:
     """Slots out and in besides. Corners read again are the caches' affair."""
     student = launch.arguments["student"]
-    # At the loss grid the gradient is written, then divided in place.
-    written = student.logits if student.gradient.shape == student.logits.shape else student.gradient
-    return floor_bytes(launch) + 2 * written.numel() * 4
+    slots = 0 if launch.constants["STUDENT_DIRECT"] else student.gradient.numel()
+    return floor_bytes(launch) + 2 * slots * 4
 
 
 def predict(
     card: Card, launch: triton_static.Launch, loop: dict[str, int], elements_per_thread: float
 ) -> dict[str, float]:
     """Milliseconds by cause."""
-    grid = launch.arguments["grid"]
+    height, width = triton_static.loss_grid(launch)
     batch, classes = launch.arguments["student"].logits.shape[:2]
-    elements = batch * classes * grid.height * grid.width
+    elements = batch * classes * height * width
     cycles = card.multiprocessors * card.clock * 1e6  # in a millisecond
     each = {
         "issue": sum(loop.values()) / ISSUE_LANES,

@@ -61,6 +61,12 @@ class Launch:
         return self.kernel.fn.__name__
 
 
+def loss_grid(launch: Launch) -> tuple[int, int]:
+    """Height and width, which the launch has ``hidden``."""
+    grid = launch.arguments["grid"]
+    return ~grid.height >> 1, ~grid.width >> 1
+
+
 @contextlib.contextmanager
 def recorded_launches(family: str = "nvidia") -> Iterator[list[Launch]]:
     """Collects launches instead of starting them, as they would be on a ``family`` of tuning.py."""

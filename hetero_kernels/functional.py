@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,24 @@ from .options import HakdOptions, SegmentationOptions
 from .reference import HakdTerms, Normalizer, SegmentationTerms, savable
 
 __all__ = ["HakdTerms", "SegmentationTerms", "hakd_loss", "hakd_maps", "projected_hakd_loss", "segmentation_loss"]
+
+
+Options = TypeVar("Options", HakdOptions, SegmentationOptions)
+
+
+@functools.lru_cache(maxsize=64, typed=True)
+def _checked(kind: Any, *choices: Any, **named: Any) -> Any:
+    return kind(*choices, **named)
+
+
+def _options(kind: type[Options], *choices: Any, **named: Any) -> Options:
+    """Checked when they are first met: a step repeats those of the step before."""
+    if torch.compiler.is_compiling():
+        return kind(*choices, **named)
+    try:
+        return _checked(kind, *choices, **named)  # type: ignore[arg-type]
+    except TypeError:  # of what has no hash, too, which is no option: here that is said
+        return kind(*choices, **named)
 
 
 def _check_hakd(
@@ -45,9 +63,10 @@ def _check_hakd_call(
 ) -> None:  # fmt: skip
     """What does not depend on whether ``student`` [B, ., hs, ws] holds logits or features."""
     check.check_labels(labels, student.shape[0], num_classes, student)
-    if check.label_values_wanted() and options.resolution == "feature":
-        labels = reference.sample_labels(labels, (student.shape[2], student.shape[3]))
-    check.check_label_values(labels, num_classes, options.ignore_index)
+    if check.label_values_wanted():
+        if options.resolution == "feature":
+            labels = reference.sample_labels(labels, (student.shape[2], student.shape[3]))
+        check.check_label_values(labels, num_classes, options.ignore_index)
     _say_that_a_class_is_ignored(num_classes, options.ignore_index)
     check.check_temperature("temperature", temperature)
     check.check_number("hakd_weight", hakd_weight)
@@ -127,7 +146,7 @@ def hakd_loss(
     Batches of gradients (``is_grads_batched=True``, ``torch.func.jacrev``) are supported; forward-mode derivatives
     (``torch.func.jvp``) exist for ``backend="reference"`` only, and raise NotImplementedError elsewhere.
     """
-    options = HakdOptions(kmm, kem, divergence, resolution, align_corners, ignore_index, reduction)  # type: ignore[arg-type]
+    options = _options(HakdOptions, kmm, kem, divergence, resolution, align_corners, ignore_index, reduction)
     _check_hakd(student_logits, teacher_logits, labels, options, temperature, hakd_weight, proj_weight)
     normalizers = _normalizers(normalizer, ("hakd", "proj"), student_logits)
     student_logits, teacher_logits, labels = map(savable, (student_logits, teacher_logits, labels))
@@ -165,7 +184,7 @@ def hakd_loss_of_projections(
             student, teacher, labels, temperature=temperature, hakd_weight=hakd_weight, proj_weight=proj_weight,
             normalizer=normalizer, return_terms=return_terms, backend=backend, **choices,
         )  # fmt: skip
-    options = HakdOptions(**choices)
+    options = _options(HakdOptions, **choices)
     student, teacher = _with_scale(student), _with_scale(teacher)
     _check_hakd(student[0], teacher[0], labels, options, *numbers)
     normalizers = _normalizers(normalizer, ("hakd", "proj"), student[0])
@@ -254,7 +273,7 @@ def projected_hakd_loss(
             ignore_index=ignore_index, reduction=reduction, normalizer=normalizer, return_terms=return_terms,
             backend=backend,
         )  # fmt: skip
-    options = HakdOptions(kmm, kem, divergence, resolution, align_corners, ignore_index, reduction)  # type: ignore[arg-type]
+    options = _options(HakdOptions, kmm, kem, divergence, resolution, align_corners, ignore_index, reduction)
     classes = student_weight.shape[0]
     _check_hakd_call(student_features, classes, labels, options, temperature, hakd_weight, proj_weight)
     terms = projected_losses.projected_hakd_loss(
@@ -312,7 +331,7 @@ def segmentation_loss(
     Returns, raises: as :func:`hakd_loss`; the mean of the cross-entropy divides by the sum of the valid pixels' class
     weights, as ``F.cross_entropy`` does, and is 0 where that is 0.
     """
-    options = SegmentationOptions(align_corners, ignore_index, reduction)  # type: ignore[arg-type]
+    options = _options(SegmentationOptions, align_corners, ignore_index, reduction)
     check.check_maps("logits", logits, "K")
     batch, num_classes = logits.shape[:2]
     if teacher_logits is not None:

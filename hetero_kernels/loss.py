@@ -71,44 +71,24 @@ class PixelProjector(nn.Sequential):
             TypeError, ValueError: features or parameters of another dtype or shape than the module can compute with.
         """
         _check_projector("features", features, "", self)
-        projected = self._project(features, self.backend)
+        projected = projection.run(self, features, self.backend)
         if isinstance(projected, Tensor):
             return projected
         conv: Any = self[0]
-        return projected.normalized(_projection_dtype(features, conv.weight))
-
-    def _project(self, features: Tensor, backend: str | None) -> projection.Projected | Tensor:
-        """Raw logits and what they mean, where the kernels can run the layers; else torch's logits."""
-        if ours := projection.ours(self, features, backend):
-            return projection.project(*ours, features)
-        conv: Any = self[0]
-        head, dtype = _convolution_of(self), _projection_dtype(features, conv.weight)
-        if head is None:
-            return super().forward(reference.savable(features).to(dtype))
-        logits = reference.convolve(features, head.weight.flatten(1), head.bias, dtype)
-        for layer in head.rest:
-            logits = layer(logits)
-        return logits
+        return projected.normalized(projection.dtype_of(features, conv.weight))
 
 
-def _projection_dtype(features: Tensor, weight: Tensor) -> torch.dtype:
-    device = features.device.type
-    if torch.is_autocast_enabled(device) and torch.float64 not in (features.dtype, weight.dtype):
-        return torch.get_autocast_dtype(device)
-    return torch.promote_types(features.dtype, weight.dtype)
-
-
-def _check_projector(name: str, features: Tensor, owner: str, projector: nn.Sequential) -> None:
+def _check_projector(name: str, features: Tensor, owner: str, projector: nn.Module) -> None:
     """Raises where ``projector``, whose parameters' names begin with ``owner``, cannot take ``features``.
 
     Of what wraps a projector (FSDP, DistributedDataParallel, torch.compile) only the wrapper knows the layers: their
     parameters may be elsewhere.
     """
     check.check_maps(name, features, "C")
-    if not isinstance(projector, nn.Sequential):
+    if not isinstance(projector, (nn.Sequential, nn.Conv2d)):
         return
     conv: Any
-    conv, *others = projector
+    conv, *others = projection.children_of(projector)
     if features.shape[1] != conv.in_channels:
         hint = f"; is it [B, h, w, C]? use {name}.permute(0, 3, 1, 2)" if features.shape[3] == conv.in_channels else ""
         raise ValueError(f"{name} is {list(features.shape)}, expected {conv.in_channels} channels as constructed{hint}")
@@ -116,9 +96,9 @@ def _check_projector(name: str, features: Tensor, owner: str, projector: nn.Sequ
         check.check_floating(owner + parameter_name, parameter)
         check.check_device(owner + parameter_name, parameter, features)
     norm: Any = others[0] if others else None
-    if not _is_batch_norm(norm) or norm.weight is None or not projection.uses_the_batch(norm):
+    if not projection.is_batch_norm(norm) or norm.weight is None or not projection.uses_the_batch(norm):
         return
-    dtype, has = _projection_dtype(features, conv.weight), norm.weight.dtype
+    dtype, has = projection.dtype_of(features, conv.weight), norm.weight.dtype
     if dtype != has and not (has == torch.float32 and dtype.itemsize == 2):
         raise TypeError(
             f"{name} is {features.dtype} and {owner}0.weight {conv.weight.dtype}: their projection is {dtype}, which "
@@ -126,54 +106,32 @@ def _check_projector(name: str, features: Tensor, owner: str, projector: nn.Sequ
         )
 
 
-def _is_batch_norm(module: object) -> bool:
-    return isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))
+_KNOWN_FORWARDS = (nn.Sequential.forward, PixelProjector.forward, nn.Conv2d.forward)
 
 
-class _Convolution(NamedTuple):
-    """A projector as a 1x1 convolution and what follows."""
-
-    weight: Tensor  # [K, C, 1, 1]
-    bias: Tensor | None  # [K]
-    rest: list[nn.Module]
-
-
-def _convolution_of(projector: nn.Sequential) -> _Convolution | None:
-    """The 1x1 convolution that ``projector`` begins with, a batch norm in eval mode folded in; None where it does not
-    begin with one, or not surely: other layers, hooks."""
-    conv: Any
-    conv, *rest = projector
-    if projection.not_plain(conv):
-        return None
-    weight, bias = conv.weight, conv.bias
-    norm: Any = rest[0] if rest else None
-    if not _is_batch_norm(norm) or projection.uses_the_batch(norm) or projection.is_changed(norm):
-        return _Convolution(weight, bias, rest)
-    if norm.num_features != conv.out_channels:  # torch says so
-        return _Convolution(weight, bias, rest)
-    scale, shift = projection.running_normalization(norm, bias)
-    return _Convolution(weight * scale.to(weight.dtype)[:, None, None, None], shift.to(weight.dtype), rest[1:])
-
-
-_KNOWN_FORWARDS = (nn.Sequential.forward, PixelProjector.forward)
-
-
-def _as_convolution(projector: nn.Sequential) -> _Convolution | None:
+def _as_convolution(projector: nn.Module) -> projection.Convolution | None:
     """The one 1x1 convolution that ``projector`` is, or None."""
-    known = isinstance(projector, nn.Sequential) and type(projector).forward in _KNOWN_FORWARDS
-    head = _convolution_of(projector) if known and not projection.is_changed(projector) else None
+    known = isinstance(projector, (nn.Sequential, nn.Conv2d)) and type(projector).forward in _KNOWN_FORWARDS
+    head = projection.convolution_of(projector) if known and not projection.is_changed(projector) else None
     return None if head is None or head.rest else head
 
 
-def _projected(projector: nn.Sequential, features: Tensor, backend: str | None) -> functional.Projection:
-    """What :func:`functional.hakd_loss_of_projections` takes for a network."""
-    known = type(projector).forward is PixelProjector.forward  # a subclass may have one of its own
-    if isinstance(projector, PixelProjector) and known and not projection.is_changed(projector):
-        projected = projector._project(features, backend)
-        if isinstance(projected, Tensor):
-            return projected
+def _projected(
+    owner: str, projector: nn.Module, features: Tensor, num_classes: int, backend: str | None
+) -> functional.Projection:
+    """What :func:`functional.hakd_loss_of_projections` takes for a network whose projector is called ``owner``."""
+    # A subclass may have a forward of its own. A bare convolution is what a projector "conv" has in it.
+    ours = isinstance(projector, PixelProjector) and type(projector).forward is PixelProjector.forward
+    if (ours or type(projector) is nn.Conv2d) and not projection.is_changed(projector):
+        projected = projection.run(projector, features, backend)
+    else:
+        projected = projector(features)
+    logits = projected.logits if isinstance(projected, projection.Projected) else projected
+    if isinstance(logits, Tensor) and logits.dim() == 4 and logits.shape[1] != num_classes:
+        raise ValueError(f"{owner} returned {list(logits.shape)}, expected {num_classes} classes as constructed")
+    if isinstance(projected, projection.Projected):
         return projected.logits, projected.scale, projected.shift, projected.relu
-    return projector(features)
+    return projected
 
 
 def _for_terms(normalizer: Normalizer, terms: tuple[str, ...]) -> Normalizer:
@@ -441,12 +399,14 @@ class HeteroAKDLoss(nn.Module):
         same_grid = student_features.shape[2:] == teacher_features.shape[2:]
         if self.resolution == "feature" and same_grid and self.kem != "spatial":
             student, teacher = _as_convolution(self.student_projector), _as_convolution(self.teacher_projector)
-            if student is not None and teacher is not None:
+            fits = all(c is not None and c.weight.shape[0] == self.num_classes for c in (student, teacher))
+            if fits and student is not None and teacher is not None:
                 return functional.projected_hakd_loss(
                     student_features, teacher_features, student.weight.flatten(1), teacher.weight.flatten(1), labels,
                     student_bias=student.bias, teacher_bias=teacher.bias, **options,
                 )  # fmt: skip
         return functional.hakd_loss_of_projections(
-            _projected(self.student_projector, student_features, self.backend),
-            _projected(self.teacher_projector, teacher_features, self.backend), labels, **options,
+            _projected("student_projector", self.student_projector, student_features, self.num_classes, self.backend),
+            _projected("teacher_projector", self.teacher_projector, teacher_features, self.num_classes, self.backend),
+            labels, **options,
         )  # fmt: skip

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from .ops import backends
 from .ops import projection as ops
 from .ops.library import compute_dtype
-from .reference import savable
+from .reference import convolve, savable
 
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer, FakeTensor)  # any other type may compute in a way of its own
 
@@ -120,9 +120,14 @@ def not_plain(layer: object) -> str | None:
     return f"its Conv2d {problem}" if problem else None
 
 
-def layers_of(projector: nn.Sequential) -> tuple[Layers | None, str]:
+def children_of(projector: nn.Module) -> list[Any]:
+    """A projector's layers: those of a Sequential, or a convolution that is all of it."""
+    return list(projector) if isinstance(projector, nn.Sequential) else [projector]
+
+
+def layers_of(projector: nn.Module) -> tuple[Layers | None, str]:
     """The projector's layers, or None and why torch has to run them."""
-    children = list(projector)
+    children = children_of(projector)
     conv: Any = children[0] if children else None
     if problem := not_plain(conv):
         return None, problem
@@ -142,7 +147,7 @@ def layers_of(projector: nn.Sequential) -> tuple[Layers | None, str]:
     return Layers(conv, norm, relu), ""
 
 
-def ours(projector: nn.Sequential, features: Tensor, backend: str | None) -> tuple[Layers, str] | None:
+def ours(projector: nn.Module, features: Tensor, backend: str | None) -> tuple[Layers, str] | None:
     """The layers of ``projector``, and the backend that can run them on ``features``; None where none can. Says once
     why torch has to where the backend could."""
     chosen = backends.select_among(ops.able(), backend, str(features.device))
@@ -160,6 +165,57 @@ def ours(projector: nn.Sequential, features: Tensor, backend: str | None) -> tup
         return None
     double = compute_dtype(features, *layers.convolution.parameters()) == torch.float64
     return None if double and chosen != "cpu" else (layers, chosen)  # GPU kernels compute in float32
+
+
+def run(projector: nn.Module, features: Tensor, backend: str | None) -> Projected | Tensor:
+    """Raw logits and what they mean, where the kernels can run the layers; else torch's logits."""
+    if found := ours(projector, features, backend):
+        return project(*found, features)
+    head, dtype = convolution_of(projector), dtype_of(features, children_of(projector)[0].weight)
+    if head is None:
+        forward = nn.Sequential.forward if isinstance(projector, nn.Sequential) else nn.Conv2d.forward
+        return forward(projector, savable(features).to(dtype))  # type: ignore[arg-type]
+    logits = convolve(features, head.weight.flatten(1), head.bias, dtype)
+    for layer in head.rest:
+        logits = layer(logits)
+    return logits
+
+
+def dtype_of(features: Tensor, weight: Tensor) -> torch.dtype:
+    """Of their projection, as torch has it."""
+    device = features.device.type
+    if torch.is_autocast_enabled(device) and torch.float64 not in (features.dtype, weight.dtype):
+        return torch.get_autocast_dtype(device)
+    return torch.promote_types(features.dtype, weight.dtype)
+
+
+def is_batch_norm(module: object) -> bool:
+    return isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))
+
+
+class Convolution(NamedTuple):
+    """A projector as a 1x1 convolution and what follows."""
+
+    weight: Tensor  # [K, C, 1, 1]
+    bias: Tensor | None  # [K]
+    rest: list[nn.Module]
+
+
+def convolution_of(projector: nn.Module) -> Convolution | None:
+    """The 1x1 convolution that ``projector`` begins with, a batch norm in eval mode folded in; None where it does not
+    begin with one, or not surely: other layers, hooks."""
+    conv: Any
+    conv, *rest = children_of(projector)
+    if not_plain(conv):
+        return None
+    weight, bias = conv.weight, conv.bias
+    norm: Any = rest[0] if rest else None
+    if not is_batch_norm(norm) or uses_the_batch(norm) or is_changed(norm):
+        return Convolution(weight, bias, rest)
+    if norm.num_features != conv.out_channels:  # torch says so
+        return Convolution(weight, bias, rest)
+    scale, shift = running_normalization(norm, bias)
+    return Convolution(weight * scale.to(weight.dtype)[:, None, None, None], shift.to(weight.dtype), rest[1:])
 
 
 def rounding_of(features: Tensor, weight: Tensor) -> str:

@@ -1,5 +1,6 @@
 """The 1x1 projections where torch runs them: what ignored pixels may hold, derivatives, dtypes, inference mode."""
 
+import copy
 import functools
 
 import pytest
@@ -295,3 +296,56 @@ def test_modules_take_a_teacher_of_inference_mode(projector, resolution, hooked)
         loss = module(inputs[0], t, y, inputs[1], z).loss
         results.append((loss.detach(), *torch.autograd.grad(loss, [*inputs, *module.parameters()])))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+# A convolution as the projector --------------------------------------------------------------------------------------
+
+
+def with_bare_student(resolution, convolution):
+    module = HeteroAKDLoss(8, 12, 5, projector="conv", resolution=resolution)
+    module.student_projector = convolution
+    return module
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("resolution", ["label", "feature"])
+def test_a_bare_convolution_is_a_projector(monkeypatch, resolution, dtype):
+    """As if it were within a PixelProjector: by the kernels, with features of any dtype."""
+    torch.manual_seed(0)
+    inside = HeteroAKDLoss(8, 12, 5, projector="conv", resolution=resolution)
+    bare = with_bare_student(resolution, copy.deepcopy(inside.student_projector[0]))
+    bare.teacher_projector = inside.teacher_projector
+    (student, teacher, *_), labels = make_inputs()
+    expected = inside(student.to(dtype), teacher, labels).loss
+    monkeypatch.setattr(torch.nn.Conv2d, "__call__", None)  # torch is not asked
+    found = bare(student.to(dtype), teacher, labels).loss
+    assert torch.equal(found, expected)
+    found.backward()
+    (actual,) = torch.autograd.grad(expected, inside.student_projector[0].weight)
+    assert torch.equal(bare.student_projector.weight.grad, actual)
+
+
+@pytest.mark.parametrize("resolution", ["label", "feature"])
+@pytest.mark.parametrize(
+    ("channels", "classes", "message"),
+    [
+        (8, 7, r"student_projector returned \[2, 7, 6, 7\], expected 5 classes as constructed"),
+        (9, 5, r"student_features is \[2, 8, 6, 7\], expected 9 channels as constructed"),
+    ],
+)
+def test_a_bare_convolution_of_other_sizes_is_refused(resolution, channels, classes, message):
+    module = with_bare_student(resolution, torch.nn.Conv2d(channels, classes, 1))
+    (student, teacher, *_), labels = make_inputs()
+    with pytest.raises(ValueError, match=message):
+        module(student, teacher, labels)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_larger_convolution_is_torchs_to_run():
+    convolution = torch.nn.Conv2d(8, 5, 3, padding=1)
+    module = with_bare_student("label", convolution)
+    (student, teacher, *_), labels = make_inputs()
+    expected = functional.hakd_loss(
+        convolution(student), module.teacher_projector(teacher), labels, proj_weight=module.proj_weight
+    )
+    assert relative_l2(module(student, teacher, labels).loss, expected) <= 1e-6

@@ -178,6 +178,14 @@ def pack_scalars(*values: float) -> Tensor:
     if torch.compiler.is_compiling():
         one = torch.ones((), dtype=torch.float64, device="cpu")
         return torch.stack([one * value for value in values])
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return torch.tensor(values, dtype=torch.float64, device="cpu")
+    return _packed(values, torch.is_inference_mode_enabled())
+
+
+@functools.lru_cache(maxsize=64)
+def _packed(values: tuple[float, ...], inference: bool) -> Tensor:
+    """Nobody writes into it: a step may have the tensor of the step before. One of an inference mode stays there."""
     return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 

@@ -27,6 +27,7 @@ from .library import (
 )
 
 
+@functools.cache
 def _triton() -> types.ModuleType:
     from ..triton import pixel_losses
 

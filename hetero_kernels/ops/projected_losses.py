@@ -38,6 +38,7 @@ def able(num_classes: int) -> tuple[str, ...]:
     return ("cpu", "cuda", "triton") if num_classes <= _GPU_CLASSES else ("cpu",)
 
 
+@functools.cache
 def _triton() -> types.ModuleType:
     from ..triton import projected_losses
 

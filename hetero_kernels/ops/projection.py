@@ -11,6 +11,7 @@ of features and weight; what W f0 gets is the weight's alone. All pixels count, 
 
 from __future__ import annotations
 
+import functools
 import types
 from typing import Any
 
@@ -24,6 +25,7 @@ ROUNDINGS = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 """What factors are rounded to first, as ``torch.autocast`` would; anything else is "none"."""
 
 
+@functools.cache
 def _triton() -> types.ModuleType:
     from ..triton import projection
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .pixel_math import PADDING
-from .tile import Pixels, class_numbers, load_labels
+from .tile import Pixels, class_numbers, load_labels, shown
 
 
 class Features(NamedTuple):
@@ -34,14 +34,30 @@ class Features(NamedTuple):
     pilot: Any  # [C] that is subtracted from the features, or None
 
 
+class Flat(NamedTuple):
+    """The loss grid, divided into tiles of pixels that are counted through an image's rows."""
+
+    height: Any
+    width: Any
+    size: Any
+    tiles: Any
+
+
+@triton.jit
+def flat_of(given, MULTIPLE: tl.constexpr):
+    """``given`` as it was; ``size`` is a multiple of MULTIPLE, which loads and stores of several pixels ask for. (Of
+    what ``shown`` returns the compiler would forget it.)"""
+    size = tl.multiple_of(~given.size >> 1, MULTIPLE)
+    return Flat(shown(given.height), shown(given.width), size, shown(given.tiles))
+
+
 @triton.jit
 def locate_flat(program, grid, PIXELS: tl.constexpr):
     """What a program owns, each pixel's row, and its number in the image (which may lie beyond the end)."""
     n = program % grid.tiles * PIXELS + tl.arange(0, PIXELS)
     image = tl.cast(program // grid.tiles, tl.int64)
-    size = grid.height * grid.width
-    at = tl.minimum(n, size - 1)
-    return Pixels(image, 0, 0, 0, at % grid.width, n < size), at // grid.width, n
+    at = tl.minimum(n, grid.size - 1)
+    return Pixels(image, 0, 0, 0, at % grid.width, n < grid.size), at // grid.width, n
 
 
 @triton.jit
@@ -168,8 +184,7 @@ def project(
 @triton.jit
 def offset_of(pixels, n, k, classes, grid):
     """Of a tile's values in [B, K, h, w] without gaps."""
-    size = tl.cast(grid.height * grid.width, tl.int64)
-    return (pixels.image * classes + k) * size + n[None, :]
+    return (pixels.image * classes + k) * tl.cast(grid.size, tl.int64) + n[None, :]
 
 
 @triton.jit
@@ -233,9 +248,9 @@ def weight_gradient(
 
 @triton.jit
 def finish_weights(
-    network, weight_gradient, bias_gradient, program, classes, splits, scale, BIAS: tl.constexpr, BLOCK: tl.constexpr
+    network, weight_gradient, bias_gradient, program, classes, splits, BIAS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Sum of the ``partial``s, times ``scale``: [K, C] and [K]."""
+    """Sum of the ``partial``s: [K, C] and [K]."""
     columns = network.channels + 1
     size = tl.cast(classes, tl.int64) * columns
     i = tl.cast(program, tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -244,6 +259,6 @@ def finish_weights(
     for split in range(0, splits):
         g += tl.load(network.partial + split * size + i, mask=inside, other=0.0)
     k, c = i // columns, i % columns
-    tl.store(weight_gradient + k * network.channels + c, g * scale, mask=inside & (c < network.channels))
+    tl.store(weight_gradient + k * network.channels + c, g, mask=inside & (c < network.channels))
     if BIAS:
-        tl.store(bias_gradient + k, g * scale, mask=inside & (c == network.channels))
+        tl.store(bias_gradient + k, g, mask=inside & (c == network.channels))

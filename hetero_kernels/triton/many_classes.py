@@ -25,6 +25,8 @@ from .tile import (
     Pixels,
     columns_of,
     fraction,
+    grid_of,
+    labels_of,
     load_block,
     load_labels,
     load_per_class,
@@ -33,6 +35,7 @@ from .tile import (
     masked,
     meant,
     pixel_factor,
+    shown,
     store_row,
     store_slot,
 )
@@ -59,8 +62,9 @@ def locate_block(program, grid, TILE: tl.constexpr, ROWS: tl.constexpr, ALIGN: t
 
 @triton.jit
 def site_of(network, pixels, y, grid, ALIGN: tl.constexpr):
-    row = lower(tl.minimum(pixels.begin, grid.height - 1), network.height, grid.height, ALIGN)
-    part = fraction(y, row, network.height, grid.height, ALIGN)
+    height = shown(network.height)
+    row = lower(tl.minimum(pixels.begin, grid.height - 1), height, grid.height, ALIGN)
+    part = fraction(y, row, height, grid.height, ALIGN)
     return Site(row, part, columns_of(pixels, network, grid, ALIGN))
 
 
@@ -68,16 +72,16 @@ def site_of(network, pixels, y, grid, ALIGN: tl.constexpr):
 def load_pixels(network, c, classes, pixels, y, site, DIRECT: tl.constexpr):
     """Logits of classes ``c``: [classes, 1], or [1, pixels] for a class of every pixel's own; ``PADDING`` beyond K."""
     if DIRECT:
-        at = network.logits + pixels.image * network.stride_b + tl.cast(y, tl.int64) * network.stride_h
+        at = network.logits + pixels.image * shown(network.stride_b) + tl.cast(y, tl.int64) * shown(network.stride_h)
         at += tl.cast(pixels.x, tl.int64) * network.stride_w
-        at = at[None, :] + tl.cast(c, tl.int64) * network.stride_c
+        at = at[None, :] + tl.cast(c, tl.int64) * shown(network.stride_c)
         if c.shape[0] > 1:
             at = tl.multiple_of(tl.max_contiguous(at, [1, 2]), [1, 1])  # see tile.py
         z = meant(network, c, classes, tl.load(at, mask=c < classes, other=0.0).to(tl.float32))
         z += tl.where(c < classes, 0.0, PADDING)
     else:
         left, right, part = site.columns.left, site.columns.right, site.columns.part[None, :]
-        above_row = tl.minimum(site.row + 1, network.height - 1)
+        above_row = tl.minimum(site.row + 1, shown(network.height) - 1)
         below = (1.0 - part) * load_block(network, c, classes, pixels.image, site.row, left)
         below += part * load_block(network, c, classes, pixels.image, site.row, right)
         above = (1.0 - part) * load_block(network, c, classes, pixels.image, above_row, left)
@@ -141,14 +145,15 @@ def hakd_many_kernel(
     UPSTREAM: tl.constexpr, MAPS: tl.constexpr, HAKD_PARTS: tl.constexpr, PROJ_PARTS: tl.constexpr,
 ):  # fmt: skip
     """``hakd_kernel`` for any number of classes."""
+    labels, grid = labels_of(labels), grid_of(grid)
     program = tl.program_id(0)
     CLASSES: tl.constexpr = BLOCKS[0]
     pixels, y = locate_block(program, grid, TILE, ROWS, ALIGN, SAME)
     s_site, t_site = site_of(student, pixels, y, grid, ALIGN), site_of(teacher, pixels, y, grid, ALIGN)
     label, valid, wrong = load_labels(labels, pixels, y, classes, SAMPLED)
     factor = pixel_factor(upstream, pixels, y, UPSTREAM)
-    hakd_scale = term_scale(hakd_term, HAKD_PARTS)
-    proj_scale = term_scale(proj_term, PROJ_PARTS)
+    hakd_scale = term_scale(hakd_term, 0, HAKD_PARTS)
+    proj_scale = term_scale(proj_term, 1, PROJ_PARTS)
     hakd_factor, proj_factor = factor * hakd_scale, factor * (proj_scale / classes)
     cold = 1.0 / temperature
 
@@ -249,14 +254,15 @@ def segmentation_many_kernel(
     UPSTREAM: tl.constexpr, MAPS: tl.constexpr, TASK_PARTS: tl.constexpr, KD_PARTS: tl.constexpr,
 ):  # fmt: skip
     """``segmentation_kernel`` for any number of classes."""
+    labels, grid = labels_of(labels), grid_of(grid)
     program = tl.program_id(0)
     CLASSES: tl.constexpr = BLOCKS[0]
     pixels, y = locate_block(program, grid, TILE, ROWS, ALIGN, SAME)
     s_site, t_site = site_of(student, pixels, y, grid, ALIGN), site_of(teacher, pixels, y, grid, ALIGN)
     label, valid, wrong = load_labels(labels, pixels, y, classes, False)
     factor = pixel_factor(upstream, pixels, y, UPSTREAM)
-    task_scale = term_scale(task_term, TASK_PARTS)
-    kd_scale = term_scale(kd_term, KD_PARTS)
+    task_scale = term_scale(task_term, 0, TASK_PARTS)
+    kd_scale = term_scale(kd_term, 1, KD_PARTS)
     cold, share = 1.0 / temperature, smoothing / classes
 
     best, m_s = best_of_all(student, classes, pixels, y, s_site, CLASSES, STUDENT_DIRECT)

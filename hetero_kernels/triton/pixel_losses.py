@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .hakd_math import OFF, hakd_row, hakd_row_bounded
 from .launch import (
-    LossGrid,
-    NetworkPlan,
+    Launch,
     Normalization,
-    Output,
+    Shape,
+    aligned,
     bounded_limit,
-    count_early,
     device_guard,
-    differ,
-    finish,
-    label_argument,
-    plan_term,
     power_of,
     precision,
-    upstream_argument,
+    shape_of,
 )
 from .many_classes import hakd_many_kernel, segmentation_many_kernel
 from .pixel_math import LOG2E, add_scaled, total
+from .plan import PixelPlan, check_labels, upstream_argument
 from .reduction import store_maps, store_sums, term_scale
 from .segmentation_math import cross_entropy_row, distillation_row
-from .spatial import spatial_scores
+from .spatial import SpatialScores
 from .tile import (
     class_numbers,
     columns_of,
     fraction,
+    grid_of,
+    labels_of,
     load_band,
     load_labels,
     load_per_class,
@@ -42,6 +42,7 @@ from .tile import (
     lower,
     masked,
     pixel_factor,
+    shown,
     store_row,
     store_slot,
     zeros,
@@ -99,12 +100,13 @@ def hakd_rows(
     )
     s_above, t_above = s_below, t_below
     first_row = tl.minimum(pixels.begin, grid.height - 1)
-    s_row = lower(first_row, student.height, grid.height, ALIGN)
-    t_row = lower(first_row, teacher.height, grid.height, ALIGN)
+    s_height, t_height = shown(student.height), shown(teacher.height)
+    s_row = lower(first_row, s_height, grid.height, ALIGN)
+    t_row = lower(first_row, t_height, grid.height, ALIGN)
     for y in range(pixels.begin, pixels.end):
         label, valid, wrong = load_labels(labels, pixels, y, classes, SAMPLED)
-        s_f = fraction(y, s_row, student.height, grid.height, ALIGN)
-        t_f = fraction(y, t_row, teacher.height, grid.height, ALIGN)
+        s_f = fraction(y, s_row, s_height, grid.height, ALIGN)
+        t_f = fraction(y, t_row, t_height, grid.height, ALIGN)
         factor = pixel_factor(upstream, pixels, y, UPSTREAM)
         z_s = logits_of(s_band, s_f, STUDENT_DIRECT, BOUNDED)
         z_t = logits_of(t_band, t_f, TEACHER_DIRECT, BOUNDED)
@@ -148,6 +150,7 @@ def hakd_kernel(
 
     ``spatial_sums`` [B, 2, K] is what kem="spatial" measures scores by, see ``scores_kernel``.
     """
+    labels, grid = labels_of(labels), grid_of(grid)
     program = tl.program_id(0)
     pixels = locate(program, grid, TILE, ROWS, ALIGN, SAME)
     c = class_numbers(BLOCKS)
@@ -158,8 +161,8 @@ def hakd_kernel(
     if KEM == "spatial":
         sums = spatial_sums + pixels.image * 2 * classes
         spatial = (load_per_class(sums, c, classes), load_per_class(sums + classes, c, classes))
-    hakd_scale = term_scale(hakd_term, HAKD_PARTS)
-    proj_scale = term_scale(proj_term, PROJ_PARTS)
+    hakd_scale = term_scale(hakd_term, 0, HAKD_PARTS)
+    proj_scale = term_scale(proj_term, 1, PROJ_PARTS)
     proj_scale /= classes
 
     if KEM == "spatial":
@@ -196,12 +199,14 @@ def segmentation_kernel(
     UPSTREAM: tl.constexpr, MAPS: tl.constexpr, TASK_PARTS: tl.constexpr, KD_PARTS: tl.constexpr,
 ):  # fmt: skip
     """Section 7. STUDENT: whether the gradient is wanted; SMOOTH: whether there is label smoothing."""
+    labels, grid = labels_of(labels), grid_of(grid)
     program = tl.program_id(0)
     pixels = locate(program, grid, TILE, ROWS, ALIGN, SAME)
     c = class_numbers(BLOCKS)
     first_row = tl.minimum(pixels.begin, grid.height - 1)
-    s_row = lower(first_row, student.height, grid.height, ALIGN)
-    t_row = lower(first_row, teacher.height, grid.height, ALIGN)
+    s_height, t_height = shown(student.height), shown(teacher.height)
+    s_row = lower(first_row, s_height, grid.height, ALIGN)
+    t_row = lower(first_row, t_height, grid.height, ALIGN)
     s_columns = columns_of(pixels, student, grid, ALIGN)
     s_band = load_band(student, c, classes, pixels, s_columns, grid, ALIGN, STUDENT_DIRECT)
     t_band = s_band
@@ -216,8 +221,8 @@ def segmentation_kernel(
         for i in tl.static_range(len(c)):
             weight = weight + (tl.where(c[i] < classes, 1.0, 0.0),)
         weight_sum = tl.cast(classes, tl.float32)
-    task_scale = term_scale(task_term, TASK_PARTS)
-    kd_scale = term_scale(kd_term, KD_PARTS)
+    task_scale = term_scale(task_term, 0, TASK_PARTS)
+    kd_scale = term_scale(kd_term, 1, KD_PARTS)
 
     task_sum, kd_sum = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
     valid_sum = tl.zeros([TILE], tl.int32)
@@ -225,14 +230,14 @@ def segmentation_kernel(
     above = below
     for y in range(pixels.begin, pixels.end):
         label, valid, wrong = load_labels(labels, pixels, y, classes, False)
-        s_f = fraction(y, s_row, student.height, grid.height, ALIGN)
+        s_f = fraction(y, s_row, s_height, grid.height, ALIGN)
         o_s = logits_of(s_band, s_f, STUDENT_DIRECT)
         task, task_g = cross_entropy_row(o_s, c, classes, label, weight, weight_sum, smoothing, HAS_WEIGHT, SMOOTH)
         factor = pixel_factor(upstream, pixels, y, UPSTREAM)
         g = add_scaled(zeros(c, pixels), task_g, (factor * task_scale)[None, :])
         kd = tl.zeros([TILE], tl.float32)
         if HAS_TEACHER:
-            t_f = fraction(y, t_row, teacher.height, grid.height, ALIGN)
+            t_f = fraction(y, t_row, t_height, grid.height, ALIGN)
             o_t = logits_of(t_band, t_f, TEACHER_DIRECT)
             kd, kd_g = distillation_row(o_s, o_t, c, temperature)
             g = add_scaled(g, kd_g, (factor * kd_scale)[None, :])
@@ -254,10 +259,65 @@ def segmentation_kernel(
 # The losses --------------------------------------------------------------------------------------------------------
 
 
+Kind = tuple[torch.dtype, torch.dtype, bool]  # of a normalization: of scale and shift, and whether ReLU follows
+
+
+class HakdCall(NamedTuple):
+    """What a plan of HeteroAKD is made from; of temperature and weights only what selects code."""
+
+    tiling: Tiling
+    device: torch.device
+    student: Shape
+    teacher: Shape
+    labels: Shape
+    normalizers: tuple[torch.dtype | None, torch.dtype | None]
+    upstream: Shape | None
+    normalizations: tuple[Kind | None, Kind | None]
+    kmm: bool
+    kem: str
+    divergence: str
+    resolution: str
+    align_corners: bool
+    ignore_index: int
+    reduction: str
+    wanted: tuple[bool, bool]
+    weights: tuple[bool, bool]
+    power: int
+
+
+class HakdPlan(PixelPlan):
+    def __init__(self, call: HakdCall) -> None:
+        self.size = (call.student[0] if call.resolution == "feature" else call.labels[0])[-2:]
+        wanted = (call.wanted[0], call.wanted[1] and call.weights[1])
+        batch, classes = call.student[0][:2]
+        super().__init__(
+            call.tiling, call.student, call.teacher, call.labels, self.size, call.align_corners, wanted,
+            tuple(kind is not None for kind in call.normalizations), call.reduction, weights=call.weights,
+            given=tuple(dtype is not None for dtype in call.normalizers),
+            share=1.0 / (max(batch, 1) * classes) if call.kem == "spatial" else None,
+        )  # fmt: skip
+        common = {
+            "STUDENT_DIRECT": self.student.direct, "TEACHER_DIRECT": self.teacher.direct, "KMM": call.kmm,
+            "SAMPLED": self.terms.sampled, **self.grid.blocks(),
+        }  # fmt: skip
+        self.spatial = SpatialScores(self.grid, batch, classes, common) if call.kem == "spatial" else None
+        self.looped = call.tiling.looped
+        kernel, powers = (hakd_many_kernel, {}) if self.looped else (hakd_kernel, {"POWER": call.power})
+        self.main = Launch(
+            kernel, (self.grid.programs,), STUDENT=wanted[0], TEACHER=wanted[1], STUDENT_SPAN=self.student.span_block,
+            TEACHER_SPAN=self.teacher.span_block, PRECISION=precision(call.device), KEM=call.kem,
+            CE=call.divergence == "ce", PROJ=call.weights[1], UPSTREAM=call.upstream is not None, MAPS=self.maps,
+            HAKD_PARTS=self.terms.blocks[0], PROJ_PARTS=self.terms.blocks[1], **powers, **common,
+        )  # fmt: skip
+
+
+hakd_plan = functools.lru_cache(maxsize=128)(HakdPlan)
+
+
 @tuned(tilings_of)
 def hakd_loss(tiling: Tiling, student: Tensor, teacher: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Implementation of the operator ``hakd_loss``, see ops/pixel_losses.py."""
-    return _hakd(tiling, (student, None), (teacher, None), *rest)[:5]
+    return _hakd(tiling, (student, teacher), (None, None), *rest)
 
 
 @tuned(tilings_of)
@@ -267,70 +327,113 @@ def normalized_hakd_loss(
     proj_normalizer: Tensor | None, upstream: Tensor | None, student_relu: bool, teacher_relu: bool, *options: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Implementation of the operator ``normalized_hakd_loss``, see ops/pixel_losses.py."""
+    normalizations = (
+        Normalization(student_scale.contiguous(), student_shift.contiguous(), student_relu),
+        Normalization(teacher_scale.contiguous(), teacher_shift.contiguous(), teacher_relu),
+    )
     return _hakd(
-        tiling, (student, Normalization(student_scale, student_shift, student_relu)),
-        (teacher, Normalization(teacher_scale, teacher_shift, teacher_relu)), labels, scalars, hakd_normalizer,
-        proj_normalizer, upstream, *options,
+        tiling, (student, teacher), normalizations, labels, scalars, hakd_normalizer, proj_normalizer, upstream,
+        *options,
     )  # fmt: skip
 
 
 def _hakd(
-    tiling: Tiling, student_given: tuple[Tensor, Normalization | None],
-    teacher_given: tuple[Tensor, Normalization | None], labels: Tensor, scalars: Tensor,
-    hakd_normalizer: Tensor | None, proj_normalizer: Tensor | None, upstream: Tensor | None, kmm: bool, kem: str,
-    divergence: str, resolution: str, align_corners: bool, ignore_index: int, reduction: str, student_grad: bool,
-    teacher_grad: bool,
+    tiling: Tiling, logits: tuple[Tensor, Tensor], normalizations: tuple[Normalization | None, Normalization | None],
+    labels: Tensor, scalars: Tensor, hakd_normalizer: Tensor | None, proj_normalizer: Tensor | None,
+    upstream: Tensor | None, kmm: bool, kem: str, divergence: str, resolution: str, align_corners: bool,
+    ignore_index: int, reduction: str, student_grad: bool, teacher_grad: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Loss, terms, gradients of both networks' logits, and of their scale and shift [2, K]."""
-    (student_logits, _), (teacher_logits, _) = student_given, teacher_given
     temperature, hakd_weight, proj_weight = scalars.tolist()
-    batch, classes = student_logits.shape[:2]
-    size = (labels.shape[1], labels.shape[2])
-    if resolution == "feature":
-        size = (student_logits.shape[2], student_logits.shape[3])
-    grid = LossGrid(batch, tiling, size, (student_logits.shape[2], teacher_logits.shape[2]), align_corners)
-    output = Output(grid, reduction, student_logits.device)
-    student = NetworkPlan(student_logits, grid, student_grad, student_given[1])
-    teacher = NetworkPlan(teacher_logits, grid, teacher_grad and proj_weight != 0, teacher_given[1])
-    results = [(n.gradient, n.sums) for n in (student, teacher)]
-    if teacher_grad and proj_weight == 0:  # L_proj is its only source
-        sums = (2, classes) if teacher_given[1] else (0,)
-        results[1] = (output.partial.new_zeros(teacher_logits.shape), output.partial.new_zeros(sums))
-    gradients = tuple(pair[i] for i in range(2) for pair in results)
-    if grid.programs == 0:
-        return (*output.empty(), *(g.zero_() for g in gradients))
-
-    share = 1.0 / (max(batch, 1) * classes) if kem == "spatial" else None
-    terms = (
-        plan_term(hakd_weight, reduction, hakd_normalizer, output.partial, share),
-        plan_term(proj_weight, reduction, proj_normalizer, output.partial),
-    )
-    where, sampled = label_argument(labels, size, classes, ignore_index)
-    common = {
-        "STUDENT_DIRECT": student.direct, "TEACHER_DIRECT": teacher.direct, "KMM": kmm, "SAMPLED": sampled,
-        **grid.blocks(),
-    }  # fmt: skip
-    kernel, numbers, powers = hakd_many_kernel, (temperature,), {}
-    if not tiling.looped:
-        kernel, numbers = hakd_kernel, (temperature, bounded_limit(temperature))
-        powers = {"POWER": power_of(temperature)}
-    with device_guard(student_logits):
-        if (student_grad or teacher_grad) and differ(terms):
-            count_early(terms, grid, where, sampled, classes)
-        spatial_sums = output.partial
-        if kem == "spatial":
-            spatial_sums = spatial_scores(student, teacher, where, grid, classes, common)
-        kernel[(grid.programs,)](
-            student.argument(), teacher.argument(), where, upstream_argument(upstream, output.partial),
-            grid.argument(), terms[0].argument(), terms[1].argument(), spatial_sums, output.argument(), classes,
-            *numbers, STUDENT=student.wanted, TEACHER=teacher.wanted,
-            STUDENT_SPAN=student.span_block, TEACHER_SPAN=teacher.span_block,
-            PRECISION=precision(student_logits), KEM=kem, CE=divergence == "ce",
-            PROJ=proj_weight != 0, UPSTREAM=upstream is not None, MAPS=output.maps, HAKD_PARTS=terms[0].block,
-            PROJ_PARTS=terms[1].block, **powers, **common,
+    student, teacher = logits
+    normalizers = (hakd_normalizer, proj_normalizer)
+    plan = hakd_plan(HakdCall(
+        tiling, student.device, shape_of(student), shape_of(teacher), shape_of(labels),
+        (dtype_of(hakd_normalizer), dtype_of(proj_normalizer)), None if upstream is None else shape_of(upstream),
+        (kind_of(normalizations[0]), kind_of(normalizations[1])), kmm, kem, divergence, resolution, align_corners,
+        ignore_index, reduction, (student_grad, teacher_grad), (hakd_weight != 0, proj_weight != 0),
+        power_of(temperature),
+    ))  # fmt: skip
+    buffers = plan.allocate(student)
+    if plan.grid.programs == 0:
+        return _with_zeros(plan.nothing(buffers), teacher, teacher_grad, normalizations[1])
+    check_labels(labels, plan.size, plan.classes, ignore_index)
+    means = [t for n in normalizations if n is not None for t in n[:2]]
+    straight = aligned(student, teacher, labels, upstream, *normalizers, *means)
+    networks = plan.arguments(logits, buffers, normalizations)
+    where, grid = plan.terms.labels(labels, ignore_index), plan.grid.argument
+    terms = plan.terms.arguments((hakd_weight, proj_weight), normalizers, buffers.counts)
+    numbers = (temperature,) if plan.looped else (temperature, bounded_limit(temperature))
+    with device_guard(student):
+        plan.terms.count(straight, where, buffers.counts, plan.classes)
+        sums = None if plan.spatial is None else plan.spatial(straight, networks, where, buffers.partial)
+        plan.main(
+            straight, *networks, where, upstream_argument(upstream), grid, *terms, sums, plan.output(buffers),
+            plan.classes, *numbers,
         )  # fmt: skip
-        finish(student, teacher, grid, terms, output, classes)
-    return (*output.values(terms), *gradients)
+        results = plan.finish(straight, networks, terms, buffers)
+    return _with_zeros(results, teacher, teacher_grad, normalizations[1])
+
+
+def _with_zeros(
+    results: tuple[Tensor, ...], teacher: Tensor, wanted: bool, normalization: Normalization | None
+) -> tuple[Tensor, ...]:
+    """``results``, with zeros for what the teacher was to get and no term gives it: L_proj is its only source."""
+    if not wanted or results[4].shape == teacher.shape:
+        return results
+    sums = results[5:] if normalization is None else (results[5], results[0].new_zeros(2, teacher.shape[1]))
+    return *results[:4], results[0].new_zeros(teacher.shape), *sums
+
+
+def dtype_of(tensor: Tensor | None) -> torch.dtype | None:
+    return None if tensor is None else tensor.dtype
+
+
+def kind_of(normalization: Normalization | None) -> Kind | None:
+    if normalization is None:
+        return None
+    scale, shift, relu = normalization
+    return scale.dtype, shift.dtype, relu
+
+
+class SegmentationCall(NamedTuple):
+    """What a plan of ``segmentation_loss`` is made from."""
+
+    tiling: Tiling
+    device: torch.device
+    student: Shape
+    teacher: Shape | None
+    labels: Shape
+    class_weight: torch.dtype | None
+    normalizers: tuple[torch.dtype | None, torch.dtype | None]
+    upstream: Shape | None
+    align_corners: bool
+    ignore_index: int
+    reduction: str
+    wanted: bool
+    weights: tuple[bool, bool]
+    smooth: bool
+
+
+class SegmentationPlan(PixelPlan):
+    def __init__(self, call: SegmentationCall) -> None:
+        self.size = call.labels[0][-2:]
+        super().__init__(
+            call.tiling, call.student, call.teacher or call.student, call.labels, self.size, call.align_corners,
+            (call.wanted, False), (False, False), call.reduction, weights=call.weights,
+            given=tuple(dtype is not None for dtype in call.normalizers), weighted=call.class_weight is not None,
+        )  # fmt: skip
+        kernel = segmentation_many_kernel if call.tiling.looped else segmentation_kernel
+        self.main = Launch(
+            kernel, (self.grid.programs,), STUDENT=call.wanted, STUDENT_DIRECT=self.student.direct,
+            TEACHER_DIRECT=self.teacher.direct, STUDENT_SPAN=self.student.span_block, PRECISION=precision(call.device),
+            HAS_TEACHER=call.teacher is not None, HAS_WEIGHT=call.class_weight is not None, SMOOTH=call.smooth,
+            UPSTREAM=call.upstream is not None, MAPS=self.maps, TASK_PARTS=self.terms.blocks[0],
+            KD_PARTS=self.terms.blocks[1], **self.grid.blocks(),
+        )  # fmt: skip
+
+
+segmentation_plan = functools.lru_cache(maxsize=128)(SegmentationPlan)
 
 
 @tuned(tilings_of)
@@ -341,34 +444,29 @@ def segmentation_loss(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Implementation of the operator ``segmentation_loss``, see ops/pixel_losses.py."""
     temperature, task_weight, kd_weight, smoothing = scalars.tolist()
+    kd_weight = 0.0 if teacher_logits is None else kd_weight
     other = logits if teacher_logits is None else teacher_logits
     class_weight = None if class_weight is None else class_weight.contiguous()
-    batch, classes = logits.shape[:2]
-    size = (labels.shape[1], labels.shape[2])
-    grid = LossGrid(batch, tiling, size, (logits.shape[2], other.shape[2]), align_corners)
-    output = Output(grid, reduction, logits.device)
-    student, teacher = NetworkPlan(logits, grid, grad), NetworkPlan(other, grid, False)
-    if grid.programs == 0:
-        return (*output.empty(), student.gradient.zero_())
-    terms = (
-        plan_term(task_weight, reduction, task_normalizer, output.partial),
-        plan_term(kd_weight if teacher_logits is not None else 0.0, reduction, kd_normalizer, output.partial),
-    )
-    where, _ = label_argument(labels, size, classes, ignore_index)
+    normalizers = (task_normalizer, kd_normalizer)
+    plan = segmentation_plan(SegmentationCall(
+        tiling, logits.device, shape_of(logits), None if teacher_logits is None else shape_of(other),
+        shape_of(labels), dtype_of(class_weight), (dtype_of(task_normalizer), dtype_of(kd_normalizer)),
+        None if upstream is None else shape_of(upstream), align_corners, ignore_index, reduction, grad,
+        (task_weight != 0, kd_weight != 0), smoothing != 0,
+    ))  # fmt: skip
+    buffers = plan.allocate(logits)
+    if plan.grid.programs == 0:
+        return plan.nothing(buffers)[:4]
+    check_labels(labels, plan.size, plan.classes, ignore_index)
+    straight = aligned(logits, other, labels, class_weight, upstream, *normalizers)
+    networks = plan.arguments((logits, other), buffers)
+    where, grid = plan.terms.labels(labels, ignore_index), plan.grid.argument
+    terms = plan.terms.arguments((task_weight, kd_weight), normalizers, buffers.counts)
     with device_guard(logits):
-        if (grad and differ(terms)) or (class_weight is not None and terms[0].mode == "count"):
-            count_early(terms, grid, where, False, classes, class_weight)
-        kernel = segmentation_many_kernel if tiling.looped else segmentation_kernel
-        kernel[(grid.programs,)](
-            student.argument(), teacher.argument(), where, upstream_argument(upstream, output.partial),
-            grid.argument(), terms[0].argument(), terms[1].argument(),
-            output.partial if class_weight is None else class_weight,
-            output.argument(), classes, temperature, smoothing,
-            STUDENT=grad, STUDENT_DIRECT=student.direct,
-            TEACHER_DIRECT=teacher.direct, STUDENT_SPAN=student.span_block, PRECISION=precision(logits),
-            HAS_TEACHER=teacher_logits is not None, HAS_WEIGHT=class_weight is not None,
-            SMOOTH=smoothing != 0, UPSTREAM=upstream is not None, MAPS=output.maps, TASK_PARTS=terms[0].block,
-            KD_PARTS=terms[1].block, **grid.blocks(),
+        plan.terms.count(straight, where, buffers.counts, plan.classes, class_weight)
+        plan.main(
+            straight, *networks, where, upstream_argument(upstream), grid, *terms, class_weight, plan.output(buffers),
+            plan.classes, temperature, smoothing,
         )  # fmt: skip
-        finish(student, teacher, grid, terms, output, classes)
-    return (*output.values(terms), student.gradient)
+        results = plan.finish(straight, networks, terms, buffers)
+    return results[:4]

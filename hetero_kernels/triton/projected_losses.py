@@ -15,6 +15,7 @@ from ..layout import keeps_channels_last
 from .features import (
     Features,
     finish_weights,
+    flat_of,
     load_tile,
     locate_flat,
     project,
@@ -24,41 +25,38 @@ from .features import (
 from .hakd_math import hakd_row, hakd_row_bounded
 from .launch import (
     FeatureGrid,
-    Output,
-    TermPlan,
     bounded_limit,
-    count_early,
     device_guard,
-    differ,
     feature_argument,
-    label_argument,
-    plan_term,
     power_of,
     product_precision,
     rows_follow,
-    upstream_argument,
+    shape_of,
 )
 from .pixel_losses import bounded_band, scaled_band
 from .pixel_math import LOG2E
+from .plan import TermsPlan, check_labels, upstream_argument
 from .projection import LogitGradient, empty_gradient, features_gradient
-from .reduction import inverse_count, rescale, store_loss, store_maps, store_sums, term_scale
-from .tile import class_numbers, load_labels, masked, pixel_factor
-from .tuning import FeatureTiling, feature_tilings_of, multiprocessors, tuned
+from .reduction import Output, Term, store_loss, store_maps, store_sums, term_scale
+from .tile import class_numbers, labels_of, load_labels, masked, pixel_factor
+from .tuning import FeatureTiling, cdiv, feature_tilings_of, multiprocessors, tuned
 
 
 @triton.jit
 def projected_hakd_kernel(
     student, teacher, labels, upstream, grid, hakd_term, proj_term, output, classes, temperature, limit, one,
     BLOCKS: tl.constexpr, PRODUCTS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, STUDENT: tl.constexpr,
-    TEACHER: tl.constexpr, FLAT: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr, POWER: tl.constexpr,
-    KMM: tl.constexpr, KEM: tl.constexpr, CE: tl.constexpr, PROJ: tl.constexpr, SAMPLED: tl.constexpr,
-    UPSTREAM: tl.constexpr, MAPS: tl.constexpr, HAKD_PARTS: tl.constexpr, PROJ_PARTS: tl.constexpr,
+    TEACHER: tl.constexpr, FLAT: tl.constexpr, MULTIPLE: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    POWER: tl.constexpr, KMM: tl.constexpr, KEM: tl.constexpr, CE: tl.constexpr, PROJ: tl.constexpr,
+    SAMPLED: tl.constexpr, UPSTREAM: tl.constexpr, MAPS: tl.constexpr, HAKD_PARTS: tl.constexpr,
+    PROJ_PARTS: tl.constexpr,
 ):  # fmt: skip
     """Sections 1 to 6 on the student's grid, not for kem="spatial".
 
     BLOCKS: of classes in the pixels' mathematics, PRODUCTS: in the projections; STUDENT, TEACHER: whose logits'
     gradient is wanted; FLAT, BIAS: of both networks, see features.py; the others as ``hakd_kernel``'s.
     """
+    labels, grid = labels_of(labels), flat_of(grid, MULTIPLE)
     program = tl.program_id(0)
     pixels, y, n = locate_flat(program, grid, PIXELS)
     project(student, pixels, y, n, classes, grid, one, PRODUCTS, CHANNELS, FLAT[0], BIAS[0], PRECISION)
@@ -68,8 +66,8 @@ def projected_hakd_kernel(
     z_s, z_t = load_tile(student, pixels, n, k, classes, grid), load_tile(teacher, pixels, n, k, classes, grid)
     label, valid, wrong = load_labels(labels, pixels, y, classes, SAMPLED)
     factor = pixel_factor(upstream, pixels, y, UPSTREAM)
-    hakd_scale = term_scale(hakd_term, HAKD_PARTS)
-    proj_scale = term_scale(proj_term, PROJ_PARTS)
+    hakd_scale = term_scale(hakd_term, 0, HAKD_PARTS)
+    proj_scale = term_scale(proj_term, 1, PROJ_PARTS)
     hakd_factor, proj_factor = factor * hakd_scale, factor * (proj_scale / classes)
     if bounded_band((z_s, z_s), k, classes, limit) & bounded_band((z_t, z_t), k, classes, limit):
         unit = LOG2E / temperature
@@ -92,14 +90,15 @@ def projected_hakd_kernel(
         store_tile(teacher, pixels, n, k, classes, grid, masked(g_t, valid))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits", "images"])
 def weight_gradients_kernel(
     student, teacher, labels, grid, classes, student_columns, columns, splits, images, one,
     BLOCKS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, STUDENT: tl.constexpr, TEACHER: tl.constexpr,
-    FLAT: tl.constexpr, SAMPLED: tl.constexpr, PRECISION: tl.constexpr,
+    FLAT: tl.constexpr, MULTIPLE: tl.constexpr, SAMPLED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Parts of both networks' weight gradients: of ``columns`` blocks of channels the first ``student_columns`` are the
     student's."""
+    labels, grid = labels_of(labels), flat_of(grid, MULTIPLE)
     program = tl.program_id(0)
     block, split = program % columns, program // columns
     if block < student_columns:
@@ -116,34 +115,27 @@ def weight_gradients_kernel(
             )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs", "splits"])
 def finish_projected_kernel(
-    student, teacher, outputs, partial, count, terms, loss, first, second, classes, programs, splits,
-    ends, elements, MODES: tl.constexpr, PARTS: tl.constexpr, DEFERRED: tl.constexpr, WEIGHTS: tl.constexpr,
-    LOGITS: tl.constexpr, BIAS: tl.constexpr, LOSS: tl.constexpr, BLOCK: tl.constexpr,
+    student, teacher, outputs, partial, terms, loss, first, second, classes, programs, splits, ends,
+    MODES: tl.constexpr, PARTS: tl.constexpr, WEIGHTS: tl.constexpr, BIAS: tl.constexpr, LOSS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What is left for the end, by ranges of programs up to ``ends``: student's and teacher's weights, both logits'
-    gradients, the loss. ``outputs``: gradients of the student's weight and bias, and of the teacher's."""
+    """What is left for the end. The first program finishes the loss (LOSS), the next ones, up to ``ends``, the
+    student's and the teacher's weights. ``outputs``: gradients of the student's weight and bias, and of the teacher's.
+    """
     program = tl.program_id(0)
-    inverse = inverse_count(count, DEFERRED or MODES[0] == "count" or MODES[1] == "count")
-    scale = 1.0
-    if DEFERRED:
-        scale = inverse
-    if program < ends[0]:
-        if WEIGHTS[0]:
-            finish_weights(student, outputs[0], outputs[1], program, classes, splits, scale, BIAS[0], BLOCK)
-    elif program < ends[1]:
-        if WEIGHTS[1]:
-            finish_weights(teacher, outputs[2], outputs[3], program - ends[0], classes, splits, scale, BIAS[1], BLOCK)
-    elif program < ends[2]:
-        if LOGITS[0]:
-            rescale(student.gradient, program - ends[1], scale, elements[0], BLOCK)
-    elif program < ends[3]:
-        if LOGITS[1]:
-            rescale(teacher.gradient, program - ends[2], scale, elements[1], BLOCK)
-    else:
+    if LOSS:
+        program -= 1
+    if program < 0:
         if LOSS:
-            store_loss(partial, terms, loss, first, second, programs, inverse, MODES, PARTS, BLOCK)
+            store_loss(partial, terms, loss, first, second, programs, 1.0, MODES, PARTS, BLOCK)
+    elif program < ends[0]:
+        if WEIGHTS[0]:
+            finish_weights(student, outputs[0], outputs[1], program, classes, splits, BIAS[0], BLOCK)
+    else:
+        if WEIGHTS[1]:
+            finish_weights(teacher, outputs[2], outputs[3], program - ends[0], classes, splits, BIAS[1], BLOCK)
 
 
 # Plans -----------------------------------------------------------------------------------------------------------
@@ -198,9 +190,9 @@ class NetworkPlan:
 def plan_weights(networks: tuple[NetworkPlan, NetworkPlan], grid: FeatureGrid, channels: int) -> tuple[list[int], int]:
     """Blocks of ``channels`` columns of each network (bias included) and the number of parts their gradients come in,
     which the networks get memory for: as many as fill the device, of at most an eighth of the features' size."""
-    columns = [triton.cdiv(n.channels + 1, channels) for n in networks]
+    columns = [cdiv(n.channels + 1, channels) for n in networks]
     # Counted for both networks, or which gradients are wanted would change how they round.
-    enough = triton.cdiv(4 * multiprocessors(networks[0].features.device), sum(columns))
+    enough = cdiv(4 * multiprocessors(networks[0].features.device), sum(columns))
     small = sum(n.features.numel() for n in networks) // (8 * sum(n.classes * (n.channels + 1) for n in networks))
     splits = max(1, min(enough, small, grid.programs))
     for network in networks:
@@ -210,27 +202,20 @@ def plan_weights(networks: tuple[NetworkPlan, NetworkPlan], grid: FeatureGrid, c
 
 
 def finish(
-    networks: tuple[NetworkPlan, NetworkPlan], grid: FeatureGrid, terms: tuple[TermPlan, TermPlan],
-    output: Output, splits: int,
+    networks: tuple[NetworkPlan, NetworkPlan], grid: FeatureGrid, plan: TermsPlan, terms: tuple[Term, Term],
+    losses: tuple[Tensor, ...], partial: Tensor, splits: int, maps: bool,
 ) -> None:  # fmt: skip
     """The last launch."""
-    deferred = any(t.mode == "count" and t.weight != 0 for t in terms)
     sizes = [n.partial.numel() // splits if n.weights_wanted else 0 for n in networks]
-    sizes += [n.logits.numel() if deferred and n.logits_wanted else 0 for n in networks]
-    ends, end = [], 0
-    for size in sizes:
-        end += triton.cdiv(size, FINISH_BLOCK)
-        ends.append(end)
-    programs = end + (not output.maps)
+    ends = (cdiv(sizes[0], FINISH_BLOCK), cdiv(sizes[0], FINISH_BLOCK) + cdiv(sizes[1], FINISH_BLOCK))
+    programs = ends[1] + (not maps)
     if programs == 0:
         return
     finish_projected_kernel[(programs,)](
-        *(n.argument() for n in networks), tuple(g for n in networks for g in n.gradients()[1:]),
-        output.partial, output.count, tuple(t.argument() for t in terms), output.loss, output.first, output.second,
-        networks[0].classes, grid.programs, splits, tuple(ends), tuple(sizes[2:]),
-        MODES=tuple(t.mode for t in terms), PARTS=tuple(t.block for t in terms), DEFERRED=deferred,
-        WEIGHTS=tuple(s > 0 for s in sizes[:2]), LOGITS=tuple(s > 0 for s in sizes[2:]),
-        BIAS=tuple(n.bias is not None for n in networks), LOSS=not output.maps, BLOCK=FINISH_BLOCK, num_warps=4,
+        *(n.argument() for n in networks), tuple(g for n in networks for g in n.gradients()[1:]), partial, terms,
+        *losses, networks[0].classes, grid.programs, splits, ends,
+        MODES=plan.modes, PARTS=plan.blocks, WEIGHTS=tuple(s > 0 for s in sizes),
+        BIAS=tuple(n.bias is not None for n in networks), LOSS=not maps, BLOCK=FINISH_BLOCK, num_warps=4,
     )  # fmt: skip
 
 
@@ -250,7 +235,8 @@ def projected_hakd_loss(
     batch, _, height, width = student_features.shape
     classes = student_weight.shape[0]
     grid = FeatureGrid(batch, height, width, tiling.pixels)
-    output = Output(grid, reduction, student_features.device)
+    maps, normalizers = reduction == "none", (hakd_normalizer, proj_normalizer)
+    losses = [student_features.new_empty((batch, height, width) if maps else (), dtype=torch.float32) for _ in range(3)]
     supervised = proj_weight != 0  # L_proj is the teacher's only source
     student = NetworkPlan(student_features, student_weight, student_bias, student_features_grad, student_weight_grad)
     teachers = (teacher_features, teacher_weight, teacher_bias)
@@ -260,39 +246,44 @@ def projected_hakd_loss(
         results = (student, NetworkPlan(*teachers, teacher_features_grad, teacher_weight_grad).cleared())
     networks = (student, teacher)
     if grid.programs == 0:
-        return (*output.empty(), *gradients(*(n.cleared() for n in results)))
-    terms = (
-        plan_term(hakd_weight, reduction, hakd_normalizer, output.partial),
-        plan_term(proj_weight, reduction, proj_normalizer, output.partial),
-    )
-    where, sampled = label_argument(labels, (height, width), classes, ignore_index)
+        return (*(t.zero_() for t in losses), *gradients(*(n.cleared() for n in results)))
+    # All gradients lie in the loss grid, where nothing touches them again: divisors are counted first.
+    plan = TermsPlan(
+        shape_of(labels), batch, (height, width), reduction, (hakd_weight != 0, supervised),
+        (hakd_normalizer is not None, proj_normalizer is not None), gradients=True, in_place=True,
+    )  # fmt: skip
+    check_labels(labels, (height, width), classes, ignore_index)
+    partial, counts = losses[0].new_empty(2 * grid.programs), losses[0].new_empty(plan.floats)
+    terms = plan.arguments((hakd_weight, proj_weight), normalizers, counts)
+    where = plan.labels(labels, ignore_index)
     common = {
         "BLOCKS": tiling.products, "PIXELS": tiling.pixels, "STUDENT": student.wanted,
-        "TEACHER": teacher.wanted, "FLAT": tuple(n.flat for n in networks), "SAMPLED": sampled,
-        "PRECISION": product_precision(student_features), "num_warps": tiling.warps,
+        "TEACHER": teacher.wanted, "FLAT": tuple(n.flat for n in networks), "MULTIPLE": grid.multiple,
+        "SAMPLED": plan.sampled, "PRECISION": product_precision(student_features), "num_warps": tiling.warps,
     }  # fmt: skip
     splits = 1
     with device_guard(student_features):
-        if (student.wanted or teacher.wanted) and differ(terms):
-            count_early(terms, grid, where, sampled, classes)
+        plan.count(False, where, counts, classes)
         projected_hakd_kernel[(grid.programs,)](
-            student.argument(), teacher.argument(), where, upstream_argument(upstream, output.partial),
-            grid.argument(), terms[0].argument(), terms[1].argument(), output.argument(), classes, temperature,
+            student.argument(), teacher.argument(), where, upstream_argument(upstream), grid.argument, *terms,
+            Output(partial, None, *(losses[1:] if maps else (None, None))), classes, temperature,
             bounded_limit(temperature), 1.0, BIAS=tuple(n.bias is not None for n in networks),
             POWER=power_of(temperature), KMM=kmm, KEM=kem,
-            CE=divergence == "ce", PROJ=supervised, UPSTREAM=upstream is not None, MAPS=output.maps,
-            HAKD_PARTS=terms[0].block, PROJ_PARTS=terms[1].block, PRODUCTS=tiling.products,
+            CE=divergence == "ce", PROJ=supervised, UPSTREAM=upstream is not None, MAPS=maps,
+            HAKD_PARTS=plan.blocks[0], PROJ_PARTS=plan.blocks[1], PRODUCTS=tiling.products,
             CHANNELS=tiling.channels, **common | {"BLOCKS": tiling.blocks},
         )  # fmt: skip
         if student.weights_wanted or teacher.weights_wanted:
             columns, splits = plan_weights(networks, grid, tiling.columns)
             common |= {"STUDENT": student.weights_wanted, "TEACHER": teacher.weights_wanted}
             weight_gradients_kernel[(sum(columns) * splits,)](
-                student.argument(), teacher.argument(), where, grid.argument(), classes, columns[0], sum(columns),
+                student.argument(), teacher.argument(), where, grid.argument, classes, columns[0], sum(columns),
                 splits, batch, 1.0, CHANNELS=tiling.columns, **common,
             )  # fmt: skip
-        finish(networks, grid, terms, output, splits)
-    return (*output.values(terms), *gradients(*results))
+        finish(networks, grid, plan, terms, tuple(losses), partial, splits, maps)
+    if maps:
+        losses[0] = hakd_weight * losses[1] + proj_weight * losses[2]
+    return (*losses, *gradients(*results))
 
 
 def gradients(student: NetworkPlan, teacher: NetworkPlan) -> tuple[Tensor, ...]:

@@ -16,36 +16,52 @@ import triton.language as tl
 from torch import Tensor
 
 from ..layout import reads_channels_last
-from .features import load_features, load_weight, locate_flat, matrix_product, offset_of, project_tile, store_tile
+from .features import (
+    flat_of,
+    load_features,
+    load_weight,
+    locate_flat,
+    matrix_product,
+    offset_of,
+    project_tile,
+    store_tile,
+)
 from .launch import FeatureGrid, device_guard, feature_argument, product_precision, rows_follow
 from .tile import class_numbers
-from .tuning import ProductTiling, back_tilings_of, multiprocessors, project_tilings_of, tuned
+from .tuning import ProductTiling, back_tilings_of, cdiv, multiprocessors, project_tilings_of, tuned
 
 # Forward ---------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def mean_of_run(network, c, grid, images, run, number: tl.constexpr, RUNS: tl.constexpr, RUN: tl.constexpr):
+def mean_of_run(
+    network, c, grid, images, run, number: tl.constexpr, RUNS: tl.constexpr, RUN: tl.constexpr, FLAT: tl.constexpr
+):
     """Of one of ``RUNS`` runs of ``run`` neighbouring pixels, spread over batch and image."""
     i = tl.arange(0, RUN)
-    size = grid.height * grid.width
-    n = tl.minimum((2 * number + 1) * tl.cast(size, tl.int64) // (2 * RUNS), size - run) + i
+    n = tl.minimum((2 * number + 1) * tl.cast(grid.size, tl.int64) // (2 * RUNS), grid.size - run) + i
     place = tl.cast(number * images // RUNS, tl.int64) * network.stride_b
-    place += n // grid.width * network.stride_h + n % grid.width * network.stride_w
+    if FLAT:
+        place += n * network.stride_w
+    else:
+        place += n // grid.width * network.stride_h + n % grid.width * network.stride_w
     at = network.data + (tl.cast(c, tl.int64) * network.stride_c)[:, None] + place[None, :]
     f = tl.load(at, mask=(c < network.channels)[:, None] & (i < run)[None, :], other=0.0)
     return tl.sum(f.to(tl.float32), 1) / run
 
 
-@triton.jit
-def pilot_kernel(out, network, grid, images, run, RUN: tl.constexpr, CHANNELS: tl.constexpr):
+@triton.jit(do_not_specialize=["images", "run"])
+def pilot_kernel(
+    out, network, grid, images, run, RUN: tl.constexpr, CHANNELS: tl.constexpr, FLAT: tl.constexpr
+):  # fmt: skip
     """A value near each channel's mean: the median of four runs' means, so that one pixel far from all others does not
     move it; of those that are numbers, 0 where none is."""
+    grid = flat_of(grid, 1)
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     m = ()
     numbers = tl.zeros([CHANNELS], tl.int32)
     for i in tl.static_range(4):
-        mean = mean_of_run(network, c, grid, images, run, i, 4, RUN)
+        mean = mean_of_run(network, c, grid, images, run, i, 4, RUN, FLAT)
         finite = tl.abs(mean) < float("inf")
         numbers += finite.to(tl.int32)
         m = m + (tl.where(finite, mean, float("inf")),)
@@ -60,14 +76,15 @@ def pilot_kernel(out, network, grid, images, run, RUN: tl.constexpr, CHANNELS: t
     tl.store(out + c, pilot, mask=c < network.channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def project_kernel(
     network, parts, grid, classes, chunks, tiles, one, BLOCKS: tl.constexpr, CHUNK: tl.constexpr,
-    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, FLAT: tl.constexpr, STATISTICS: tl.constexpr,
-    ROUNDING: tl.constexpr, PRECISION: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, FLAT: tl.constexpr, MULTIPLE: tl.constexpr,
+    STATISTICS: tl.constexpr, ROUNDING: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Raw logits of a tile of pixels and a chunk of classes; STATISTICS: and their mean and sum of squared differences
     from it, to ``parts`` [2, K, tiles]."""
+    grid = flat_of(grid, MULTIPLE)
     program = tl.program_id(0)
     chunk, tile = program % chunks, program // chunks
     pixels, y, n = locate_flat(tile, grid, PIXELS)
@@ -85,11 +102,12 @@ def project_kernel(
             tl.store(at + tl.cast(classes, tl.int64) * tiles, squares, mask=k[i] < classes)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "count"])
 def statistics_kernel(
     out, parts, network, grid, classes, tiles, count, PIXELS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """A class of ``out`` [4, K]: number of pixels, mean, sum of squared differences from it, weight times pilot."""
+    grid = flat_of(grid, 1)
     k = tl.program_id(0)
     pixels = tl.cast(count, tl.float64)
     means = parts + tl.cast(k, tl.int64) * tiles
@@ -97,13 +115,13 @@ def statistics_kernel(
     sums = tl.zeros([BLOCK], tl.float64)
     for start in range(0, tiles, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        number = tl.minimum(grid.height * grid.width - i % grid.tiles * PIXELS, PIXELS).to(tl.float64)
+        number = tl.minimum(grid.size - i % grid.tiles * PIXELS, PIXELS).to(tl.float64)
         sums += number * tl.load(means + i, mask=i < tiles, other=0.0).to(tl.float64)
     mean = tl.sum(sums, 0) / pixels
     sums = tl.zeros([BLOCK], tl.float64)
     for start in range(0, tiles, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        number = tl.minimum(grid.height * grid.width - i % grid.tiles * PIXELS, PIXELS).to(tl.float64)
+        number = tl.minimum(grid.size - i % grid.tiles * PIXELS, PIXELS).to(tl.float64)
         off = tl.load(means + i, mask=i < tiles, other=0.0).to(tl.float64) - mean
         of_tile = tl.load(squares + i, mask=i < tiles, other=0.0).to(tl.float64)
         sums += tl.where(i < tiles, of_tile + number * off * off, 0.0)
@@ -170,14 +188,15 @@ def store_features(
     tl.store(at, values.to(out.dtype.element_ty), mask=(c < network.channels)[:, None] & pixels.inside[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits", "images"])
 def weights_kernel(
     network, gradient, grid, classes, column_blocks, chunks, splits, images, one,
     BLOCKS: tl.constexpr, CHUNK: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, FLAT: tl.constexpr,
-    ROUNDING: tl.constexpr, PRECISION: tl.constexpr,
+    MULTIPLE: tl.constexpr, ROUNDING: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """CHANNELS columns of a part of the weights' gradient [splits, K, C], of a chunk of classes and every ``splits``-th
     tile of pixels."""
+    grid = flat_of(grid, MULTIPLE)
     program = tl.program_id(0)
     start = program % column_blocks * CHANNELS
     c = start + tl.arange(0, CHANNELS)
@@ -212,9 +231,10 @@ def weights_kernel(
 def project_back_kernel(
     out, network, gradient, factor, classes, grid, column_blocks, stride_b, stride_c, stride_p, one,
     CLASSES: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, FACTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MULTIPLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of ``out`` [B, C, h, w] = ``factor`` times the logits' gradient [B, K, h, w] through the weights."""
+    grid = flat_of(grid, MULTIPLE)
     program = tl.program_id(0)
     c = program % column_blocks * CHANNELS + tl.arange(0, CHANNELS)
     pixels, _, n = locate_flat(program // column_blocks, grid, PIXELS)
@@ -229,7 +249,7 @@ def project_back_kernel(
     store_features(out, network, pixels, n, c, stride_b, stride_c, stride_p, sums)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def finish_weight_kernel(out, network, gradient, classes, splits, BLOCK: tl.constexpr):
     """The weights' gradient [K, C] from its parts, and what the pilot's share of the running mean gets."""
     size = tl.cast(classes, tl.int64) * network.channels
@@ -275,22 +295,22 @@ def project(
         return logits, pilot.zero_(), found.zero_()
     parts = logits.new_empty((2, classes, grid.programs) if statistics else 0)
     network = feature_argument(features, factors, factors, logits, logits, pilot if statistics else None)
-    chunks = triton.cdiv(classes, tiling.classes)
+    chunks = cdiv(classes, tiling.classes)
     with device_guard(features):
         if statistics:
-            pilot_kernel[(triton.cdiv(channels, PILOT_CHANNELS),)](
-                pilot, network, grid.argument(), batch, min(PILOT_RUN, height * width), RUN=PILOT_RUN,
-                CHANNELS=PILOT_CHANNELS, num_warps=4,
+            pilot_kernel[(cdiv(channels, PILOT_CHANNELS),)](
+                pilot, network, grid.argument, batch, min(PILOT_RUN, height * width), RUN=PILOT_RUN,
+                CHANNELS=PILOT_CHANNELS, FLAT=rows_follow(features), num_warps=4,
             )  # fmt: skip
         project_kernel[(grid.programs * chunks,)](
-            network, parts, grid.argument(), classes, chunks, grid.programs, 1.0, BLOCKS=tiling.blocks,
+            network, parts, grid.argument, classes, chunks, grid.programs, 1.0, BLOCKS=tiling.blocks,
             CHUNK=tiling.classes, PIXELS=tiling.pixels, CHANNELS=tiling.channels, FLAT=rows_follow(features),
-            STATISTICS=statistics, ROUNDING=rounding, PRECISION=product_precision(features), num_warps=tiling.warps,
-            num_stages=tiling.stages,
+            MULTIPLE=grid.multiple, STATISTICS=statistics, ROUNDING=rounding, PRECISION=product_precision(features),
+            num_warps=tiling.warps, num_stages=tiling.stages,
         )  # fmt: skip
         if statistics:
             statistics_kernel[(classes,)](
-                found, parts, network, grid.argument(), classes, grid.programs, batch * height * width,
+                found, parts, network, grid.argument, classes, grid.programs, batch * height * width,
                 PIXELS=tiling.pixels, BLOCK=256, num_warps=4,
             )  # fmt: skip
     return logits, pilot, found
@@ -318,13 +338,13 @@ def features_gradient(
     ``like``."""
     batch, channels, height, width = like.shape
     grid = FeatureGrid(batch, height, width, BACK_PIXELS)
-    blocks = triton.cdiv(channels, BACK_CHANNELS)
+    blocks = cdiv(channels, BACK_CHANNELS)
     with device_guard(like):
         project_back_kernel[(grid.programs * blocks,)](
             out, feature_argument(like, weight, weight, weight, weight), gradient,
-            out if factor is None else factor, weight.shape[0], grid.argument(), blocks, *_strides(out), 1.0,
+            out if factor is None else factor, weight.shape[0], grid.argument, blocks, *_strides(out), 1.0,
             CLASSES=BACK_CLASSES, PIXELS=BACK_PIXELS, CHANNELS=BACK_CHANNELS, FACTOR=factor is not None,
-            PRECISION=product_precision(like), num_warps=8,
+            MULTIPLE=grid.multiple, PRECISION=product_precision(like), num_warps=8,
         )  # fmt: skip
     return out.to(like.dtype)
 
@@ -350,21 +370,21 @@ def project_gradients(
         1.0 / (batch * height * width),
     )  # fmt: skip
     if weight_grad:
-        columns, chunks = triton.cdiv(channels, tiling.channels), triton.cdiv(classes, tiling.classes)
+        columns, chunks = cdiv(channels, tiling.channels), cdiv(classes, tiling.classes)
         # As many parts as fill the device, of at most an eighth of the features' size.
-        enough = triton.cdiv(4 * multiprocessors(features.device), columns * chunks)
+        enough = cdiv(4 * multiprocessors(features.device), columns * chunks)
         splits = max(1, min(enough, batch * height * width // (8 * classes), grid.programs))
         parts = by_weight.new_empty(splits, classes, channels)
         centre = pilot if pilot.numel() > 0 else None
         network = feature_argument(features, factors, factors, parts, parts, centre)
         with device_guard(features):
             weights_kernel[(columns * chunks * splits,)](
-                network, gradient, grid.argument(), classes, columns, chunks, splits, batch, 1.0, BLOCKS=tiling.blocks,
+                network, gradient, grid.argument, classes, columns, chunks, splits, batch, 1.0, BLOCKS=tiling.blocks,
                 CHUNK=tiling.classes, PIXELS=tiling.pixels, CHANNELS=tiling.channels, FLAT=rows_follow(features),
-                ROUNDING=rounding, PRECISION=product_precision(features), num_warps=tiling.warps,
-                num_stages=tiling.stages,
+                MULTIPLE=grid.multiple, ROUNDING=rounding, PRECISION=product_precision(features),
+                num_warps=tiling.warps, num_stages=tiling.stages,
             )  # fmt: skip
-            finish_weight_kernel[(triton.cdiv(by_weight.numel(), FINISH_BLOCK),)](
+            finish_weight_kernel[(cdiv(by_weight.numel(), FINISH_BLOCK),)](
                 by_weight, network, gradient, classes, splits, BLOCK=FINISH_BLOCK, num_warps=4
             )
     if features_grad:

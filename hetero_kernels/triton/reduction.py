@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .tile import Pixels, band_of, first_pixel, load_labels, lower, normalized
+from .tile import Pixels, band_of, first_pixel, grid_of, labels_of, load_labels, lower, normalized, shown
 
 
 class Term(NamedTuple):
     """One of a loss's two terms: its weight, its share of a sum without divisor, the ``parts`` numbers whose sum is its
-    divisor."""
+    divisor (of a :func:`divisors_kernel` both terms' rows)."""
 
     weight: Any
     share: Any
@@ -25,9 +25,9 @@ class Term(NamedTuple):
 
 
 class Output(NamedTuple):
-    partial: Any  # [programs, 2]: sums of both terms
-    count: Any  # number of valid pixels, int64
-    first: Any  # maps [B, loss grid] of both terms
+    partial: Any  # [2, programs]: sums of both terms
+    count: Any  # number of valid pixels, int64, or None where nobody asks
+    first: Any  # maps [B, loss grid] of both terms, or None
     second: Any
 
 
@@ -41,50 +41,59 @@ def store_maps(output, pixels, y, grid, first, second, MAPS: tl.constexpr):
 
 @triton.jit
 def store_sums(output, program, first, second, valid):
-    tl.store(output.partial + 2 * program, tl.sum(first, 0))
-    tl.store(output.partial + 2 * program + 1, tl.sum(second, 0))
-    tl.atomic_add(output.count, tl.sum(valid, 0).to(tl.int64), sem="relaxed")
+    tl.store(output.partial + program, tl.sum(first, 0))
+    tl.store(output.partial + tl.num_programs(0) + program, tl.sum(second, 0))
+    if output.count is not None:
+        tl.atomic_add(output.count, tl.sum(valid, 0).to(tl.int64), sem="relaxed")
 
 
 @triton.jit
-def inverse_divisor(divisor, parts, PARTS: tl.constexpr):
-    """1 / the sum of the ``parts`` numbers at ``divisor``, 0 where that is 0; 1 where PARTS is 0."""
+def inverse_divisor(term, ROW: tl.constexpr, PARTS: tl.constexpr):
+    """1 / a term's divisor, 0 where that is 0; 1 where PARTS is 0. ROW: which term it is."""
     inverse = 1.0
     if PARTS > 0:
         i = tl.arange(0, PARTS)
-        d = tl.sum(tl.load(divisor + i, mask=i < parts, other=0.0).to(tl.float32), 0)
+        row = term.divisor
+        if PARTS > 1:
+            row += ROW * PARTS
+        d = tl.sum(tl.load(row + i, mask=i < shown(term.parts), other=0.0).to(tl.float32), 0)
         inverse = tl.where(d == 0.0, 0.0, 1.0 / d)
     return inverse
 
 
 @triton.jit
-def term_scale(term, PARTS: tl.constexpr):
+def term_scale(term, ROW: tl.constexpr, PARTS: tl.constexpr):
     """What a term's value at a pixel is multiplied by: its weight, its share, 1 / its divisor."""
-    return term.weight * term.share * inverse_divisor(term.divisor, term.parts, PARTS)
+    return term.weight * term.share * inverse_divisor(term, ROW, PARTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "height", "width"])
 def divisors_kernel(
-    labels, grid, class_weight, partial, rows, classes,
-    BLOCK: tl.constexpr, SAMPLED: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    labels, class_weight, parts, images, height, width, classes,
+    BLOCK: tl.constexpr, PARTS: tl.constexpr, SAMPLED: tl.constexpr, HAS_WEIGHT: tl.constexpr,
 ):  # fmt: skip
-    """Divisors that the main launch must know: a program's part of the number of valid pixels, and of the sum of their
-    class weights, to ``partial`` [2, programs]. ``rows`` are those of all images."""
-    program = tl.program_id(0)
+    """Divisors that the main launch must know: a program's part of each term's, to ``parts`` [2, PARTS]. The second is
+    the number of valid pixels, and so is the first unless there are class weights to add up. The loss grid is
+    [images, height, width]."""
+    labels = labels_of(labels)
+    size = height * width
+    tiles = tl.cdiv(size, BLOCK)
     number, weights = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-    for row in range(program, rows, tl.num_programs(0)):
-        for start in range(0, grid.width, BLOCK):
-            x = start + tl.arange(0, BLOCK)
-            inside = x < grid.width
-            image = tl.cast(row // grid.height, tl.int64)
-            pixels = Pixels(image, row, row, start, tl.minimum(x, grid.width - 1), inside)
-            label, valid, _ = load_labels(labels, pixels, row % grid.height, classes, SAMPLED)
-            number += valid.to(tl.float32)
-            if HAS_WEIGHT:
-                w = tl.load(class_weight + label, mask=valid, other=0.0)
-                weights += w.to(tl.float32)
-    tl.store(partial + program, tl.sum(number, 0))
-    tl.store(partial + tl.num_programs(0) + program, tl.sum(weights, 0))
+    for tile in range(tl.program_id(0), images * tiles, tl.num_programs(0)):
+        n = tile % tiles * BLOCK + tl.arange(0, BLOCK)
+        at = tl.minimum(n, size - 1)
+        pixels = Pixels(tl.cast(tile // tiles, tl.int64), 0, 0, 0, at % width, n < size)
+        label, valid, _ = load_labels(labels, pixels, at // width, classes, SAMPLED)
+        number += valid.to(tl.float32)
+        if HAS_WEIGHT:
+            w = tl.load(class_weight + label, mask=valid, other=0.0)
+            weights += w.to(tl.float32)
+    count = tl.sum(number, 0)
+    first = count
+    if HAS_WEIGHT:
+        first = tl.sum(weights, 0)
+    tl.store(parts + tl.program_id(0), first)
+    tl.store(parts + PARTS + tl.program_id(0), count)
 
 
 @triton.jit
@@ -94,29 +103,30 @@ def add_slots(
 ):  # fmt: skip
     """[ROWS classes, COLUMNS coarse columns] of a coarse row of a gradient, from all the slots that reach them. A
     coarse column is within ``reach`` tiles."""
-    inside = (k < classes) & (n < network.width)
-    first_tile = first_pixel(n - 1, network.width, grid.width, ALIGN) // TILE
-    end = tl.where(n + 1 >= network.width, grid.width, first_pixel(n + 1, network.width, grid.width, ALIGN))
+    height, width, span = shown(network.height), shown(network.width), shown(network.span)
+    inside = (k < classes) & (n < width)
+    first_tile = first_pixel(n - 1, width, grid.width, ALIGN) // TILE
+    end = tl.where(n + 1 >= width, grid.width, first_pixel(n + 1, width, grid.width, ALIGN))
     last_tile = (end - 1) // TILE
-    side = classes * network.span
+    side = classes * span
     g = tl.zeros([ROWS, COLUMNS], tl.float32)
     for cell in range(tl.maximum(row - 1, 0), row + 1):  # bands whose lower coarse row is this one or the one before
-        from_row = first_pixel(cell, network.height, grid.height, ALIGN)
+        from_row = first_pixel(cell, height, grid.height, ALIGN)
         to_row = tl.where(
-            cell + 1 >= network.height, grid.height, first_pixel(cell + 1, network.height, grid.height, ALIGN)
+            cell + 1 >= height, grid.height, first_pixel(cell + 1, height, grid.height, ALIGN)
         )
         end_band = band_of(tl.maximum(to_row - 1, 0), grid, ALIGN, SAME) + 1
         first_band = tl.where(from_row < to_row, band_of(from_row, grid, ALIGN, SAME), end_band)
         below = tl.where(cell == row, 1.0, 0.0)
-        above = tl.where((cell < row) | (row == network.height - 1), 1.0, 0.0)
+        above = tl.where((cell < row) | (row == height - 1), 1.0, 0.0)
         for band in range(first_band, end_band):
             for split in range(grid.splits):
                 for step in range(reach):
                     tile = first_tile + step
-                    at = n - lower(tile * TILE, network.width, grid.width, ALIGN)
-                    ok = inside & (tile <= last_tile) & (at >= 0) & (at < network.span)
+                    at = n - lower(tile * TILE, width, grid.width, ALIGN)
+                    ok = inside & (tile <= last_tile) & (at >= 0) & (at < span)
                     slot = ((image * grid.bands + band) * grid.splits + split) * grid.tiles + tile
-                    lower_row = network.gradient + slot * 2 * side + k * network.span + at
+                    lower_row = network.gradient + slot * 2 * side + k * span + at
                     lower_row = tl.multiple_of(tl.max_contiguous(lower_row, [1, 2]), [1, 1])  # see tile.py
                     upper_row = tl.multiple_of(tl.max_contiguous(lower_row + side, [1, 2]), [1, 1])
                     g += below * tl.load(lower_row, mask=ok, other=0.0)
@@ -128,8 +138,8 @@ def add_slots(
 def by_raw(network, g, image, row, k, n, classes, inside, part):
     """The gradient of raw logits from that of what they mean; stores a ``part`` of scale's and shift's. A pixel without
     a gradient counts 0, whatever its logit."""
-    start = network.logits + image * network.stride_b + tl.cast(row, tl.int64) * network.stride_h
-    at = start + tl.cast(k, tl.int64) * network.stride_c + tl.cast(n, tl.int64) * network.stride_w
+    start = network.logits + image * shown(network.stride_b) + tl.cast(row, tl.int64) * shown(network.stride_h)
+    at = start + tl.cast(k, tl.int64) * shown(network.stride_c) + tl.cast(n, tl.int64) * network.stride_w
     z = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     if network.floor is not None:
         g = tl.where(normalized(network, k, classes, z) <= network.floor, 0.0, g)
@@ -141,47 +151,36 @@ def by_raw(network, g, image, row, k, n, classes, inside, part):
 
 
 @triton.jit
+def offset_of(network, classes, image, row, k, n):
+    """Of classes ``k`` and columns ``n`` of a coarse row in a gradient [B, K, h, w]."""
+    return ((image * classes + k) * shown(network.height) + row) * shown(network.width) + n
+
+
+@triton.jit
 def gather(
     out, network, grid, classes, program, scale, reach, DIRECT: tl.constexpr,
     TILE: tl.constexpr, ALIGN: tl.constexpr, SAME: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """One program of one network: [ROWS classes, COLUMNS coarse columns] of a coarse row of its gradient."""
-    column_blocks, class_blocks = tl.cdiv(network.width, COLUMNS), tl.cdiv(classes, ROWS)
+    height, width = shown(network.height), shown(network.width)
+    column_blocks, class_blocks = tl.cdiv(width, COLUMNS), tl.cdiv(classes, ROWS)
     column = program % column_blocks
     n = (column * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     program = program // column_blocks
     k = (program % class_blocks * ROWS + tl.arange(0, ROWS))[:, None]
     program = program // class_blocks
-    row, image = program % network.height, (program // network.height).to(tl.int64)
-    inside = (k < classes) & (n < network.width)
-    offset = ((image * classes + k) * network.height + row) * network.width + n
+    row, image = program % height, (program // height).to(tl.int64)
+    inside = (k < classes) & (n < width)
     if DIRECT:
-        g = tl.load(network.gradient + offset, mask=inside, other=0.0)
+        g = tl.load(network.gradient + offset_of(network, classes, image, row, k, n), mask=inside, other=0.0)
     else:
         g = add_slots(network, grid, classes, image, row, k, n, reach, TILE, ALIGN, SAME, ROWS, COLUMNS)
     g *= scale
     if network.scale is not None:
-        part = (image * network.height + row) * column_blocks + column
+        part = (image * height + row) * column_blocks + column
         g = by_raw(network, g, image, row, k, n, classes, inside, part)
-    tl.store(out + offset, g, mask=inside)
-
-
-@triton.jit
-def rescale(gradient, program, scale, elements, BLOCK: tl.constexpr):
-    """One program of a network whose gradient is there but for its divisor."""
-    i = tl.cast(program, tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(gradient + i, tl.load(gradient + i, mask=i < elements) * scale, mask=i < elements)
-
-
-@triton.jit
-def finish_network(
-    out, network, grid, classes, program, scale, reach, elements, DIRECT: tl.constexpr,
-    TILE: tl.constexpr, ALIGN: tl.constexpr, SAME: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    if DIRECT and network.scale is None:
-        rescale(network.gradient, program, scale, elements, ROWS * COLUMNS)
-    else:
-        gather(out, network, grid, classes, program, scale, reach, DIRECT, TILE, ALIGN, SAME, ROWS, COLUMNS)
+    # Only now: what is known before the loop over slots is kept in registers through it.
+    tl.store(out + offset_of(network, classes, image, row, k, n), g, mask=inside)
 
 
 @triton.jit
@@ -193,11 +192,11 @@ def store_loss(
     sum_0, sum_1 = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
     for start in range(0, programs, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        sum_0 += tl.load(partial + 2 * i, mask=i < programs, other=0.0).to(tl.float64)
-        sum_1 += tl.load(partial + 2 * i + 1, mask=i < programs, other=0.0).to(tl.float64)
+        sum_0 += tl.load(partial + i, mask=i < programs, other=0.0).to(tl.float64)
+        sum_1 += tl.load(partial + programs + i, mask=i < programs, other=0.0).to(tl.float64)
     value_0, value_1 = tl.sum(sum_0, 0).to(tl.float32), tl.sum(sum_1, 0).to(tl.float32)
-    value_0 *= inverse if MODES[0] == "count" else inverse_divisor(terms[0].divisor, terms[0].parts, PARTS[0])
-    value_1 *= inverse if MODES[1] == "count" else inverse_divisor(terms[1].divisor, terms[1].parts, PARTS[1])
+    value_0 *= inverse if MODES[0] == "count" else inverse_divisor(terms[0], 0, PARTS[0])
+    value_1 *= inverse if MODES[1] == "count" else inverse_divisor(terms[1], 1, PARTS[1])
     value_0 *= terms[0].share
     value_1 *= terms[1].share
     tl.store(first, value_0)
@@ -215,42 +214,50 @@ def inverse_count(count, WANTED: tl.constexpr):
     return inverse
 
 
-@triton.jit
+NUMBERS = ["classes", "programs", "student_programs", "student_reach", "teacher_reach"]
+
+
+@triton.jit(do_not_specialize=NUMBERS)
 def finish_kernel(
     student, teacher, student_out, teacher_out, grid, partial, count, terms, loss, first, second, classes, programs,
-    student_programs, teacher_programs, student_reach, teacher_reach, student_elements, teacher_elements,
+    student_programs, student_reach, teacher_reach,
     MODES: tl.constexpr, PARTS: tl.constexpr, STUDENT: tl.constexpr, TEACHER: tl.constexpr,
     STUDENT_DIRECT: tl.constexpr, TEACHER_DIRECT: tl.constexpr, DEFERRED: tl.constexpr, LOSS: tl.constexpr,
     TILE: tl.constexpr, ALIGN: tl.constexpr, SAME: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Programs [0, student_programs) and the ``teacher_programs`` after them finish gradients, one more the loss.
+    """The first program finishes the loss (LOSS), whose sums are the longest chain of loads, so that it is done before
+    the others; then come ``student_programs`` that finish the student's gradient, then the teacher's.
 
     DEFERRED: gradients still lack the number of valid pixels, ``count``, as divisor. MODES: what divides a term,
     "count", "given" (its divisor) or "one".
     """
+    grid = grid_of(grid)
     program = tl.program_id(0)
+    if LOSS:
+        program -= 1
     inverse = inverse_count(count, DEFERRED or MODES[0] == "count" or MODES[1] == "count")
     scale = 1.0
     if DEFERRED:
         scale = inverse
-    if program < student_programs:
+    if program < 0:
+        if LOSS:
+            store_loss(partial, terms, loss, first, second, programs, inverse, MODES, PARTS, BLOCK)
+    elif program < student_programs:
         if STUDENT:
-            finish_network(
-                student_out, student, grid, classes, program, scale, student_reach, student_elements, STUDENT_DIRECT,
+            gather(
+                student_out, student, grid, classes, program, scale, student_reach, STUDENT_DIRECT,
                 TILE, ALIGN, SAME, ROWS, COLUMNS,
             )  # fmt: skip
-    elif program < student_programs + teacher_programs:
-        if TEACHER:
-            finish_network(
-                teacher_out, teacher, grid, classes, program - student_programs, scale, teacher_reach, teacher_elements,
-                TEACHER_DIRECT, TILE, ALIGN, SAME, ROWS, COLUMNS,
-            )  # fmt: skip
     else:
-        if LOSS:
-            store_loss(partial, terms, loss, first, second, programs, inverse, MODES, PARTS, ROWS * COLUMNS)
+        if TEACHER:
+            gather(
+                teacher_out, teacher, grid, classes, program - student_programs, scale, teacher_reach, TEACHER_DIRECT,
+                TILE, ALIGN, SAME, ROWS, COLUMNS,
+            )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def sum_parts_kernel(parts, out, count, columns, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
     """``out`` [columns]: sums of the ``count`` rows of ``parts``, in an order that is always the same."""
     j = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS))[None, :]

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .hakd_math import mix
-from .launch import LossGrid, NetworkPlan
+from .launch import Launch, LossGrid
 from .pixel_math import exp_nonpositive, is_class
-from .tile import Labels, class_numbers, columns_of, fraction, load_band, load_labels, locate, logits_of, lower, zeros
+from .tile import (
+    Labels,
+    Network,
+    class_numbers,
+    columns_of,
+    fraction,
+    grid_of,
+    labels_of,
+    load_band,
+    load_labels,
+    locate,
+    logits_of,
+    lower,
+    shown,
+    zeros,
+)
+from .tuning import cdiv
 
 
 @triton.jit
@@ -25,20 +40,22 @@ def scores_kernel(
     """kem="spatial", first: a program's highest score m of every class (0 without pixels) and its sum of e^{q - m},
     to ``partial`` [programs, 2, K]. BLOCKS are those of ``CLASSES`` classes, of which there is a second axis of
     programs."""
+    labels, grid = labels_of(labels), grid_of(grid)
     program = tl.program_id(0)
     pixels = locate(program, grid, TILE, ROWS, ALIGN, SAME)
     c = class_numbers(BLOCKS, tl.program_id(1) * CLASSES)
     first_row = tl.minimum(pixels.begin, grid.height - 1)
-    s_row = lower(first_row, student.height, grid.height, ALIGN)
-    t_row = lower(first_row, teacher.height, grid.height, ALIGN)
+    s_height, t_height = shown(student.height), shown(teacher.height)
+    s_row = lower(first_row, s_height, grid.height, ALIGN)
+    t_row = lower(first_row, t_height, grid.height, ALIGN)
     s_columns, t_columns = columns_of(pixels, student, grid, ALIGN), columns_of(pixels, teacher, grid, ALIGN)
     s_band = load_band(student, c, classes, pixels, s_columns, grid, ALIGN, STUDENT_DIRECT)
     t_band = load_band(teacher, c, classes, pixels, t_columns, grid, ALIGN, TEACHER_DIRECT)
     highest, sums = zeros(c, pixels), zeros(c, pixels)
     for y in range(pixels.begin, pixels.end):
         label, valid, _ = load_labels(labels, pixels, y, classes, SAMPLED)
-        s_f = fraction(y, s_row, student.height, grid.height, ALIGN)
-        t_f = fraction(y, t_row, teacher.height, grid.height, ALIGN)
+        s_f = fraction(y, s_row, s_height, grid.height, ALIGN)
+        t_f = fraction(y, t_row, t_height, grid.height, ALIGN)
         z_s = logits_of(s_band, s_f, STUDENT_DIRECT)
         z_t = logits_of(t_band, t_f, TEACHER_DIRECT)
         _, _, score = mix(z_s, z_t, is_class(c, label), KMM)
@@ -58,7 +75,7 @@ def scores_kernel(
         tl.store(out + classes + c[i], s, mask=c[i] < classes)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def combine_scores_kernel(partial, spatial_sums, parts, classes, PARTS: tl.constexpr, CLASSES: tl.constexpr):
     """kem="spatial", second: m and 1 / sum_n e^{q - m} of an image's classes, from its programs' ``parts``."""
     image = tl.program_id(0).to(tl.int64)
@@ -80,18 +97,20 @@ def combine_scores_kernel(partial, spatial_sums, parts, classes, PARTS: tl.const
     tl.store(out + classes, tl.where(s == 0.0, 0.0, 1.0 / s), mask=c < classes)
 
 
-def spatial_scores(
-    student: NetworkPlan, teacher: NetworkPlan, labels: Labels, grid: LossGrid, classes: int, common: dict[str, Any]
-) -> Tensor:
-    """[B, 2, K]: what kem="spatial" measures an image's scores by."""
-    parts = grid.programs // grid.batch
-    partial = torch.empty(grid.programs, 2, classes, dtype=torch.float32, device=labels.data.device)
-    sums = partial.new_empty(grid.batch, 2, classes)
-    together = sum(grid.tiling.blocks)
-    scores_kernel[(grid.programs, triton.cdiv(classes, together))](
-        student.argument(), teacher.argument(), labels, grid.argument(), partial, classes, CLASSES=together, **common
-    )
-    combine_scores_kernel[(grid.batch, triton.cdiv(classes, 8))](
-        partial, sums, parts, classes, PARTS=64, CLASSES=8, num_warps=4
-    )
-    return sums
+class SpatialScores:
+    """What kem="spatial" measures an image's scores by, [B, 2, K], on a grid."""
+
+    def __init__(self, grid: LossGrid, batch: int, classes: int, common: dict[str, Any]) -> None:
+        together = sum(grid.tiling.blocks)
+        self._grid, self._shape, self._programs = grid, (batch, 2, classes), grid.programs
+        self._scores = Launch(scores_kernel, (grid.programs, cdiv(classes, together)), CLASSES=together, **common)
+        self._combine = Launch(
+            combine_scores_kernel, (batch, cdiv(classes, 8)), PARTS=64, CLASSES=8, num_warps=4
+        )  # fmt: skip
+
+    def __call__(self, aligned: bool, networks: tuple[Network, Network], labels: Labels, like: Tensor) -> Tensor:
+        _, _, classes = self._shape
+        partial, sums = like.new_empty(self._programs, 2, classes), like.new_empty(self._shape)
+        self._scores(aligned, *networks, labels, self._grid.argument, partial, classes)
+        self._combine(aligned, partial, sums, self._grid.parts, classes)
+        return sums

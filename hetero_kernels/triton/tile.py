@@ -23,6 +23,14 @@ from .pixel_math import PADDING
 # the compiler makes that a scalar, which the hint's two axes break.
 
 
+# Triton specialises every integer of a tuple: it makes a constant of 1 and a kernel of its own for multiples of 16,
+# which random crops would compile again and again for. So what changes with a crop is given as ``hidden`` (launch.py)
+# makes it, which is neither: a kernel begins with ``labels_of`` and ``grid_of``, and numbers of networks and upstream
+# factors are ``shown`` where they are read. (Triton 3.6 has no functions that return tuples with None in them; and what
+# is asked for after a loop is not kept in a register through it.) Strides of neighbouring pixels stay as they are: they
+# are 1 nearly always.
+
+
 class Network(NamedTuple):
     """A network's logits, where their gradient goes, and the geometry of both.
 
@@ -99,6 +107,31 @@ class Columns(NamedTuple):
     first: Any  # neighbour of the tile's first pixel
 
 
+# Numbers as they were ------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def shown(n):
+    """What launch.py's ``hidden`` was given."""
+    return ~n >> 1
+
+
+@triton.jit
+def labels_of(given):
+    return Labels(
+        given.data, shown(given.height), shown(given.width), shown(given.stride_b), shown(given.stride_h),
+        given.stride_w, given.rows_scale, given.columns_scale, given.ignore_index,
+    )  # fmt: skip
+
+
+@triton.jit
+def grid_of(given):
+    return Grid(
+        shown(given.height), shown(given.width), shown(given.student_height), shown(given.teacher_height),
+        shown(given.bands), shown(given.splits), shown(given.tiles),
+    )  # fmt: skip
+
+
 # Positions -----------------------------------------------------------------------------------------------------
 
 
@@ -160,11 +193,12 @@ def band_start(band, grid, ALIGN: tl.constexpr, SAME: tl.constexpr):
 
 @triton.jit
 def columns_of(pixels, network, grid, ALIGN: tl.constexpr):
-    left = lower(pixels.x, network.width, grid.width, ALIGN)
-    part = fraction(pixels.x, left, network.width, grid.width, ALIGN)
-    first = lower(pixels.first, network.width, grid.width, ALIGN)
+    width = shown(network.width)
+    left = lower(pixels.x, width, grid.width, ALIGN)
+    part = fraction(pixels.x, left, width, grid.width, ALIGN)
+    first = lower(pixels.first, width, grid.width, ALIGN)
     on = part == 0.0
-    right = tl.where(on, left, tl.minimum(left + 1, network.width - 1))
+    right = tl.where(on, left, tl.minimum(left + 1, width - 1))
     return Columns(left, right, tl.where(on, 0.5, part), first)
 
 
@@ -238,8 +272,8 @@ def meant(network, c, classes, z):
 @triton.jit
 def load_block(network, c, classes, image, row, column):
     """A block of logits of a coarse row at ``column`` [pixels]; ``PADDING`` beyond K."""
-    start = network.logits + image * network.stride_b + tl.cast(row, tl.int64) * network.stride_h
-    offset = tl.cast(c, tl.int64) * network.stride_c + (tl.cast(column, tl.int64) * network.stride_w)[None, :]
+    start = network.logits + image * shown(network.stride_b) + tl.cast(row, tl.int64) * shown(network.stride_h)
+    offset = tl.cast(c, tl.int64) * shown(network.stride_c) + (tl.cast(column, tl.int64) * network.stride_w)[None, :]
     at = start + offset
     if c.shape[0] > 1:
         at = tl.multiple_of(tl.max_contiguous(at, [1, 2]), [1, 1])
@@ -286,9 +320,10 @@ def load_band(network, c, classes, pixels, columns, grid, ALIGN: tl.constexpr, D
         z = load_row(network, c, classes, pixels.image, first, pixels.x)
         return z, z
     else:
-        row = lower(first, network.height, grid.height, ALIGN)
+        height = shown(network.height)
+        row = lower(first, height, grid.height, ALIGN)
         below = load_between(network, c, classes, pixels, columns, row)
-        above = load_between(network, c, classes, pixels, columns, tl.minimum(row + 1, network.height - 1))
+        above = load_between(network, c, classes, pixels, columns, tl.minimum(row + 1, height - 1))
         return below, above
 
 
@@ -323,7 +358,7 @@ def load_labels(labels, pixels, y, classes, SAMPLED: tl.constexpr):
 def pixel_factor(upstream, pixels, y, UPSTREAM: tl.constexpr):
     factor = tl.full(pixels.x.shape, 1.0, tl.float32)
     if UPSTREAM:
-        row = upstream.data + pixels.image * upstream.stride_b + tl.cast(y, tl.int64) * upstream.stride_h
+        row = upstream.data + pixels.image * shown(upstream.stride_b) + tl.cast(y, tl.int64) * shown(upstream.stride_h)
         factor = tl.load(row + pixels.x.to(tl.int64) * upstream.stride_w).to(tl.float32)
     return factor
 
@@ -361,26 +396,27 @@ def slot_weights(columns, start, SPAN: tl.constexpr):
 
 
 @triton.jit
-def store_block(to, network, c, classes, below, above, weights, start, SPAN: tl.constexpr, PRECISION: tl.constexpr):
+def store_block(to, span, c, classes, below, above, weights, start, SPAN: tl.constexpr, PRECISION: tl.constexpr):
     """A block of both coarse rows."""
     n = start + tl.arange(0, SPAN)[None, :]
-    inside = (c < classes) & (n < network.span)
-    at = to + c * network.span + n
+    inside = (c < classes) & (n < span)
+    at = to + c * span + n
     tl.store(at, tl.dot(below, weights, input_precision=PRECISION), mask=inside)
-    tl.store(at + classes * network.span, tl.dot(above, weights, input_precision=PRECISION), mask=inside)
+    tl.store(at + classes * span, tl.dot(above, weights, input_precision=PRECISION), mask=inside)
 
 
 @triton.jit
 def store_slot(network, c, classes, columns, slot, gradient, SPAN: tl.constexpr, PRECISION: tl.constexpr):
     """Adjoint of horizontal interpolation: gradients of a band's two coarse rows at the tile's pixels, to a slot."""
-    to = network.gradient + tl.cast(slot, tl.int64) * 2 * classes * network.span
+    span = shown(network.span)
+    to = network.gradient + tl.cast(slot, tl.int64) * 2 * classes * span
     if c[0].shape[0] <= 8:  # weights once, for they are the larger operand
-        for start in range(0, network.span, SPAN):
+        for start in range(0, span, SPAN):
             weights = slot_weights(columns, start, SPAN)
             for i in tl.static_range(len(c)):
-                store_block(to, network, c[i], classes, gradient[0][i], gradient[1][i], weights, start, SPAN, PRECISION)
+                store_block(to, span, c[i], classes, gradient[0][i], gradient[1][i], weights, start, SPAN, PRECISION)
     else:  # one block at a time, or the operands of all would take shared memory together
         for i in tl.static_range(len(c)):
-            for start in range(0, network.span, SPAN):
+            for start in range(0, span, SPAN):
                 weights = slot_weights(columns, start, SPAN)
-                store_block(to, network, c[i], classes, gradient[0][i], gradient[1][i], weights, start, SPAN, PRECISION)
+                store_block(to, span, c[i], classes, gradient[0][i], gradient[1][i], weights, start, SPAN, PRECISION)

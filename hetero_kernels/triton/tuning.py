@@ -60,6 +60,17 @@ class ProductTiling:
     stages: int
 
 
+# Integers: triton.cdiv takes a microsecond ---------------------------------------------------------------------------
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
 # Architectures -----------------------------------------------------------------------------------------------------
 
 
@@ -85,7 +96,7 @@ def class_blocks(num_classes: int, exact: bool) -> tuple[int, ...]:
     blocks: list[int] = []
     left = num_classes
     while left > 0:
-        above = triton.next_power_of_2(left)
+        above = next_power_of_2(left)
         if exact:
             block = min(8, above if above == left else above // 2)
         else:
@@ -142,7 +153,7 @@ def tilings_of(logits: torch.Tensor, *_: object) -> tuple[Tiling, ...]:
 def product_blocks(num_classes: int, most: int = 128) -> tuple[int, ...]:
     """Powers of two from 16, a matrix product's least, to ``most`` that add up to the next multiple of 16."""
     blocks: list[int] = []
-    left = 16 * triton.cdiv(num_classes, 16)
+    left = 16 * cdiv(num_classes, 16)
     while left > 0:
         blocks.append(min(most, 1 << left.bit_length() - 1))
         left -= blocks[-1]
@@ -185,8 +196,8 @@ CHUNK = 160  # most classes that a program of matrix products keeps sums of
 
 def _chunk(num_classes: int, most: int) -> tuple[tuple[int, ...], int]:
     """Blocks of classes of a chunk, and their number: chunks are even."""
-    chunks = triton.cdiv(num_classes, CHUNK)
-    blocks = product_blocks(triton.cdiv(num_classes, chunks), most)
+    chunks = cdiv(num_classes, CHUNK)
+    blocks = product_blocks(cdiv(num_classes, chunks), most)
     return blocks, sum(blocks)
 
 
@@ -195,10 +206,10 @@ def project_tilings(
     num_classes: int, pixels: int, bytes_per_feature: int, device: torch.device
 ) -> tuple[ProductTiling, ...]:
     """The table's entry, then the alternatives. Large tiles read the weights rarely; a batch of few ``pixels`` is cut
-    into smaller ones, so that multiprocessors have work."""
+    into halves of them, so that multiprocessors have work."""
     blocks, classes = _chunk(num_classes, 128)
     tile, warps = (128, 4) if classes <= 32 else (64, 4) if classes <= 64 else (64, 8)
-    while tile > 32 and pixels < tile * multiprocessors(device):
+    if pixels < tile * multiprocessors(device):
         tile //= 2
     channels = 64 // bytes_per_feature if classes <= 32 else 16
     return tuple(
@@ -234,8 +245,12 @@ Result = TypeVar("Result")
 _found: dict[Hashable, object] = {}
 
 
+def asked_to_search() -> bool:
+    return os.environ.get("HETERO_KERNELS_AUTOTUNE") == "1"
+
+
 def searching(device: torch.device) -> bool:
-    if os.environ.get("HETERO_KERNELS_AUTOTUNE") != "1":
+    if not asked_to_search():
         return False
     if device.type != "cuda":
         return True
@@ -265,6 +280,8 @@ def tuned(choices: Callable[..., Sequence[Choice]]) -> Callable[[Callable[..., R
         @functools.wraps(function)
         def run(*arguments: object) -> Result:
             offered = choices(*arguments)
+            if not asked_to_search():
+                return function(offered[0], *arguments)
             device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
             if not searching(device):
                 return function(offered[0], *arguments)

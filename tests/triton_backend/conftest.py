@@ -11,7 +11,7 @@ import tempfile
 import pytest
 
 _INTERPRETED = "test_interpreted_*.py"
-_COMPILED = ["test_compiled.py", "test_options.py", "test_mutations.py"]
+_COMPILED = ["test_compiled.py", "test_options.py", "test_mutations.py", "test_recompilations.py"]
 collect_ignore_glob = _COMPILED if os.environ.get("TRITON_INTERPRET") == "1" else [_INTERPRETED]
 
 
