@@ -112,9 +112,7 @@ def add_slots(
     g = tl.zeros([ROWS, COLUMNS], tl.float32)
     for cell in range(tl.maximum(row - 1, 0), row + 1):  # bands whose lower coarse row is this one or the one before
         from_row = first_pixel(cell, height, grid.height, ALIGN)
-        to_row = tl.where(
-            cell + 1 >= height, grid.height, first_pixel(cell + 1, height, grid.height, ALIGN)
-        )
+        to_row = tl.where(cell + 1 >= height, grid.height, first_pixel(cell + 1, height, grid.height, ALIGN))
         end_band = band_of(tl.maximum(to_row - 1, 0), grid, ALIGN, SAME) + 1
         first_band = tl.where(from_row < to_row, band_of(from_row, grid, ALIGN, SAME), end_band)
         below = tl.where(cell == row, 1.0, 0.0)
