@@ -84,9 +84,9 @@ def cuda(name: str, what: str, file: str, old: str, new: str, tests: str, within
 
 MUTATIONS = (
     Mutation("wrong-halo", "the right neighbour is the left one", "tile.py",
-             "tl.minimum(left + 1, network.width - 1)", "tl.minimum(left, network.width - 1)", "hakd_shapes and label"),
+             "tl.minimum(left + 1, width - 1)", "tl.minimum(left, width - 1)", "hakd_shapes and label"),
     Mutation("lost-row", "the upper coarse row of a band gets no gradient", "reduction.py",
-             "(cell < row) | (row == network.height - 1), 1.0, 0.0", "(row == network.height - 1), 1.0, 0.0",
+             "(cell < row) | (row == height - 1), 1.0, 0.0", "(row == height - 1), 1.0, 0.0",
              "hakd_shapes and label"),
     Mutation("short-reach", "the last tile that reaches a coarse column is left out", "reduction.py",
              "ok = inside & (tile <= last_tile)", "ok = inside & (tile < last_tile)", "shapes"),
