@@ -137,6 +137,11 @@ def bound(times: dict[str, float]) -> tuple[float, str]:
     return max((time, cause) for cause, time in times.items() if cause != "latency")
 
 
+def with_networks(launches: list[triton_static.Launch]) -> triton_static.Launch:
+    """The first launch that reads both networks: the divisors are counted before it."""
+    return next(launch for launch in launches if "teacher" in launch.arguments)
+
+
 def eager_feature_bytes(launch: triton_static.Launch) -> int:
     """What the eager reference reads and writes from features on, forward and backward."""
     from hetero_kernels import reference
@@ -175,7 +180,7 @@ def product_times(card: Card, launch: triton_static.Launch, moved: int, multipli
 def predict_features(card: Card, launches: list[triton_static.Launch]) -> tuple[float, float]:
     """Milliseconds of the launches of ``projected_hakd_loss`` and its backward: of each the longer of its bytes and its
     products' instructions, and the same with what these wait for; what it reads again of its own counts nothing."""
-    first = launches[0].arguments
+    first = with_networks(launches).arguments
     features = _size(first["student"].data, first["teacher"].data)
     student = _size(first["student"].data)
     logits = sum(first[k].gradient.numel() * 4 for k in ("student", "teacher"))
@@ -209,8 +214,9 @@ def feature_rows(cuda: dict) -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = []
     for classes in (19, 150):
         launches = triton_static.projected_launches(torch.float32, classes)
-        moved = eager_feature_bytes(launches[0])
-        student, teacher = (launches[0].arguments[k].data.shape for k in ("student", "teacher"))
+        first = with_networks(launches)
+        moved = eager_feature_bytes(first)
+        student, teacher = (first.arguments[k].data.shape for k in ("student", "teacher"))
         call = cuda_model.Call(student[0], classes, (student[2], student[3]), (student[1], teacher[1]))
         for card in CARDS:
             ours = {"Triton": (*predict_features(card, launches), "the longest of each launch")}

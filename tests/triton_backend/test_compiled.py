@@ -18,7 +18,7 @@ BUDGETS = {
     "divisors_kernel": (None, None, 0),
     "finish_kernel": (None, None, 0),
     "projected_hakd_kernel": (755, 0, 8),
-    "weight_gradients_kernel": (825, 2.0, 0),
+    "weight_gradients_kernel": (831, 2.0, 0),  # 825 before numbers were hidden
     "finish_projected_kernel": (None, None, 0),
     "project_back_kernel": (435, 0, 0),
     "project_back_kernel (raw logits)": (530, 0, 0),
@@ -162,7 +162,7 @@ def test_the_model_of_time_on_features():
     student, teacher, logits = (8 * channels * 16 * 32 * 4 for channels in (256, 512, 2 * 19))
     moved = (student + teacher + logits) * 2 + logits + student
     assert gpu_model.predict_features(slow, launches) == pytest.approx((moved / 1e6, moved / 1e6))
-    assert gpu_model.eager_feature_bytes(launches[0]) > 2 * (student + teacher) + 20 * logits
+    assert gpu_model.eager_feature_bytes(gpu_model.with_networks(launches)) > 2 * (student + teacher) + 20 * logits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
