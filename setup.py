@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -106,6 +107,14 @@ def explain(lines: list[str]) -> str:
     return f"hetero-kernels: the build failed: {wrong} ({advice}; the full log is above, with pip install -v)"
 
 
+def forget_tools(build: Path) -> None:
+    """Lets a folder that stays be configured anew: CMake would go on with the source, the compilers and the ninja of
+    the build before, and an isolated build's is gone. Objects stay, and are kept where their commands do."""
+    (build / "CMakeCache.txt").unlink(missing_ok=True)
+    for found in build.glob("CMakeFiles/[0-9]*"):
+        shutil.rmtree(found)
+
+
 class CMakeBuild(build_ext):
     """Runs CMake once; its install step puts all libraries into the package."""
 
@@ -125,9 +134,9 @@ class CMakeBuild(build_ext):
         print(f"hetero-kernels: building against torch {version} (CUDA: {cuda or 'none'}) in {folder}", flush=True)
         target = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
         build = Path(os.environ.get("HETERO_KERNELS_BUILD_DIR") or Path(self.build_temp, "cmake")).resolve()
+        forget_tools(build)
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
-            "-UHK_NVCC", "-UCMAKE_CUDA_ARCHITECTURES",  # of a build before, in a folder that stays
             f"-DCMAKE_INSTALL_PREFIX={target}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",

@@ -41,8 +41,9 @@ def _options(kind: type[Options], *choices: Any, **named: Any) -> Options:
         return kind(*choices, **named)
     try:
         return _checked(kind, *choices, **named)  # type: ignore[arg-type]
-    except TypeError:  # of what has no hash, too, which is no option: here that is said
-        return kind(*choices, **named)
+    except TypeError:  # of what has no hash, too, which is no option: below that is said
+        pass
+    return kind(*choices, **named)
 
 
 def _check_hakd(

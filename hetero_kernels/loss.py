@@ -85,7 +85,7 @@ def _check_projector(name: str, features: Tensor, owner: str, projector: nn.Modu
     parameters may be elsewhere.
     """
     check.check_maps(name, features, "C")
-    if not isinstance(projector, (nn.Sequential, nn.Conv2d)):
+    if not (isinstance(projector, nn.Sequential) or type(projector) is nn.Conv2d):
         return
     conv: Any
     conv, *others = projection.children_of(projector)

@@ -174,8 +174,8 @@ class Launch:
             return
         compiled = self._kernel[self._grid](*arguments, **self._constants)
         if aligned and isinstance(compiled, CompiledKernel):
-            self._start = compiled[self._grid]
             self._rest = tuple(self._constants[name] for name in self._kernel.arg_names[len(arguments) :])
+            self._start = compiled[self._grid]  # last: plans are shared by threads
 
 
 def aligned(*tensors: Tensor | None) -> bool:

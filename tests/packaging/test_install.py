@@ -113,11 +113,14 @@ def test_what_keeps_cuda_from_being_built_is_said_in_one_message(source, tmp_pat
 
 
 def test_a_build_folder_that_stays(no_kernels, tmp_path):
-    """Compiles only what has changed since, with the nvcc that is there now."""
+    """Compiles only what has changed since, with the nvcc and the ninja that are there now (an isolated one's go)."""
+    ninja = Path(sys.executable).with_name("ninja").resolve()
     for kind in ("old", "another"):
         says, expected = NVCC[kind]
         stays = {"HETERO_KERNELS_BUILD_DIR": str(tmp_path / "stays"), **fake_nvcc(tmp_path / kind, says)}
+        (tmp_path / kind / "bin" / "ninja").symlink_to(ninja)
         out = build(no_kernels, tmp_path, **stays)
+        (tmp_path / kind / "bin" / "ninja").unlink()
         assert "labels.cpp.o" in out and ("plan.cpp.o" in out) == (kind == "old"), out[-2000:]
         assert re.search(f"no CUDA library .*{expected}", out), out[-2000:]
         (no_kernels / "csrc" / "cpu" / "pixel_losses" / "labels.cpp").write_text("int changed;\n")

@@ -92,7 +92,7 @@ def class_palette(config: DataConfig, classes: Sequence[str]) -> torch.Tensor:
     """Colours uint8 [K, 3] of a data set's K classes, without its images; a fixed series where the classes are not its
     own, or its classes.txt is not here. Raises DataError where that is here and cannot be read."""
     colours = tuple(folder.series_colour(index) for index in range(len(classes)))
-    if config.name != "folder" or (Path(config.root or "") / "classes.txt").is_file():
+    if config.name != "folder" or (config.root is not None and (Path(config.root) / "classes.txt").is_file()):
         names, own = _classes(config)
         colours = own if names == tuple(classes) else colours
     return torch.tensor(colours, dtype=torch.uint8)
