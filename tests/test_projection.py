@@ -24,6 +24,7 @@ SHAPES = {
     "many classes": (2, 40, 9, 8, 150),
     "one class": (3, 16, 4, 4, 1),
     "one row": (2, 33, 1, 700, 6),
+    "whole blocks": (1, 576, 8, 12, 19),  # read and written where they lie, in either order
     "images that share a tile": (70, 9, 3, 3, 5),  # 7 forward, 56 backward, and rests
 }
 
@@ -111,7 +112,7 @@ def test_values_gradients_and_buffers(instruction_set, shape, projector, trainin
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", ["small", "one row"])
+@pytest.mark.parametrize("shape", ["small", "one row", "whole blocks"])
 def test_layouts(instruction_set, layout, shape):
     features, classes = make(shape)
     if layout == "expanded":
@@ -123,9 +124,10 @@ def test_layouts(instruction_set, layout, shape):
 
 
 @pytest.mark.parametrize("layout", ["dense", "channels_last"])
-def test_channels_far_from_zero(instruction_set, layout):
+@pytest.mark.parametrize("shape", ["wide", "whole blocks"])
+def test_channels_far_from_zero(instruction_set, shape, layout):
     """Mean 100, deviation 1: the logits are as right as at mean 0, and better than torch's."""
-    features, classes = make("wide", mean=100.0)
+    features, classes = make(shape, mean=100.0)
     module = make_projector(features.shape[1], classes)
     compare(module, LAYOUTS[layout](features), bound=1.5e-6)
     exact = by_torch(make_projector(features.shape[1], classes).double(), features.double())

@@ -51,7 +51,7 @@ class AheadShares {
   int64_t share_;
 };
 
-// Rows in memory, each less its number, that are copied to b (`into` is b) while the first block of a product's rows runs.
+// Rows in memory less numbers, that are copied to b (`into` is b) while the first block of a product's rows runs.
 template <class Real>
 struct Source {
   const Real* rows;
@@ -60,8 +60,10 @@ struct Source {
   Real* into;
 };
 
-// Whether b is there or is filled first, and how c is stored.
-enum class Panel { kPlain, kFill, kStream };
+// Whether b is there or is filled first, with one number less for each row of the source or one for each of its columns, and how
+// c is stored.
+enum class Panel { kPlain, kFill, kFillColumns, kStream };
+constexpr bool is_filled(Panel way) { return way == Panel::kFill || way == Panel::kFillColumns; }
 
 template <class Real>
 struct PanelArguments {
@@ -93,14 +95,15 @@ HK_NOINLINE void panel_block(const PanelArguments<Real>& p, Ahead ahead) {
     Part line[Vectors];
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) {
-      if constexpr (Way == Panel::kFill) {
-        line[v] = Part::load(from + v * kLanes) - Part(*less);
+      if constexpr (is_filled(Way)) {
+        line[v] = Part::load(from + v * kLanes) - (Way == Panel::kFill ? Part(*less) : Part::load(less + v * kLanes));
         line[v].store(into + v * kLanes);
       } else {
         line[v] = Part::load(bt + v * kLanes);
       }
     }
-    if constexpr (Way == Panel::kFill) from += source_step, into += Pitch, ++less;
+    if constexpr (is_filled(Way)) from += source_step, into += Pitch;
+    if constexpr (Way == Panel::kFill) ++less;
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const Part factor(at[r]);
@@ -146,7 +149,7 @@ template <class Part>
 constexpr int kPanelPitch = GemmShape<Part>::kVectors * Part::kLanes;
 
 // `rows` rows of `vectors` vectors each. Panels of b, a few vectors wide, stay in the first-level cache for all rows. Filled ones
-// (kFill) take turns in the same memory, of kPanelPitch columns; streamed ones (kStream) end in whole lines past the caches.
+// take turns in the same memory, of kPanelPitch columns; streamed ones (kStream) end in whole lines past the caches.
 template <class Part, int Pitch, class Real, Panel Way = Panel::kPlain>
 void panels(int64_t rows, int64_t vectors, const PanelArguments<Real>& p, Ahead ahead = {}) {
   constexpr int kVectors = GemmShape<Part>::kVectors, kRows = GemmShape<Part>::kRows, kLanes = Part::kLanes;
@@ -154,15 +157,16 @@ void panels(int64_t rows, int64_t vectors, const PanelArguments<Real>& p, Ahead 
   const auto panel = [&]<int Vectors>(int64_t v) {
     const int64_t x = v * kLanes;
     PanelArguments<Real> block = p;
-    if constexpr (Way == Panel::kFill) {
+    if constexpr (is_filled(Way)) {
       block.source.rows += x;
+      if constexpr (Way == Panel::kFillColumns) block.source.less += x;
     } else {
       block.b += x;
     }
     in_blocks(rows, kRows, [&]<int Count>(int64_t row) {
       block.a = p.a + row;
       block.c = p.c + row * p.c_row + x;
-      if (Way == Panel::kFill && row > 0) {
+      if (is_filled(Way) && row > 0) {
         panel_block<Part, Count, Vectors, Pitch, Panel::kPlain, Real>(block, shares.share());
       } else {
         panel_block<Part, Count, Vectors, Pitch, Way, Real>(block, shares.share());
@@ -209,10 +213,10 @@ struct DotArguments {
   const Real* b;  // [columns][Pitch]
   Real* c;        // [rows][c_row]
   int64_t c_row;
-  Source<Real> source = {};  // of b's columns
+  Source<Real> source = {};  // of b's columns, which are its rows
 };
 
-template <class Part, int Rows, int Pitch, bool Fill, class Real>
+template <class Part, int Rows, int Pitch, Panel Way, class Real>
 HK_NOINLINE void dots_block(const DotArguments<Real>& p, Ahead ahead) {
   Part sum[Rows][kDotColumns];
 #pragma GCC unroll 8
@@ -229,14 +233,15 @@ HK_NOINLINE void dots_block(const DotArguments<Real>& p, Ahead ahead) {
     Part line[kDotColumns];
 #pragma GCC unroll 4
     for (int s = 0; s < kDotColumns; ++s) {
-      if constexpr (Fill) {
-        line[s] = Part::load(from + s * source_step) - Part(less[s]);
+      if constexpr (is_filled(Way)) {
+        line[s] = Part::load(from + s * source_step) - (Way == Panel::kFill ? Part(less[s]) : Part::load(less));
         line[s].store(into + s * Pitch);
       } else {
         line[s] = Part::load(bt + s * Pitch);
       }
     }
-    if constexpr (Fill) from += Part::kLanes, into += Part::kLanes;
+    if constexpr (is_filled(Way)) from += Part::kLanes, into += Part::kLanes;
+    if constexpr (Way == Panel::kFillColumns) less += Part::kLanes;
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const Part factor = Part::load(at + r * a_row);
@@ -248,22 +253,27 @@ HK_NOINLINE void dots_block(const DotArguments<Real>& p, Ahead ahead) {
   for (int r = 0; r < Rows; ++r) add_sums(sum[r][0], sum[r][1], sum[r][2], sum[r][3], p.c + r * p.c_row);
 }
 
-// `rows` of a by `columns` of b; b and c have room for whole blocks of kDotColumns columns, and so has b's source where there is one.
-template <class Part, int Pitch, bool Fill, class Real>
+// `rows` of a by `columns` of b; b and c have room for whole blocks of kDotColumns columns, and so has b's source where there is
+// one: its blocks take turns in the same memory.
+template <class Part, int Pitch, Panel Way, class Real>
 void dots(int64_t rows, int64_t columns, const DotArguments<Real>& p, Ahead ahead = {}) {
   constexpr int kRows = GemmShape<Part>::kRows;
   AheadShares shares(ahead, (rows + kRows - 1) / kRows * ((columns + kDotColumns - 1) / kDotColumns));
   for (int64_t s = 0; s < columns; s += kDotColumns) {
     DotArguments<Real> block = p;
-    block.b += s * Pitch;
-    if constexpr (Fill) block.source = {p.source.rows + s * p.source.step, p.source.step, p.source.less + s, p.source.into + s * Pitch};
+    if constexpr (is_filled(Way)) {
+      block.source.rows += s * p.source.step;
+      if constexpr (Way == Panel::kFill) block.source.less += s;
+    } else {
+      block.b += s * Pitch;
+    }
     in_blocks(rows, kRows, [&]<int Count>(int64_t row) {
       block.a = p.a + row * p.a_row;
       block.c = p.c + row * p.c_row + s;
-      if (Fill && row > 0) {
-        dots_block<Part, Count, Pitch, false, Real>(block, shares.share());
+      if (is_filled(Way) && row > 0) {
+        dots_block<Part, Count, Pitch, Panel::kPlain, Real>(block, shares.share());
       } else {
-        dots_block<Part, Count, Pitch, Fill, Real>(block, shares.share());
+        dots_block<Part, Count, Pitch, Way, Real>(block, shares.share());
       }
     });
   }

@@ -63,14 +63,17 @@ static inline void read_features(const FeatureMap<Real>& f, int64_t offset, int6
   for (int64_t i = length; i < whole; ++i) out[i] = Real(0);
 }
 
-// Where a tile's pixels of channels from c0 on lie as the loops compute with them, in whole vectors, `f.stride` from channel to
-// channel; null where they are another dtype's, rounded first, of several images or partly taken for 0: read_channels' work.
-template <class Part, class Real = typename Part::Real>
-const Real* find_channels(const FeatureMap<Real>& f, const PixelTile& t, int64_t c0) {
-  constexpr DType kComputed = std::is_same_v<Real, float> ? DType::kFloat : DType::kDouble;
+template <class Real>
+constexpr DType kComputed = std::is_same_v<Real, float> ? DType::kFloat : DType::kDouble;
+
+// A tile's features from channel c0 on where they lie, in the order of the map, as the loops compute with them; null where they are
+// another dtype's, rounded first, of several images or partly taken for 0: read_channels' and read_pixels' work.
+template <class Real>
+const Real* find_features(const FeatureMap<Real>& f, const PixelTile& t, int64_t c0) {
   const bool rounds = f.rounding == DType::kBFloat16 || f.rounding == DType::kHalf;
-  if (f.dtype != kComputed || rounds || f.unreached || t.images > 1 || t.n % Part::kLanes) return nullptr;
-  return static_cast<const Real*>(f.data) + t.image * f.batch_stride + c0 * f.stride + t.p0;
+  if (f.dtype != kComputed<Real> || rounds || f.unreached || t.images > 1) return nullptr;
+  const int64_t place = f.channels_last ? t.p0 * f.stride + c0 : t.p0 + c0 * f.stride;
+  return static_cast<const Real*>(f.data) + t.image * f.batch_stride + place;
 }
 
 // A tile's pixels of channels [c0, c0 + count), pixels side by side, with zeros up to `whole` pixels.
@@ -104,13 +107,14 @@ void read_pixels(const FeatureMap<Real>& f, const PixelTile& t, int64_t c0, int6
   }
 }
 
-// Where the features' gradient [B, channels, pixels] of a tile's channels from c0 on can be streamed to; null: write_row's work.
+// Where the features' gradient, dense and in their order, of a tile's channels from c0 on can be streamed to; null: write_row's work.
 template <class Part, class Real = typename Part::Real>
-Real* find_rows(void* gradient, const FeatureMap<Real>& f, const PixelTile& t, int64_t c0) {
-  constexpr DType kComputed = std::is_same_v<Real, float> ? DType::kFloat : DType::kDouble;
-  if (f.dtype != kComputed || t.images > 1 || t.n % Part::kLanes || f.pixels % Part::kLanes) return nullptr;
-  Real* rows = static_cast<Real*>(gradient) + (t.image * f.channels + c0) * f.pixels + t.p0;
-  return reinterpret_cast<uintptr_t>(rows) % sizeof(Part) ? nullptr : rows;
+Real* find_gradient(void* gradient, const FeatureMap<Real>& f, const PixelTile& t, int64_t c0) {
+  const int64_t row = f.channels_last ? f.channels : f.pixels, run = f.channels_last ? f.channels : t.n;
+  if (f.dtype != kComputed<Real> || t.images > 1 || row % Part::kLanes || run % Part::kLanes) return nullptr;
+  const int64_t place = f.channels_last ? t.p0 * f.channels + c0 : t.p0 + c0 * f.pixels;
+  Real* out = static_cast<Real*>(gradient) + t.image * f.channels * f.pixels + place;
+  return reinterpret_cast<uintptr_t>(out) % sizeof(Part) ? nullptr : out;
 }
 
 // Whole vectors past the caches where they begin at one: nobody reads them soon, and they need not be fetched first.

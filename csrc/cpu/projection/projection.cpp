@@ -154,7 +154,7 @@ template <class Real>
 void project_back(const FeatureMap<Real>& f, const Real* weight, int64_t classes, const LogitsAndGradients<Real>& logits,
                   void* features_gradient, Real* weight_gradient, const Runtime& runtime) {
   const ProjectionKernels<Real>& kernels = projection_kernels<Real>();
-  const int64_t width = f.channels_last ? kBackRun : kBackChannels;
+  const int64_t width = f.channels_last ? kBackRuns * kBackRun : kBackChannels;
   ProjectBackProblem<Real> p{};
   p.features = with_pilot(f, runtime);
   p.classes = classes;
@@ -192,7 +192,7 @@ void project_back(const FeatureMap<Real>& f, const Real* weight, int64_t classes
     Real* panels = array<Real>(runtime, classes * p.padded_channels);
     std::fill_n(panels, classes * p.padded_channels, Real(0));
     for (int64_t k = 0; k < classes; ++k) {
-      for (int64_t c = 0; c < f.channels; ++c) panels[(c / width * classes + k) * width + c % width] = weight[k * f.channels + c];
+      for (int64_t c = 0; c < f.channels; ++c) panels[(c / kBackRun * classes + k) * kBackRun + c % kBackRun] = weight[k * f.channels + c];
     }
     p.weight = panels;
   } else {

@@ -56,7 +56,7 @@ class ProjectTile {
       const int64_t next = t.image * f.batch_stride + (last ? 0 : c0 + kProjectChannels) * f.stride + next_p0;
       const Ahead ahead{static_cast<const char*>(f.data) + next * bytes, f.stride * bytes, 64, (n * bytes + 63) / 64};
       PanelArguments<Real> product{count, p_.weight + c0 * p_.classes, p_.classes, block_, logits_, pitch_, c0 > 0};
-      if (const Real* rows = find_channels<Part>(f, t, c0)) {
+      if (const Real* rows = n % kLanes ? nullptr : find_features(f, t, c0)) {
         product.source = {rows, f.stride, f.pilot + c0, block_};
         panels<Part, kPanelPitch<Part>, Real, Panel::kFill>(p_.classes, vectors, product, ahead);
       } else {
@@ -72,14 +72,20 @@ class ProjectTile {
     std::fill_n(logits_, p_.classes * pitch_, Real(0));
     for (int64_t c0 = 0; c0 < f.channels; c0 += kProjectRun) {
       const int64_t count = std::min(kProjectRun, f.channels - c0), whole = round_up(count, kLanes);
-      read_pixels<Part>(f, t, c0, count, whole, block_, kProjectLastPitch);
-      for (int64_t x = n; x < columns; ++x) std::fill_n(block_ + x * kProjectLastPitch, whole, Real(0));
       const bool last = c0 + kProjectRun >= f.channels;
       const int64_t bytes = element_size(f.dtype), next_p0 = last ? t.p0 + p_.tiles.size() : t.p0;
       const int64_t next = t.image * f.batch_stride + next_p0 * f.stride + (last ? 0 : c0 + kProjectRun);
-      dots<Part, kProjectLastPitch, false, Real>(
-          p_.classes, columns, {whole / kLanes, p_.weight + c0, p_.padded_channels, block_, logits_, pitch_},
-          {static_cast<const char*>(f.data) + next * bytes, 64 * bytes / int64_t(sizeof(Real)), f.stride * bytes, n});
+      const Ahead ahead{static_cast<const char*>(f.data) + next * bytes, 64 * bytes / int64_t(sizeof(Real)), f.stride * bytes, n};
+      DotArguments<Real> product{whole / kLanes, p_.weight + c0, p_.padded_channels, block_, logits_, pitch_};
+      const Real* rows = n == columns && count == whole ? find_features(f, t, c0) : nullptr;
+      if (rows) {
+        product.source = {rows, f.stride, f.pilot + c0, block_};
+        dots<Part, kProjectLastPitch, Panel::kFillColumns>(p_.classes, columns, product, ahead);
+      } else {
+        read_pixels<Part>(f, t, c0, count, whole, block_, kProjectLastPitch);
+        for (int64_t x = n; x < columns; ++x) std::fill_n(block_ + x * kProjectLastPitch, whole, Real(0));
+        dots<Part, kProjectLastPitch, Panel::kPlain>(p_.classes, columns, product, ahead);
+      }
     }
   }
 
@@ -134,14 +140,17 @@ class BackBlock {
   // A unit is a block of channels and a part of the tiles.
   void run(int64_t unit) {
     const FeatureMap<Real>& f = p_.features;
-    const int64_t width = f.channels_last ? kBackRun : kBackChannels, part = unit / p_.blocks;
-    c0_ = unit % p_.blocks * width;
-    count_ = std::min(width, f.channels - c0_);
-    sums_ = p_.weight_gradient ? p_.weight_gradient + part * p_.classes * p_.padded_channels + c0_ : nullptr;
-    for (int64_t k = 0; sums_ && k < p_.classes; ++k) std::fill_n(sums_ + k * p_.padded_channels, width, Real(0));
+    const int64_t run = f.channels_last ? kBackRun : kBackChannels, width = f.channels_last ? kBackRuns * kBackRun : kBackChannels;
+    const int64_t part = unit / p_.blocks, begin = unit % p_.blocks * width, end = std::min(begin + width, f.channels);
+    Real* const sums = p_.weight_gradient ? p_.weight_gradient + part * p_.classes * p_.padded_channels : nullptr;
+    for (int64_t k = 0; sums && k < p_.classes; ++k) std::fill_n(sums + k * p_.padded_channels + begin, width, Real(0));
     const int64_t last = std::min((part + 1) * p_.tiles_per_part, p_.tiles.count());
     for (int64_t tile = part * p_.tiles_per_part; tile < last; ++tile) {
-      f.channels_last ? add_channels_last(tile, p_.tiles.at(tile)) : add(tile, p_.tiles.at(tile));
+      for (c0_ = begin; c0_ < end; c0_ += run) {
+        count_ = std::min(run, f.channels - c0_);
+        sums_ = sums ? sums + c0_ : nullptr;
+        f.channels_last ? add_channels_last(tile, p_.tiles.at(tile)) : add(tile, p_.tiles.at(tile));
+      }
     }
   }
 
@@ -159,19 +168,19 @@ class BackBlock {
       const int64_t bytes = element_size(f.dtype), next = t.image * f.batch_stride + c0_ * f.stride + t.p0 + p_.tiles.size();
       const Ahead ahead{static_cast<const char*>(f.data) + next * bytes, 64 * bytes / int64_t(sizeof(Real)), f.stride * bytes, count_};
       DotArguments<Real> product{vectors, gradient, kBackPitch, block_, sums_, p_.padded_channels};
-      const Real* rows = count_ == kBackChannels ? find_channels<Part>(f, t, c0_) : nullptr;
+      const Real* rows = count_ == kBackChannels && t.n % kLanes == 0 ? find_features(f, t, c0_) : nullptr;
       if (rows) {
         product.source = {rows, f.stride, f.pilot + c0_, block_};
-        dots<Part, kBackPitch, true>(p_.classes, kBackChannels, product, ahead);
+        dots<Part, kBackPitch, Panel::kFill>(p_.classes, kBackChannels, product, ahead);
       } else {
         read_channels<Part>(f, t, c0_, count_, vectors * kLanes, block_, kBackPitch);
         for (int64_t c = count_; c < kBackChannels; ++c) std::fill_n(block_ + c * kBackPitch, vectors * kLanes, Real(0));
-        dots<Part, kBackPitch, false>(p_.classes, kBackChannels, product, ahead);
+        dots<Part, kBackPitch, Panel::kPlain>(p_.classes, kBackChannels, product, ahead);
       }
     }
     if (!p_.features_gradient) return;
     PanelArguments<Real> product{p_.classes, p_.weight + c0_, p_.padded_channels, gradient, out_, kBackPitch, false};
-    if (Real* rows = find_rows<Part>(p_.features_gradient, f, t, c0_)) {
+    if (Real* rows = find_gradient<Part>(p_.features_gradient, f, t, c0_)) {
       product.c = rows;
       product.c_row = f.pixels;
       panels<Part, kBackPitch, Real, Panel::kStream>(count_, vectors, product);
@@ -190,17 +199,28 @@ class BackBlock {
     const FeatureMap<Real>& f = p_.features;
     const int64_t n = t.total(), first = t.image * f.pixels + t.p0;
     if (sums_) {
-      read_pixels<Part>(f, t, c0_, count_, kBackRun, block_, kBackRun);
-      const int64_t bytes = element_size(f.dtype), next = t.image * f.batch_stride + (t.p0 + p_.tiles.size()) * f.stride + c0_;
-      panels<Part, kBackRun, Real>(
-          p_.classes, kBackRun / kLanes,
-          {n, p_.by_pixel + first * p_.classes, p_.classes, block_, sums_, p_.padded_channels, true},
-          {static_cast<const char*>(f.data) + next * bytes, f.stride * bytes, 64, (count_ * bytes + 63) / 64});
+      // The same pixels' next channels.
+      const int64_t bytes = element_size(f.dtype), next = t.image * f.batch_stride + t.p0 * f.stride + c0_ + kBackRun;
+      const Ahead ahead{static_cast<const char*>(f.data) + next * bytes, f.stride * bytes, 64, (count_ * bytes + 63) / 64};
+      PanelArguments<Real> product{n, p_.by_pixel + first * p_.classes, p_.classes, block_, sums_, p_.padded_channels, true};
+      if (const Real* rows = count_ == kBackRun ? find_features(f, t, c0_) : nullptr) {
+        product.source = {rows, f.stride, f.pilot + c0_, block_};
+        panels<Part, kPanelPitch<Part>, Real, Panel::kFillColumns>(p_.classes, kBackRun / kLanes, product, ahead);
+      } else {
+        read_pixels<Part>(f, t, c0_, count_, kBackRun, block_, kBackRun);
+        panels<Part, kBackRun>(p_.classes, kBackRun / kLanes, product, ahead);
+      }
     }
     if (!p_.features_gradient) return;
-    panels<Part, kBackRun, Real>(n, kBackRun / kLanes,
-                                 {p_.classes, p_.gradient + tile * p_.classes * kBackLastPitch, kBackLastPitch,
-                                  p_.weight + c0_ * p_.classes, out_, kBackRun, false});
+    PanelArguments<Real> product{
+        p_.classes, p_.gradient + tile * p_.classes * kBackLastPitch, kBackLastPitch, p_.weight + c0_ * p_.classes, out_, kBackRun, false};
+    if (Real* rows = find_gradient<Part>(p_.features_gradient, f, t, c0_)) {
+      product.c = rows;
+      product.c_row = f.channels;
+      panels<Part, kBackRun, Real, Panel::kStream>(n, count_ / kLanes, product);
+      return;
+    }
+    panels<Part, kBackRun>(n, kBackRun / kLanes, product);
     for (int64_t x = 0; x < n; ++x) {
       write_row<Part>(out_ + x * kBackRun, count_, f.dtype, p_.features_gradient, (first + x) * f.channels + c0_);
     }

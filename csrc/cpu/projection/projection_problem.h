@@ -1,7 +1,8 @@
 // What the loops of the projection work on, in plain pointers.
 //
-// The pixels of an image are counted through its rows and cut into tiles; images of few pixels share one. Forward, a thread's unit of work is a tile with all of
-// its channels; backward it is a block of channels with a part of the tiles. Nothing depends on the number of threads.
+// The pixels of an image are counted through its rows and cut into tiles; images of few pixels share one. Forward, a thread's unit of
+// work is a tile with all of its channels; backward it is a block of channels with a part of the tiles (of channels_last some runs of
+// channels, tile by tile, so that a tile's pages are used up before the next one's). Nothing depends on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +17,7 @@ namespace hetero::cpu {
 constexpr int64_t kProjectChannels = 32, kProjectPixels = 256;
 constexpr int64_t kProjectRun = 512, kProjectLastPixels = 32;
 constexpr int64_t kBackChannels = 12, kBackPixels = 512;
-constexpr int64_t kBackRun = 64, kBackLastPixels = 128;
+constexpr int64_t kBackRun = 64, kBackRuns = 8, kBackLastPixels = 64;
 // Distances of rows, which lie in different sets of the caches.
 constexpr int kProjectPitch = kProjectPixels + 16, kProjectLastPitch = kProjectRun + 16;
 constexpr int kBackPitch = kBackPixels + 16, kBackLastPitch = kBackLastPixels + 16;
@@ -77,12 +78,12 @@ template <class Real>
 struct ProjectBackProblem {
   FeatureMap<Real> features;
   int64_t classes;
-  const Real* weight;       // [K, padded channels]; for channels_last [blocks, K, kBackRun]
+  const Real* weight;       // [K, padded channels]; for channels_last [runs, K, kBackRun]
   int64_t padded_channels;  // whole blocks of channels
   const Real* gradient;     // [tiles, K, pitch], zeros after a tile's pixels
   const Real* by_pixel;     // for channels_last [B, pixels, K]: the same
   PixelTiles tiles;
-  int64_t blocks, tiles_per_part;  // blocks of channels; of the tiles
+  int64_t blocks, tiles_per_part;  // blocks of channels, for channels_last kBackRuns runs each; of the tiles
   Real* weight_gradient;    // [parts, K, padded channels], or null
   void* features_gradient;  // [B, channels, pixels] of the features' dtype and order, dense, or null
 };
