@@ -16,8 +16,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 if os.environ.get("TRITON_INTERPRET") == "1":
     import interpreter
 
-    interpreter.patch_once_a_launch()
-    interpreter.remember_dtypes()
+    interpreter.quicken()
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # of two cores
 
 

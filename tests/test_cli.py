@@ -52,7 +52,7 @@ def distill(workplace: Path, output: str, *options: str) -> list[str]:
 
 def test_story_in_one_process_per_command(workplace: Path, tmp_path: Path) -> None:
     """teacher is the fixture's; distill, evaluate and predict as a user runs them."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPROFILEIMPORTTIME": "1"}
 
     def command(*arguments: str) -> str:
         finished = subprocess.run(
@@ -63,6 +63,10 @@ def test_story_in_one_process_per_command(workplace: Path, tmp_path: Path) -> No
             check=False,
         )
         assert finished.returncode == 0, finished.stderr
+        imported = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
+        assert "torch" in imported
+        # No command waits for what it does without.
+        assert not {"torchmetrics", "transformers", "onnx"} & imported
         return finished.stdout
 
     student = str(workplace / "story" / "last.pt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,6 @@ from heteroakd.evaluation.inference import (
 from heteroakd.evaluation.metrics import Evaluation, evaluate
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchmetrics.classification import MulticlassJaccardIndex
 
 CLASSES = ("road", "sky", "car", "pole")
 
@@ -93,11 +93,17 @@ def test_padding_is_at_the_right_and_bottom_and_cropped_after_interpolation() ->
     assert torch.equal(whole_logits(network(), image), whole_logits(network(), padded[0])[:, :20, :28])
 
 
+def torchmetrics_iou(average: str = "macro") -> Any:
+    """Their measure of four classes. What torchmetrics imports takes longer than these tests."""
+    from torchmetrics.classification import MulticlassJaccardIndex
+
+    return MulticlassJaccardIndex(4, average=average, ignore_index=255)
+
+
 def test_agrees_with_torchmetrics_on_images_of_different_sizes() -> None:
     samples = random_samples((16, 24), (17, 23), (30, 9))
     evaluation = evaluate(network(), samples, CLASSES)
-    metric = MulticlassJaccardIndex(num_classes=4, ignore_index=255)
-    per_class = MulticlassJaccardIndex(num_classes=4, ignore_index=255, average="none")
+    metric, per_class = torchmetrics_iou(), torchmetrics_iou("none")
     for image, label in samples.samples:
         prediction = predict(network(), image)
         metric.update(prediction[None], label[None])
@@ -115,7 +121,7 @@ def test_torchmetrics_averages_leave_absent_classes_out_as_ours_does() -> None:
         image[2] = -10  # never predicted, and, with the next line, never labelled
         label[label == 2] = 1
     evaluation = evaluate(network(), samples, CLASSES)
-    none, macro = (MulticlassJaccardIndex(4, average=average, ignore_index=255) for average in ("none", "macro"))
+    none, macro = (torchmetrics_iou(average) for average in ("none", "macro"))
     for image, label in samples.samples:
         none.update(predict(network(), image)[None], label[None])
         macro.update(predict(network(), image)[None], label[None])

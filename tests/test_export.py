@@ -30,6 +30,12 @@ from torch import Tensor, nn
 RESNET = ModelConfig(architecture="fpn", encoder="resnet18", options={"decoder_segmentation_channels": 32})
 TRANSFORMER = ModelConfig(options={"decoder_segmentation_channels": 16})
 PYRAMID = ModelConfig(architecture="pspnet", encoder="resnet18")
+TRUSTED = ("--trust_architecture", f"{__name__}:Branching")
+
+
+def branching(when: str) -> ModelConfig:
+    """Of the network of one layer below."""
+    return ModelConfig(TRUSTED[1], tap="backbone", options={"when": when})
 
 
 def checkpoint(path: Path, model: ModelConfig, **loss: Any) -> nn.Module:
@@ -74,8 +80,8 @@ def test_program_for_any_size_says_what_the_checkpoint_says(tmp_path: Path, caps
 def test_the_documented_use_of_an_onnx_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(__file__).parents[1] / "docs" / "trainer.md").read_text()
     (example,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "InferenceSession(" in block)
-    network = checkpoint(tmp_path / "last.pt", RESNET)
-    assert exported(tmp_path / "last.pt", tmp_path / "student.onnx") == 0
+    network = checkpoint(tmp_path / "last.pt", branching("never"))
+    assert exported(tmp_path / "last.pt", tmp_path / "student.onnx", *TRUSTED) == 0
     random = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
     Image.fromarray(random).save(tmp_path / "photo.jpg", quality=95)
     monkeypatch.chdir(tmp_path)
@@ -167,7 +173,7 @@ def test_errors_name_the_option(
 
 
 class Branching(nn.Module):
-    """Logits that are doubled for images of some size."""
+    """Logits that are doubled for images of some size: "wide", "tall" or "never"."""
 
     def __init__(self, num_classes: int, when: str) -> None:
         super().__init__()
@@ -176,7 +182,7 @@ class Branching(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        doubled = width > 300 if self.when == "wide" else height > width
+        doubled = self.when != "never" and (width > 300 if self.when == "wide" else height > width)
         logits: Tensor = self.backbone(images)
         return 2 * logits if doubled else logits
 
@@ -184,10 +190,9 @@ class Branching(nn.Module):
 @pytest.mark.parametrize("when", ["wide", "tall"])
 @pytest.mark.parametrize("name", ["student.pt2", "student.onnx"])
 def test_networks_that_branch_on_the_size_are_left_at_one(tmp_path: Path, when: str, name: str) -> None:
-    checkpoint(tmp_path / "last.pt", ModelConfig(f"{__name__}:Branching", tap="backbone", options={"when": when}))
-    trusted = ("--trust_architecture", f"{__name__}:Branching")
-    assert exported(tmp_path / "last.pt", tmp_path / name, *trusted, "--dynamic", "sizes") == 1
+    checkpoint(tmp_path / "last.pt", branching(when))
+    assert exported(tmp_path / "last.pt", tmp_path / name, *TRUSTED, "--dynamic", "sizes") == 1
     assert not (tmp_path / name).exists()
-    run = ExportRun(str(tmp_path / "last.pt"), trust_architecture=trusted[1], dynamic="batch", threads=1)
+    run = ExportRun(str(tmp_path / "last.pt"), trust_architecture=TRUSTED[1], dynamic="batch", threads=1)
     metadata = export.run_export(replace(run, output=str(tmp_path / name)))
     assert metadata["dynamic"] == ["batch"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import shutil
@@ -21,7 +22,7 @@ from heteroakd.cli import main
 from heteroakd.evaluation import metrics as evaluation
 from heteroakd.system.signals import StopRequest
 from heteroakd.training import validation
-from heteroakd.training.checkpoint import load_checkpoint, load_latest
+from heteroakd.training.checkpoint import load_checkpoint, load_latest, save_checkpoint
 from heteroakd.training.log import read_metrics
 
 from hetero_kernels import Distiller
@@ -298,29 +299,29 @@ def test_killed_run_continues_from_its_last_checkpoint(tmp_path: Path, whole: Pa
     resume_and_compare(output, whole)
 
 
-KILLED_WRITER = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from heteroakd.training import checkpoint
-die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-path, moment = Path(sys.argv[1]), sys.argv[2]
-state = checkpoint.load_checkpoint(path)
-state.step = 2
-checkpoint.save_checkpoint(path, state, keep=2)
-state.step = 3
-replace, calls = os.replace, []
-def counting(*names):
-    if len(calls) == {"before the renames": 0, "between the renames": 1}.get(moment):
-        die()
-    calls.append(names)
-    replace(*names)
-os.replace = counting
-if moment == "half written":
-    torch.save = lambda contents, file: (file.write(b"PK half of it"), file.flush(), die())
-checkpoint.save_checkpoint(path, state, keep=2)
-die()
-"""
+def write_and_die(path: Path, moment: str) -> None:
+    """Checkpoints of steps 2 and 3, during the second of which this process is killed."""
+
+    def die(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    replace, renamed = os.replace, []
+
+    def counting(*names: Any) -> None:
+        if len(renamed) == {"before the renames": 0, "between the renames": 1}.get(moment):
+            die()
+        renamed.append(names)
+        replace(*names)
+
+    state = load_checkpoint(path)
+    state.step = 2
+    save_checkpoint(path, state, keep=2)
+    state.step = 3
+    os.replace = counting
+    if moment == "half written":
+        torch.save = lambda contents, file: (file.write(b"PK half of it"), file.flush(), die())
+    save_checkpoint(path, state, keep=2)
+    die()
 
 
 @pytest.mark.parametrize(
@@ -332,8 +333,10 @@ def test_kill_at_any_moment_of_writing_leaves_a_loadable_checkpoint(
 ) -> None:
     path = tmp_path / "last.pt"
     path.write_bytes((whole / "last.pt").read_bytes())
-    finished = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(path), moment], check=False)
-    assert finished.returncode == -signal.SIGKILL
+    child = multiprocessing.get_context("fork").Process(target=write_and_die, args=(path, moment))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     said: list[str] = []
     _, found = load_latest(path, said.append)
     assert found.step == step and len(said) == complaints

@@ -23,7 +23,7 @@ def test_the_chosen_ones_are_there():
 
 def test_the_check_can_fail():
     old, new = "float sum = 0.f;", "float  sum = 0.f;"
-    harmless = Mutation("harmless", "nothing", "tile.cuh", old, new, "one and pixel", suite=CUDA)
+    harmless = Mutation("harmless", "nothing", "tile.cuh", old, new, "shapes and class and not classes", suite=CUDA)
     assert caught_by(harmless) is None
 
 

@@ -1,5 +1,9 @@
 """The machine code of the Triton kernels: what they use, and what a launch moves and does."""
 
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import pytest
 import torch
 
@@ -33,6 +37,19 @@ BUDGETS = {
 }
 
 
+all_launches = functools.cache(triton_static.all_launches)
+
+
+def kernels(launches: Iterable[triton_static.Launch], name: str) -> Iterator[tuple[triton_static.Launch, Any]]:
+    """What launches compile to for a target: of those that share a kernel the first."""
+    seen = set()
+    for launch in launches:
+        compiled = triton_static.compile_launch(launch, triton_static.TARGETS[name])
+        if compiled.hash not in seen:
+            seen.add(compiled.hash)
+            yield launch, compiled
+
+
 def test_many_classes_fit_the_shared_memory():
     """K = 384 on the smallest card: one block's matrix product at a time is staged there."""
     from hetero_kernels.triton import pixel_losses
@@ -63,7 +80,7 @@ def test_many_classes_fit_the_shared_memory():
 
 
 def test_every_kernel_has_a_budget():
-    assert {triton_static.describe(launch) for launch in triton_static.all_launches(torch.float32, 19)} == set(BUDGETS)
+    assert {triton_static.describe(launch) for launch in all_launches(torch.float32, 19)} == set(BUDGETS)
 
 
 @pytest.mark.parametrize("name", BUDGETS)
@@ -72,10 +89,9 @@ def test_budgets(name):
     needs no other thread: neither shuffles nor barriers."""
     target = triton_static.TARGETS["sm_90"]
     instructions, special, spilled = BUDGETS[name]
-    for launch in triton_static.all_launches(torch.float32, 19):
-        if triton_static.describe(launch) != name:
-            continue
-        report = triton_static.inspect(triton_static.compile_launch(launch, target), target)
+    launches = [launch for launch in all_launches(torch.float32, 19) if triton_static.describe(launch) == name]
+    for launch, compiled in kernels(launches, "sm_90"):
+        report = triton_static.inspect(compiled, target)
         assert report.spilled_bytes <= spilled, report.spilled_bytes
         counted = triton_static.instructions_per_element(launch, report, 19)
         if counted is not None:
@@ -102,13 +118,12 @@ SPILLS = {
 @pytest.mark.parametrize(("name", "classes"), [("sm_90", 150), ("sm_90", 384), ("gfx942", 19)])
 def test_spills(name, classes):
     """K = 384: in a loop, and torch projects."""
-    launches = triton_static.all_launches if classes <= 192 else triton_static.paper_launches
-    for launch in launches(torch.float32, classes, triton_static.family_of(name)):
-        if "finish" not in launch.name:
-            target = triton_static.TARGETS[name]
-            report = triton_static.inspect(triton_static.compile_launch(launch, target), target)
-            allowed = SPILLS.get((name, triton_static.describe(launch)), 0)
-            assert report.spilled_bytes <= allowed, (triton_static.describe(launch), report.spilled_bytes)
+    make = all_launches if classes <= 192 else triton_static.paper_launches
+    launches = make(torch.float32, classes, triton_static.family_of(name))
+    for launch, compiled in kernels((launch for launch in launches if "finish" not in launch.name), name):
+        report = triton_static.inspect(compiled, triton_static.TARGETS[name])
+        allowed = SPILLS.get((name, triton_static.describe(launch)), 0)
+        assert report.spilled_bytes <= allowed, (triton_static.describe(launch), report.spilled_bytes)
 
 
 def test_the_adjoint_runs_on_tensor_cores():

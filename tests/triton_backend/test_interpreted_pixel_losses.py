@@ -7,6 +7,8 @@ import pytest
 import torch
 from gpu_cases import TRITON, make_case
 from gpu_pixel_losses import PixelLossTests
+from triton import jit
+from triton import language as tl
 
 from hetero_kernels import functional
 
@@ -45,6 +47,20 @@ def test_a_launch_is_prepared_once(monkeypatch):
     monkeypatch.setattr(interpreter, "_patch_builtin", lambda *arguments: pieces.append(1) or patch(*arguments))
     functional.hakd_loss(*make_case("one pixel", "randn"), backend="triton")
     assert 0 < len(pieces) <= 3 * (4 + 6)  # as many launches: at the loss grid divisors are counted first
+
+
+@jit
+def raise_by(number, BY: tl.constexpr):
+    tl.store(number, tl.load(number) + BY)
+
+
+def test_integers_that_leave_their_type_are_noticed():
+    """Which a GPU would not say, and the interpreter only computes."""
+    number = torch.tensor([2**31 - 2], dtype=torch.int32)
+    raise_by[(1,)](number, 1)
+    assert number == 2**31 - 1
+    with pytest.raises(Exception, match="int32 overflow detected for operation add"):
+        raise_by[(1,)](number, 1)
 
 
 def test_wrong_labels_raise_on_the_cpu():

@@ -14,7 +14,9 @@ def test_noticed(name):
 
 
 def test_the_check_can_fail():
-    harmless = Mutation("harmless", "nothing", "launch.py", "ROWS = 16", "ROWS = 16 ", "one and pixel")
+    harmless = Mutation(
+        "harmless", "nothing", "launch.py", "ROWS = 16", "ROWS = 16 ", "shapes and class and not classes"
+    )
     assert caught_by(harmless) is None
 
 

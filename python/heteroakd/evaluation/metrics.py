@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
-from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
 from heteroakd.config.groups import DataConfig, EvaluationConfig
@@ -155,7 +154,7 @@ def evaluate_maps(
     check_options(options)
     check_counts(limit, workers)
     count = len(dataset) if limit is None else min(limit, len(dataset))  # type: ignore[arg-type]
-    metrics = [MulticlassConfusionMatrix(len(classes), IGNORE_INDEX, validate_args=False) for _ in range(maps)]
+    confusions = torch.zeros(maps, len(classes), len(classes), dtype=torch.int64)
     training = network.training
     network.eval()
     own = range(rank(), count, world_size())
@@ -172,13 +171,14 @@ def evaluate_maps(
     ):
         if stop is not None and stop.signal_number is not None:
             break
-        wrong = (label != IGNORE_INDEX) & ((label < 0) | (label >= len(classes)))
-        if wrong.any():  # torchmetrics would count some of them as other classes
+        counted = label != IGNORE_INDEX
+        if (wrong := counted & ((label < 0) | (label >= len(classes)))).any():
             raise ValueError(
                 f"label {index} holds {int(label[wrong][0])}, expected 0 to {len(classes) - 1} or {IGNORE_INDEX}"
             )
         predictions = predict(network, image, options, align_corners=align_corners).cpu()
-        for metric, prediction in zip(metrics, predictions.view(-1, *label.shape), strict=True):
-            metric.update(prediction[None], label[None])
+        rows = len(classes) * label[counted].long()
+        for confusion, prediction in zip(confusions, predictions.view(-1, *label.shape), strict=True):
+            confusion += torch.bincount(rows + prediction[counted], minlength=confusion.numel()).view_as(confusion)
     network.train(training)
-    return [Evaluation(sum_over_processes(metric.confmat), classes, count) for metric in metrics]
+    return [Evaluation(sum_over_processes(confusion), classes, count) for confusion in confusions]
