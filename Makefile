@@ -7,6 +7,8 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .),90)
 # What compiling needs: pyproject.toml's build-system. Installed, not isolated, so that two builds in a row are one.
 BUILD_TOOLS := "setuptools>=77" "pybind11>=2.13" "cmake>=3.25" ninja
+# What is compiled once is not compiled again: the tests of installation use the objects of the set-up.
+KEPT := CMAKE_CXX_COMPILER_LAUNCHER="$(abspath $(BIN))/python;$(CURDIR)/tests/packaging/kept_objects.py"
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
 .PHONY: demo test test-quick test-triton test-gpu-compile test-emulation test-kernels test-trainer test-packaging lint docs bench bench-quick gpu-check clean
@@ -66,7 +68,7 @@ test-trainer: $(VENV)/installed
 
 # Wheels, source distribution, build isolation, and one build under the oldest torch (of which it downloads 3.5 GB).
 test-packaging: $(VENV)/installed
-	$(BIN)/python -m pytest -q tests/packaging
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup tests/packaging
 
 # The documentation site, in build/site.
 docs: $(VENV)/installed
@@ -101,7 +103,7 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	$(BIN)/pip install -q $(BUILD_TOOLS)
 	@echo "compiling the kernels: about five minutes on two idle cores"
 	export PATH="$(abspath $(BIN)):$$PATH" HETERO_KERNELS_BUILD_DIR="$(abspath $(VENV))/kernels" \
-		HETERO_KERNELS_CUDA_ARCHS="$(CUDA_ARCHS)" && \
+		HETERO_KERNELS_CUDA_ARCHS="$(CUDA_ARCHS)" $(KEPT) && \
 		$(BIN)/python setup.py -q build_ext --build-lib $(VENV)/compiled && \
 		$(BIN)/pip install -q --no-build-isolation -e ".[train,export,bench,test]"
 	touch $@

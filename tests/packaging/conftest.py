@@ -8,6 +8,14 @@ import pytest
 from installing import OLDEST_TORCH, ROOT, make_environment, run
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process for all tests with the oldest torch, which is installed once; first, as they take longest."""
+    for item in items:
+        if "oldest_torch" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("oldest torch"))
+    items.sort(key=lambda item: "oldest_torch" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def source(tmp_path_factory) -> Path:
     """A clean copy of the tree, as a clone would have it."""

@@ -3,11 +3,13 @@
 import os
 import re
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("HETERO_KERNELS", "PYTHONPATH"))}
+ENVIRONMENT["CMAKE_CXX_COMPILER_LAUNCHER"] = f"{sys.executable};{Path(__file__).with_name('kept_objects.py')}"
 REQUIRED_TORCH = re.search(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
 OLDEST_TORCH = f"{REQUIRED_TORCH[1]}.0"  # of those that pyproject.toml allows
 
