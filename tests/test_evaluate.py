@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from heteroakd.config.groups import EvaluationConfig
+from heteroakd.evaluation import inference
 from heteroakd.evaluation.inference import (
     bounded,
     pad,
@@ -188,6 +190,32 @@ def test_predictions_in_windows_hold_one_row_of_windows_at_a_time(
     assert [band.shape for band in mirrored] == [band.shape for band in once]
     bands = list(window_bands(tapped, image, window, (11, 20)))
     assert max(band.shape[1] for band in bands) <= window[0] and sum(band.shape[1] for band in bands) == size[0]
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("scales", [[0.3], [5.0], [0.5, 1.0, 1.75], [1.0, 2.0]])
+def test_other_scales_in_bands_are_the_whole_brought_to_the_images_size(
+    scales: list[float], align_corners: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of the views' softmax, each view's logits brought to the image's size at once, windows or not."""
+    monkeypatch.setattr(inference, "BAND", 7)
+    tapped = Blurred().eval()
+    for size, window in (((37, 50), (16, 24)), ((37, 50), None), ((2, 9), (16, 24)), ((61, 12), (24, 28))):
+        image, views = torch.randn(3, *size), []
+        for scale, mirrored in itertools.product(scales, (False, True)):
+            view = nn.functional.interpolate(
+                image[None], [max(1, round(scale * side)) for side in size], mode="bilinear", antialias=True
+            )[0]
+            view = view.flip(-1) if mirrored else view
+            stride = None if window is None else (11, 20)
+            once = EvaluationConfig(window=window, window_stride=stride)
+            logits = torch.cat(list(score_bands(tapped, view, once, align_corners=align_corners)), -2)[None]
+            logits = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=align_corners)[0]
+            views.append((logits.flip(-1) if mirrored else logits).softmax(0))
+        found = list(score_bands(tapped, image, replace(once, scales=scales, flip=True), align_corners=align_corners))
+        assert max(band.shape[1] for band in found) <= 7
+        torch.testing.assert_close(torch.cat(found, 1), torch.stack(views).mean(0), rtol=0, atol=2e-6)
+        assert torch.equal(torch.cat(found, 1).argmax(0), torch.stack(views).mean(0).argmax(0))
 
 
 def test_large_images_are_bounded_by_windows_unless_options_say_otherwise() -> None:

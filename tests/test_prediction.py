@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from heteroakd.networks.zoo import build_network
 from heteroakd.training.checkpoint import load_checkpoint, save_checkpoint
 from heteroakd.training.trained import choose_evaluation, load_trained, saved_data
 from PIL import Image
+from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -283,6 +285,19 @@ def test_a_photograph_of_12_megapixels_takes_less_than_4_gib(flip: bool) -> None
         largest = bounded(EvaluationConfig(), torch.empty(3, 1024, 2048))
         assert largest.window is None and predict(network, torch.empty(3, 1024, 2048), largest).shape == (1024, 2048)
     assert 2**28 < held.most < 2**32
+
+
+@pytest.mark.parametrize(("scales", "flip", "gib"), [([1.0], True, 2.0), ([0.5, 1.0, 1.5], False, 3.0)])
+def test_several_views_in_windows_hold_no_scores_of_a_whole_photograph(
+    scales: list[float], flip: bool, gib: float
+) -> None:
+    """Of a network that holds nothing itself: the images of all views, and a row of windows of each."""
+    network = nn.Sequential(OrderedDict(encoder=nn.Conv2d(3, 19, 32, stride=32)))
+    with FakeTensorMode(allow_non_fake_inputs=True), Held() as held:
+        image = torch.empty(3, 3024, 4032)
+        options = bounded(EvaluationConfig(scales=scales, flip=flip), image)
+        assert predict(network, image, options).shape == (3024, 4032)
+    assert 2**28 < held.most < gib * 2**30
 
 
 def test_val_pictures_keep_their_names_and_a_folder_is_its_last_checkpoint(

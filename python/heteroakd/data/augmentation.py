@@ -43,9 +43,8 @@ class RandomRescale(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Mask):
-            # torchvision resizes masks with "nearest", which samples pixel corners and shifts them by up to
-            # half a pixel against the image; "nearest-exact" samples pixel centres, as bilinear interpolation
-            # does.
+            # torchvision resizes masks with "nearest", which samples pixel corners and shifts them by up to half a
+            # pixel against the image; "nearest-exact" samples pixel centres, as bilinear interpolation does.
             plain = inpt.as_subclass(Tensor).unsqueeze(0)
             resized = F.resize(plain, params["size"], interpolation=v2.InterpolationMode.NEAREST_EXACT)
             return tv_tensors.wrap(resized.squeeze(0), like=inpt)

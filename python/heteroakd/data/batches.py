@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,11 +22,11 @@ class SampleKey(NamedTuple):
     seed: int
 
 
+@dataclass(eq=False)
 class SeededSamples(Dataset[tuple[Tensor, Tensor]]):
     """A data set whose augmentation, drawn from torch's generator, is a function of the key instead of the past."""
 
-    def __init__(self, dataset: Dataset[tuple[Tensor, Tensor]]) -> None:
-        self.dataset = dataset
+    dataset: Dataset[tuple[Tensor, Tensor]]
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Tensor]:
         with torch.random.fork_rng(devices=[]):  # the training process's own draws (dropout) stay out of it
@@ -33,46 +34,39 @@ class SeededSamples(Dataset[tuple[Tensor, Tensor]]):
             return self.dataset[key.image]
 
 
+@dataclass(eq=False)
 class BatchSampler(Sampler[list[SampleKey]]):
     """The batches of steps `first_step` to `steps` - 1.
 
     The images come in one endless stream of epochs, each a permutation of its own; a batch may span two of them, so
-    that no image is left out and no batch is short.
-
-    Args:
-        dataset_size: number of images.
-        batch_size: images per batch.
-        steps: steps of the whole run.
-        seed: of permutations and augmentations.
-        first_step: where a continued run starts.
-        rank, world_size: this process and how many there are; each gets its part of every batch, so that together
-            they see what a single process would.
+    that no image is left out and no batch is short. Of several processes each gets its part of every batch, so that
+    together they see what a single one would.
     """
 
-    def __init__(
-        self,
-        dataset_size: int,
-        batch_size: int,
-        steps: int,
-        seed: int,
-        first_step: int = 0,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if dataset_size < 1 or batch_size < 1:
-            raise ValueError(f"dataset and batch must hold at least one image, got {dataset_size} and {batch_size}")
-        if batch_size % world_size:
+    dataset_size: int
+    """Number of images."""
+    batch_size: int
+    """Images of a batch, of all processes together."""
+    steps: int
+    """Of the whole run."""
+    seed: int
+    """Of permutations and augmentations."""
+    first_step: int = 0
+    """Where a continued run starts."""
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.dataset_size < 1 or self.batch_size < 1:
+            got = f"{self.dataset_size} and {self.batch_size}"
+            raise ValueError(f"dataset and batch must hold at least one image, got {got}")
+        if self.batch_size % self.world_size:
             raise ValueError(
                 f"schedule.batch_size counts the images of all processes and must be a multiple of their number "
-                f"{world_size}, got {batch_size}"
+                f"{self.world_size}, got {self.batch_size}"
             )
-        self.dataset_size = dataset_size
-        self.batch_size = batch_size
-        self.part = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-        self.steps = steps
-        self.seed = seed
-        self.first_step = first_step
+        first, last = ((self.rank + end) * self.batch_size // self.world_size for end in (0, 1))
+        self.part = range(first, last)
 
     def __len__(self) -> int:
         return max(0, self.steps - self.first_step)
@@ -109,15 +103,8 @@ def training_batches(
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """This process's part of the batches of steps `first_step` to `steps` - 1: images float32 [B, 3, H, W], labels
     int64 [B, H, W], `batch_size` counting the images of all processes."""
-    sampler = BatchSampler(
-        len(dataset),  # type: ignore[arg-type]
-        batch_size,
-        steps,
-        seed,
-        first_step,
-        rank=rank(),
-        world_size=world_size(),
-    )
+    size = len(dataset)  # type: ignore[arg-type]
+    sampler = BatchSampler(size, batch_size, steps, seed, first_step, rank(), world_size())
     return DataLoader(
         SeededSamples(dataset),
         batch_sampler=sampler,

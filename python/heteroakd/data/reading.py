@@ -1,6 +1,7 @@
 """Pictures as they lie on disk: the one reader of all commands, and what the values of label files mean."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,22 +150,18 @@ class LabelValues(NamedTuple):
         return torch.from_numpy(classes.astype(np.uint8))
 
 
+@dataclass(eq=False)
 class FileSource:
     """Pictures read from pairs of files: images as `read_image` has them, label uint8 [H, W] in {0..K-1, 255}.
 
     Reading raises DataError for unreadable files, for labels that `labels` does not allow and for labels whose size
-    is not their image's. `read_values` reads the values of a label file.
+    is not their image's.
     """
 
-    def __init__(
-        self,
-        pairs: Sequence[FilePair],
-        labels: LabelValues,
-        read_values: Callable[[Path], NDArray[Any]] = read_label_values,
-    ) -> None:
-        self.pairs = list(pairs)
-        self.labels = labels
-        self.read_values = read_values
+    pairs: Sequence[FilePair]
+    labels: LabelValues
+    read_values: Callable[[Path], NDArray[Any]] = read_label_values
+    """Reads the values of a label file."""
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -1,6 +1,7 @@
 """What a sample is, and the data set that turns pictures into samples."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -29,6 +30,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
 
 
+@dataclass(eq=False)
 class SegmentationDataset(Dataset[Sample]):
     """Samples of a source after a transform.
 
@@ -36,9 +38,8 @@ class SegmentationDataset(Dataset[Sample]):
     and int64 [H, W] in {0..K-1, 255}. Indices run from 0 to len - 1; others raise IndexError.
     """
 
-    def __init__(self, source: Source, transform: Callable[[Tensor, Tensor], Sample]) -> None:
-        self.source = source
-        self.transform = transform
+    source: Source
+    transform: Callable[[Tensor, Tensor], Sample]
 
     def __len__(self) -> int:
         return len(self.source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -35,15 +36,16 @@ class Reading(NamedTuple):
     """What is broken, naming the file."""
 
 
+@dataclass(eq=False)
 class Readings(Dataset[Reading]):
-    """Pictures `indices` of a source as what is counted of them; broken ones too, where the source raises DataError.
-    With `labels` alone the images are not read."""
+    """Pictures of a source as what is counted of them; broken ones too, where the source raises DataError."""
 
-    def __init__(self, source: Source, num_classes: int, indices: Sequence[int], *, labels: bool = False) -> None:
-        self.source = source
-        self.num_classes = num_classes
-        self.indices = indices
-        self.labels = labels
+    source: Source
+    num_classes: int
+    indices: Sequence[int]
+    """Which pictures."""
+    labels: bool = False
+    """Read the labels alone."""
 
     def __len__(self) -> int:
         return len(self.indices)

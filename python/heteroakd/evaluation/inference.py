@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ WINDOW = (1024, 1024)
 WHOLE = EvaluationConfig()
 """Whole image, single scale, not mirrored."""
 LARGEST_SCALE = 16  # beyond it a misplaced digit, which would end in the allocator's words
+BAND = 128  # rows of scores that are handed on at once
 
 
 def check_options(options: EvaluationConfig) -> None:
@@ -103,29 +105,28 @@ def window_bands(
     as soon as no later window covers it: where windows overlap, the mean of their logits at label size, as
     MMSegmentation has it. A side shorter than the window's is seen at once."""
     height, width = image.shape[-2:]
-    tops = window_starts(height, window[0], stride[0])
-    held, count = torch.empty(0), torch.zeros(0, width)
+    tops, rows = window_starts(height, window[0], stride[0]), min(window[0], height)
+    sums, count = torch.empty(0), torch.zeros(rows, width)
     for top, following in zip(tops, [*tops[1:], height], strict=True):
-        bottom = min(top + window[0], height)
-        count = torch.cat([count, torch.zeros(bottom - top - len(count), width)])
         for left in window_starts(width, window[1], stride[1]):
             columns = slice(left, min(left + window[1], width))
-            logits = whole_logits(network, image[:, top:bottom, columns], align_corners=align_corners)
-            held = held if held.numel() else logits.new_zeros(*logits.shape[:-2], 0, width)
-            if missing := bottom - top - held.shape[-2]:
-                held = torch.cat([held, held.new_zeros(*logits.shape[:-2], missing, width)], -2)
-            held[..., columns] += logits
+            logits = whole_logits(network, image[:, top : top + rows, columns], align_corners=align_corners)
+            sums = sums if sums.numel() else logits.new_zeros(*logits.shape[:-2], rows, width)
+            sums[..., columns] += logits
             count[:, columns] += 1
         done = following - top
-        yield held[..., :done, :] / count[:done].to(held.device)
-        held, count = held[..., done:, :], count[done:]
+        for band in (slice(start, min(start + BAND, done)) for start in range(0, done, BAND)):
+            yield sums[..., band, :] / count[band].to(sums.device)
+        for held in (sums, count):
+            kept = held[..., done:, :].clone()
+            held.zero_()[..., : rows - done, :] = kept
 
 
 def score_bands(
     network: nn.Module, image: Tensor, options: EvaluationConfig = WHOLE, *, align_corners: bool = False
 ) -> Iterator[Tensor]:
     """Scores float32 [K, h, W] of an image float [3, H, W], a band of rows after the other, on the network's device;
-    the largest is the prediction. Without windows, and at scales other than 1, there is one band.
+    the largest is the prediction. Without windows, at scale 1 alone, there is one band.
 
     Of one view of the image they are logits; of several (scales, mirrored) the mean of the views' softmax, each
     brought to the image's size as logits before. The network should be in eval mode. Raises ValueError as
@@ -137,8 +138,7 @@ def score_bands(
     if len(views) == 1:
         yield from streams[0]
         return
-    in_step = all(scale == 1 for scale in options.scales)  # their bands have the same rows
-    for same in zip(*streams, strict=True) if in_step else [(torch.cat(list(each), -2) for each in streams)]:
+    for same in in_step(streams):
         shares = (logits.softmax(-3) for logits in same)
         total = next(shares)
         for share in shares:
@@ -146,26 +146,59 @@ def score_bands(
         yield total / len(views)
 
 
+def in_step(streams: Sequence[Iterator[Tensor]]) -> Iterator[list[Tensor]]:
+    """Several streams of bands [..., h, W], as many rows in all, in bands of the same rows: as many as all have."""
+    bands = [next(stream, None) for stream in streams]
+    while present := [band for band in bands if band is not None]:
+        rows = min(band.shape[-2] for band in present)
+        yield [band[..., :rows, :] for band in present]
+        for number, band in enumerate(present):
+            bands[number] = band[..., rows:, :] if band.shape[-2] > rows else next(streams[number], None)
+
+
 def _view(
     network: nn.Module, image: Tensor, scale: float, mirrored: bool, options: EvaluationConfig, align_corners: bool
 ) -> Iterator[Tensor]:
-    """Logits [K, h, W] of an image by one view of it, in bands where it is seen at its own size."""
-    size = (image.shape[-2], image.shape[-1])
+    """Logits [K, h, W] of an image by one view of it, in bands."""
     view = _resize(image, scale)
-    view = view.flip(-1) if mirrored else view
+    seen = view.flip(-1) if mirrored else view
     if options.window is None:
-        bands = iter([whole_logits(network, view, align_corners=align_corners)])
+        bands = iter([whole_logits(network, seen, align_corners=align_corners)])
     else:
-        bands = window_bands(network, view, options.window, window_stride(options), align_corners=align_corners)
-    if view.shape != image.shape:
-        bands = iter([torch.cat(list(bands), -2)])
-    for logits in bands:
-        logits = logits.flip(-1) if mirrored else logits
-        if view.shape != image.shape:
-            maps = logits.view(-1, *logits.shape[-3:])
-            resized = F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
-            logits = resized.view(*logits.shape[:-2], *size)
-        yield logits
+        bands = window_bands(network, seen, options.window, window_stride(options), align_corners=align_corners)
+    bands = (band.flip(-1) if mirrored else band for band in bands)
+    if view.shape == image.shape:
+        return bands
+    return resized_bands(bands, view.shape[-2], (image.shape[-2], image.shape[-1]), align_corners)
+
+
+def resized_bands(bands: Iterator[Tensor], rows: int, size: tuple[int, int], align_corners: bool) -> Iterator[Tensor]:
+    """Maps [..., K, h, w] that come in bands, `rows` in all, as F.interpolate brings all of it to `size` (H, W), in
+    bands [..., K, h', W] of at most BAND rows, as soon as the rows between which they lie are there."""
+    places, half = np.arange(size[0], dtype=np.float32), np.float32(0.5)
+    if align_corners:
+        places *= np.float32((rows - 1) / max(1, size[0] - 1))
+    else:
+        places = np.maximum((places + half) * np.float32(rows / size[0]) - half, 0)
+    above = places.astype(np.int64)
+    below, shares = np.minimum(above + 1, rows - 1), torch.from_numpy(np.float32(places - above))[:, None]
+    held, first, done = torch.empty(0), 0, 0
+    for band in bands:
+        held = torch.cat([held, band], -2) if held.numel() else band
+        there = int(np.searchsorted(below, first + held.shape[-2]))
+        while done < there:
+            chosen = slice(done, min(done + BAND, there))
+            start = int(above[chosen.start])
+            part = held[..., start - first : int(below[chosen.stop - 1]) + 1 - first, :]
+            # Along the rows alone, so that what lies between two bands can be found from both.
+            wide = F.interpolate(part.flatten(0, -3), size[1], mode="linear", align_corners=align_corners)
+            wide = wide.view(*part.shape[:-1], size[1])
+            upper, lower = (wide[..., torch.from_numpy(place[chosen] - start), :] for place in (above, below))
+            share = shares[chosen].to(wide.device)
+            yield upper * (1 - share) + lower * share
+            done = chosen.stop
+        passed = min(int(above[min(done, size[0] - 1)]) - first, held.shape[-2])
+        held, first = held[..., passed:, :], first + passed
 
 
 def _resize(image: Tensor, scale: float) -> Tensor:
@@ -180,6 +213,6 @@ def predict(
     network: nn.Module, image: Tensor, options: EvaluationConfig = WHOLE, *, align_corners: bool = False
 ) -> Tensor:
     """Predicted classes int64 [H, W] of an image float [3, H, W], see `score_bands`; [N, H, W] of N maps. In windows,
-    at scale 1, no more scores are in memory than a row of windows has, of either view where it is mirrored too."""
+    no more scores are in memory than a row of windows has, of every view where there are several."""
     bands = score_bands(network, image, options, align_corners=align_corners)
     return torch.cat([band.argmax(-3) for band in bands], -2)

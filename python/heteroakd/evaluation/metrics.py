@@ -104,11 +104,9 @@ class Measured(NamedTuple):
         how = "whole images"
         if self.window and self.window_stride:
             how = "windows of {}x{} every {}x{}".format(*self.window, *self.window_stride)
-        scales = "scale" if len(self.scales) == 1 else "mean of the scales"
-        mirrored = ", mirrored too" if self.flip else ""
-        return (
-            f"on the {self.part} part of {where}: {how}, {scales} {', '.join(f'{s:g}' for s in self.scales)}{mirrored}"
-        )
+        scales = "scale " if len(self.scales) == 1 else "mean of the scales "
+        scales += ", ".join(f"{scale:g}" for scale in self.scales)
+        return f"on the {self.part} part of {where}: {how}, {scales}{', mirrored too' if self.flip else ''}"
 
 
 def none_if_nan(value: float) -> float | None:

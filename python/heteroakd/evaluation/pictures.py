@@ -15,8 +15,7 @@ from heteroakd.evaluation.fonts import Font, font_for
 from heteroakd.system.files import atomic_file
 
 NEUTRAL = (96, 96, 96)
-"""Colour of pixels that have no class and of values that are NaN; `viridis` and the palettes of the project
-lack it."""
+"""Colour of pixels that have no class and of values that are NaN; `viridis` and the project's palettes lack it."""
 
 FONT_SIZE = 14  # pixels
 _PAPER, _INK = (255, 255, 255), (32, 32, 36)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import timm
 import torch
@@ -29,7 +29,7 @@ class WeightsError(ValueError):
     """A file that is missing, cannot be read, or does not cover the network."""
 
 
-def is_weights_file(weights: str | None) -> bool:
+def is_weights_file(weights: str | None) -> TypeGuard[str]:
     """Whether `weights` of a configuration names a file: by its suffix."""
     return weights is not None and weights.endswith(SUFFIXES)
 

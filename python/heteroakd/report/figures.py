@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 
 from heteroakd.evaluation.fonts import families_for
 
-# After Okabe and Ito: distinguishable by colour-blind readers; mid tones that hold on white and on
-# near-black.
+# After Okabe and Ito: distinguishable by colour-blind readers; mid tones that hold on white and on near-black.
 _COLOURS = ("#2b8ccf", "#d55e00", "#009e73", "#cc79a7", "#56c5e9", "#e69f00", "#8c7ae6", "#999999")
 _LINES = ("-", "--", "-.", ":")
 _INK = "#123456"  # a stand-in that is replaced by currentColor; no series has this colour

@@ -105,19 +105,17 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum of every process's tensor; one of one process is returned as it is."""
-    if world_size() == 1:
-        return tensor
-    tensor = tensor.clone()
-    dist.all_reduce(tensor)
+    if world_size() > 1:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
     return tensor
 
 
 def largest_over_processes(value: int) -> int:
     """The largest of every process's value."""
-    if world_size() == 1:
-        return value
     tensor = torch.tensor(value)
-    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    if world_size() > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return int(tensor)
 
 

@@ -52,7 +52,7 @@ def atomic_file(path: Path, *, keep: int = 1) -> Iterator[IO[bytes]]:
     # The name is not the file's, which may be as long as a name can be.
     descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY, suffix=".tmp", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with naming(path), os.fdopen(descriptor, "wb") as file:
             _lock(file)
             yield file
             file.flush()
@@ -64,10 +64,8 @@ def atomic_file(path: Path, *, keep: int = 1) -> Iterator[IO[bytes]]:
                 if older(path, age - 1).is_file():
                     os.replace(older(path, age - 1), older(path, age))
             os.replace(temporary, path)
-    except BaseException as error:
+    except BaseException:
         Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk does not say which file it was
         raise
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)

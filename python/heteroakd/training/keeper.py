@@ -127,12 +127,9 @@ class Keeper:
         )
 
     def _advice(self) -> str:
-        last = self.run.output / LAST
-        good = (
-            "no checkpoint was saved before"
-            if self.saved is None
-            else f"last good checkpoint: {last}, step {self.saved}"
-        )
+        good = "no checkpoint was saved before"
+        if self.saved is not None:
+            good = f"last good checkpoint: {self.run.output / LAST}, step {self.saved}"
         return f"{good}. A lower optimizer.lr or a warm-up (schedule.warmup_steps) usually helps"
 
 

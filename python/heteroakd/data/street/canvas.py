@@ -73,8 +73,7 @@ class Canvas:
     """Colours and surfaces of a scene at SUPERSAMPLING times the picture's resolution, over a sky, uint8 [H, W, 3],
     which is surface 0. Shadows are painted apart, so that they darken the ground only."""
 
-    MAX_SURFACES = 256
-    CROWDED = 224  # from here on objects share surfaces, so that no scene is too full to be painted
+    CROWDED = 224  # surfaces from which on objects share them: of the 256 that a channel holds some are left for new
 
     def __init__(self, camera: Camera, sky: NDArray[np.uint8]) -> None:
         self.camera = camera
@@ -83,18 +82,14 @@ class Canvas:
         picture = Image.fromarray(np.dstack([sky, np.zeros(sky.shape[:2], np.uint8)]), "CMYK")
         self._picture, self._shadow = picture.resize(size, Image.Resampling.NEAREST), Image.new("L", size)
         self._draw, self._shadow_draw = ImageDraw.Draw(self._picture), ImageDraw.Draw(self._shadow)
-        self.surfaces = [Surface(Label.SKY, FAR)]
-        self._numbers = {self.surfaces[0]: 0}
+        self.surfaces = {Surface(Label.SKY, FAR): 0}
 
     def surface(self, wanted: Surface) -> int:
         """The number of a surface or, on a crowded canvas, of the nearest in depth that is alike."""
-        if wanted not in self._numbers and len(self.surfaces) >= self.CROWDED:
+        if wanted not in self.surfaces and len(self.surfaces) >= self.CROWDED:
             alike = [other for other in self.surfaces if other[::3] + other[4:] == wanted[::3] + wanted[4:]]
             wanted = min(alike, key=lambda other: abs(other.depth - wanted.depth), default=wanted)
-        if wanted not in self._numbers:
-            self._numbers[wanted] = len(self.surfaces)
-            self.surfaces.append(wanted)
-        return self._numbers[wanted]
+        return self.surfaces.setdefault(wanted, len(self.surfaces))
 
     def polygon(self, points: Sequence[tuple[float, float]], colour: Colour, surface: int) -> None:
         """Fill a polygon of (column, row) points, in pixels of the picture."""

@@ -112,10 +112,8 @@ class Painter(NamedTuple):
             yield [(across + a, up + b, z) for a, b in corners], (0.65 + 0.5 * lit) * random.uniform(0.9, 1.1)
         if part.cells:
             length, height, filled, filled_up = part.cells
-            columns = max(1, round(math.dist(points[0], points[1]) / length))
-            columns = min(
-                columns, 40 if not (y or yt) else 7 if z < 20 else 3
-            )  # far away, more could not be told apart
+            most = 40 if not (y or yt) else 7 if z < 20 else 3  # far away, more could not be told apart
+            columns = min(most, max(1, round(math.dist(points[0], points[1]) / length)))
             rows = max(1, round(math.dist(points[0], points[3]) / height))
             (xs, ys, zs), (xu, yu, zu) = ([b - a for a, b in zip(points[0], points[n], strict=True)] for n in (1, 3))
             for row, column in product(range(rows), range(columns)):
