@@ -296,14 +296,18 @@ def total(moved):
 
 
 @pytest.mark.parametrize(
-    "classes, dtype, channels_last",
-    [(19, torch.float32, False), (32, torch.float32, True), (19, torch.bfloat16, False)],
+    "classes, dtype, grid, channels_last",
+    [
+        (19, torch.float32, (32, 32), False),
+        (32, torch.float32, (24, 64), True),
+        (19, torch.bfloat16, (40, 64), False),
+    ],
     ids=["K19", "K32", "bf16"],
 )
-def test_one_read_and_one_write(backend, classes, dtype, channels_last):
-    """At most 1.15 times both features and the student's gradient. The block has 2560 pixels here: its weights and its
-    slot of their gradient, which count once for each block, are small beside that."""
-    moved, student, teacher = traffic((256, 512), classes, (40, 64), 1.0, 1, dtype, channels_last)
+def test_one_read_and_one_write(backend, classes, dtype, grid, channels_last):
+    """At most 1.15 times both features and the student's gradient. The block has 1024 pixels and more here: its weights
+    and its slot of their gradient, which count once for each block, are small beside that."""
+    moved, student, teacher = traffic((256, 512), classes, grid, 1.0, 1, dtype, channels_last)
     assert moved["student"] == (student, 0) and moved["teacher"] == (teacher, 0)
     assert moved["features_gradient"] == (0, student)
     least = 2 * student + teacher

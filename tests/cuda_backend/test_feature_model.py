@@ -12,7 +12,7 @@ from benchmarks import cuda_model
 
 @pytest.mark.parametrize(
     "channels, classes, grid, multiprocessors",
-    [((256, 512), 19, 32, 3), ((512, 512), 19, 16, 3), ((64, 96), 150, 12, 4)],
+    [((256, 512), 19, 16, 3), ((512, 512), 19, 16, 3), ((64, 96), 150, 12, 4)],
     ids=["one read", "two reads", "many classes"],
 )
 def test_the_emulation_counts_the_same_bytes(channels, classes, grid, multiprocessors):
