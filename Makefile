@@ -59,9 +59,10 @@ test-gpu-compile: $(VENV)/installed
 	TRITON_OPTIONS=product $(BIN)/python -m pytest -q -n 2 tests/triton_backend/test_options.py -k test_options_compile
 
 # The CUDA kernels without a GPU: compiled by g++ and run on the host, with planted mistakes and under sanitizers; and by
-# nvcc, where there is one.
-test-emulation: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup tests/cuda_backend
+# nvcc, where there is one. CuTe's headers, which say where tensor cores want their factors, without what they need to be run.
+CUTLASS := 4.2.0.0
+test-emulation: $(VENV)/installed $(VENV)/cutlass-$(CUTLASS)/installed
+	PYTHONPATH=$(VENV)/cutlass-$(CUTLASS) $(BIN)/python -m pytest -q -n 2 --dist loadgroup tests/cuda_backend
 
 test-trainer: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/triton_backend --ignore=tests/cuda_backend --ignore=tests/gpu_check
@@ -92,6 +93,10 @@ $(VENV)/torch:
 	@echo "installing torch into $(VENV): gigabytes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q $(TORCH)
+	touch $@
+
+$(VENV)/cutlass-%/installed: $(VENV)/torch
+	$(BIN)/pip install -q --no-deps --target $(@D) nvidia-cutlass==$*
 	touch $@
 
 $(VENV)/triton-%/installed: $(VENV)/torch

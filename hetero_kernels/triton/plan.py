@@ -2,7 +2,7 @@
 
 Two launches, of which the second finishes; a third before them counts the divisors where the gradients need them at
 once: where those of two terms have different ones, and where a network has the loss grid, whose gradient would else be
-read and written again for its divisor's sake alone.
+read and written again for its divisor's sake alone (that of raw logits is read and written again in any case).
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class PixelPlan:
         self.networks = (self.student, self.teacher)
         self.maps = reduction == "none"
         self._output = (batch, *size) if self.maps else ()
-        in_place = self.student.direct or (wanted[1] and self.teacher.direct)
+        in_place = any(n.direct and n.wanted and not r for n, r in zip(self.networks, raw, strict=True))
         self.terms = TermsPlan(
             labels, batch, size, reduction, gradients=any(wanted), in_place=in_place, **terms
         )  # fmt: skip

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -304,6 +304,32 @@ def take_traffic() -> tuple[int, int, int, list[str]]:
 def take_traffic_by_buffer() -> dict[str, tuple[int, int]]:
     """Bytes read and written since the last call, by the buffers' names."""
     return module().take_traffic()[4]
+
+
+class Requests(NamedTuple):
+    """What the warps of a kernel asked of memory at one instruction (accesses.h): how often, cycles of the banks of
+    shared memory or sectors of global memory, and the least that so many bytes need. ``site``: in the library."""
+
+    kernel: str
+    shared: bool
+    writes: bool
+    site: int
+    requests: int
+    taken: int
+    least: int
+
+
+@contextlib.contextmanager
+def counted_requests() -> Iterator[list[Requests]]:
+    """Of the kernels that run within, afterwards."""
+    found: list[Requests] = []
+    module().take_requests()
+    module().count_accesses(True)
+    try:
+        yield found
+    finally:
+        module().count_accesses(False)
+        found += (Requests(*r) for r in module().take_requests())
 
 
 def take_loads() -> dict[str, int]:

@@ -9,6 +9,7 @@
 
 #include "../../csrc/cuda/projected_losses/projected_losses.h"
 #include "../../csrc/cuda/projection/projection.h"
+#include "accesses.h"
 #include "emulation.h"
 #include "selftest.h"
 
@@ -268,5 +269,14 @@ PYBIND11_MODULE(emulated, m) {
     for (const emulation::SharedLimit& l : emulation::shared_limits()) out.append(py::make_tuple(l.name, l.device, l.bytes, l.asked));
     return out;
   });
+  m.def("count_accesses", &emulation::count_accesses);
+  m.def("take_requests", [] {
+    py::list out;
+    for (const emulation::Requests& r : emulation::take_requests()) {
+      out.append(py::make_tuple(r.kernel, r.shared, r.writes, r.site, r.requests, r.taken, r.least));
+    }
+    return out;
+  });
+  m.def("multiply_tf32", &selftest::multiply, "A warp's C += A B, by fragments: [lane][register].");
   m.def("selftest", &selftest::run, "Runs a kernel with a known mistake, or none, by name.");
 }

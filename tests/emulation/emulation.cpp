@@ -1,4 +1,5 @@
 #include "emulation.h"
+#include "accesses.h"
 
 #include <algorithm>
 #include <array>
@@ -30,6 +31,7 @@ struct Thread {
   unsigned mask = 0;
   uint64_t value = 0, result = 0;
   int from = 0;
+  int64_t meetings = 0;  // barriers and collectives
   std::vector<Copy> open_copies;
   std::vector<std::vector<Copy>> groups;  // committed, the oldest first
 };
@@ -170,7 +172,7 @@ void run_block(int threads, std::mt19937& random) {
       done += t.state == State::kDone;
       machine.votes += t.vote;
     }
-    if (done == threads) return;
+    if (done == threads) return end_accesses(machine.name);
     const std::string where = std::string(machine.name) + ", block " + std::to_string(machine.block) + ": ";
     if (waiting != threads) {
       throw std::runtime_error(where + "barrier divergence: " + std::to_string(waiting) + " threads wait, " +
@@ -205,6 +207,7 @@ Index grid_size() { return {static_cast<unsigned>(machine.blocks), 1, 1}; }
 unsigned char* dynamic_shared_memory() { return machine.shared.data(); }
 
 int barrier(int vote) {
+  ++self().meetings;
   self().vote = vote;
   wait(State::kBarrier);
   return machine.votes;
@@ -212,6 +215,7 @@ int barrier(int vote) {
 
 uint64_t collective(Collective kind, unsigned mask, uint64_t value, int from) {
   Thread& t = self();
+  ++t.meetings;
   if (!(mask >> (machine.current % 32) & 1)) fail("a lane is not in the mask of its collective");
   t.kind = kind;
   t.mask = mask;
@@ -274,16 +278,26 @@ void observe_bytes(int64_t offset, int size, bool writes, bool copying = false, 
   }
 }
 
+// For banks and sectors, of the instruction behind `site`.
+void count_by_site(const void* site, int64_t address, int size, bool shared, bool writes) {
+  if (counts_accesses()) count_access({site, machine.current, self().meetings, address, size, shared, writes});
+}
+
 void observe_shared(const void* base, int count, int index, int size, bool writes) {
   check_index(count, index);
-  observe_bytes(static_cast<const unsigned char*>(base) + int64_t(index) * size - machine.shared.data(), size, writes);
+  const int64_t offset = static_cast<const unsigned char*>(base) + int64_t(index) * size - machine.shared.data();
+  count_by_site(__builtin_return_address(0), offset, size, true, writes);
+  observe_bytes(offset, size, writes);
 }
+
+void observe_words(const void* address, int size, bool writes);
 
 void copy_async(void* to, const void* from) {
   if (reinterpret_cast<uintptr_t>(from) % 16 || (static_cast<unsigned char*>(to) - machine.shared.data()) % 16) {
     fail("an asynchronous copy is not aligned to 16 bytes");
   }
-  observe_global(from, 16, false);
+  count_by_site(__builtin_return_address(0), reinterpret_cast<int64_t>(from), 16, false, false);
+  observe_words(from, 16, false);
   observe_bytes(static_cast<unsigned char*>(to) - machine.shared.data(), 16, true, true);
   self().open_copies.push_back({static_cast<char*>(to), from});
 }
@@ -305,6 +319,11 @@ void wait_for_copies(int pending) {
 }
 
 void observe_global(const void* address, int size, bool writes) {
+  count_by_site(__builtin_return_address(0), reinterpret_cast<int64_t>(address), size, false, writes);
+  observe_words(address, size, writes);
+}
+
+void observe_words(const void* address, int size, bool writes) {
   Buffer* buffer = find(address, size);
   if (!buffer) fail(std::string(writes ? "write" : "read") + " outside every buffer");
   if (writes && !buffer->writable) fail("write to " + buffer->name);
@@ -399,9 +418,9 @@ void add_buffer(const std::string& name, const void* base, int64_t bytes, bool w
 }
 
 void* allocate(int64_t bytes) {
-  std::unique_ptr<char[]> memory(new char[bytes + 2 * kGuard]);
-  char* base = memory.get() + kGuard;
-  std::memset(memory.get(), kGuardByte, bytes + 2 * kGuard);
+  std::unique_ptr<char[]> memory(new char[bytes + 3 * kGuard]);
+  char* base = memory.get() + 2 * kGuard - reinterpret_cast<uintptr_t>(memory.get()) % kGuard;  // as CUDA's allocator aligns
+  std::memset(memory.get(), kGuardByte, bytes + 3 * kGuard);
   std::memset(base, kPoison, bytes);
   add_buffer("workspace " + std::to_string(machine.buffers.size()), base, bytes, true);
   machine.buffers.back().memory = std::move(memory);

@@ -106,6 +106,30 @@ inline void limits(bool lower) {
   emulation::check_shared_limit("selftest", &kernel, 1, 50000);
 }
 
+std::vector<float> multiply(const std::vector<float>& a, const std::vector<float>& b, const std::vector<float>& c) {
+  std::vector<float> out(c);
+  emulation::run("multiply", 1, 32, 0, [&] {
+    const int lane = emulation::lane();
+    FragmentA left;
+    FragmentB right;
+    FragmentC sum;
+    for (int i = 0; i < 4; ++i) left.x[i] = to_tf32(a[4 * lane + i]);
+    for (int i = 0; i < 2; ++i) right.x[i] = to_tf32(b[2 * lane + i]);
+    for (int i = 0; i < 4; ++i) sum.x[i] = c[4 * lane + i];
+    multiply_tf32(sum, left, right);
+    for (int i = 0; i < 4; ++i) out[4 * lane + i] = sum.x[i];
+  });
+  return out;
+}
+
+// Neighbours that share a sector and lie on different banks, and columns of eight that have a bank and a sector each.
+inline void strided(float* out) {
+  const Shared<float> values = array(64 * 8);
+  values.set(threadIdx.x, read(out + threadIdx.x));
+  __syncthreads();
+  values.set(threadIdx.x * 8, read(out + threadIdx.x % 8 * 8));
+}
+
 double run(const std::string& name) {
   const auto start = [&](void (*kernel)(float*), int blocks = 1, int64_t shared_bytes = 64 * 4) {
     float* out = static_cast<float*>(emulation::allocate(64 * 4));
@@ -122,6 +146,7 @@ double run(const std::string& name) {
     return sum;
   };
   if (name == "correct") return start(correct);
+  if (name == "strided") return start(strided, 1, 64 * 8 * 4);
   if (name == "race") return start(race);
   if (name == "divergent_barrier") return start(divergent_barrier);
   if (name == "divergent_vote") return start(divergent_vote);

@@ -37,6 +37,10 @@ def test_launches(launches):
         student, teacher, labels, proj_weight=1.0, normalizer={"hakd": torch.tensor(7.0)}, backend="triton"
     )
     assert launches == ["divisors_kernel", "hakd_kernel", "finish_kernel"]
+    launches.clear()
+    # And where a gradient is in place, which would else be read and written again.
+    functional.hakd_loss(student, teacher, labels, resolution="feature", backend="triton")
+    assert launches == ["divisors_kernel", "hakd_kernel", "finish_kernel"]
 
 
 def test_a_launch_is_prepared_once(monkeypatch):

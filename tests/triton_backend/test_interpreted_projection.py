@@ -55,6 +55,13 @@ def test_launches(launches):
     assert launches == ["weights_kernel", "finish_weight_kernel", "project_back_kernel"] * 2
 
 
+def test_divisors_of_raw_logits_are_not_counted_early(launches):
+    """At the loss grid, too: their gradient is read and written again in any case."""
+    tensors, relu, labels = raw_case("equal heights", "randn", (True, False))
+    TestInterpreted().loss(leaves(*tensors), relu, labels, {"resolution": "feature"})
+    assert launches == ["hakd_kernel", "finish_kernel", *["sum_parts_kernel"] * 2]
+
+
 def test_replaced_layers_are_torchs(launches):
     module = PixelProjector(4, 3, backend="triton")
     module[0] = nn.Conv2d(4, 3, 1, padding=1)

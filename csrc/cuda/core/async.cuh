@@ -8,7 +8,7 @@ namespace hetero::cuda {
 
 // 16 bytes from `from` to elements [at, at + 16 / sizeof(T)) of `to`; both addresses are multiples of 16.
 template <class T>
-HK_DEVICE void copy_async(const Shared<T>& to, int at, const T* from) {
+HK_ACCESS void copy_async(const Shared<T>& to, int at, const T* from) {
 #if defined(HK_EMULATION)
   to.address(at + 16 / int(sizeof(T)) - 1);  // checks the last one's place, too
   emulation::copy_async(to.address(at), from);

@@ -14,6 +14,12 @@
 // Kernels that are no templates are defined in headers: each translation unit has its own.
 #define HK_KERNEL static __global__
 #define HK_DEVICE __device__ __forceinline__
+// Accesses to memory, which the emulation tells apart by the place that they are inlined in.
+#if defined(HK_EMULATION)
+#define HK_ACCESS inline __attribute__((always_inline))
+#else
+#define HK_ACCESS HK_DEVICE
+#endif
 
 namespace hetero::cuda {
 

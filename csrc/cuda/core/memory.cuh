@@ -8,7 +8,7 @@
 namespace hetero::cuda {
 
 template <class T>
-HK_DEVICE T read(const T* p) {
+HK_ACCESS T read(const T* p) {
 #if defined(HK_EMULATION)
   emulation::observe_global(p, sizeof(T), false);
   return *p;
@@ -19,7 +19,7 @@ HK_DEVICE T read(const T* p) {
 
 // Of what the same launch may have written.
 template <class T>
-HK_DEVICE T read_back(const T* p) {
+HK_ACCESS T read_back(const T* p) {
 #if defined(HK_EMULATION)
   emulation::observe_global(p, sizeof(T), false);
 #endif
@@ -27,7 +27,7 @@ HK_DEVICE T read_back(const T* p) {
 }
 
 template <class T>
-HK_DEVICE void write(T* p, T value) {
+HK_ACCESS void write(T* p, T value) {
 #if defined(HK_EMULATION)
   emulation::observe_global(p, sizeof(T), true);
 #endif
@@ -47,7 +47,7 @@ struct alignas(16) Wide {
 };
 
 // By one load, from a multiple of 16 bytes.
-HK_DEVICE Wide read_wide(const void* p) {
+HK_ACCESS Wide read_wide(const void* p) {
 #if defined(HK_EMULATION)
   return read(static_cast<const Wide*>(p));
 #else
@@ -124,11 +124,11 @@ class Shared {
 #endif
   }
 
-  HK_DEVICE T operator[](int i) const {
+  HK_ACCESS T operator[](int i) const {
     observe(i, false);
     return data_[i];
   }
-  HK_DEVICE void set(int i, T value) const {
+  HK_ACCESS void set(int i, T value) const {
     observe(i, true);
     data_[i] = value;
   }
@@ -141,7 +141,7 @@ class Shared {
   }
 
  private:
-  HK_DEVICE void observe(int i, bool writes) const {
+  HK_ACCESS void observe(int i, bool writes) const {
 #if defined(HK_EMULATION)
     emulation::observe_shared(data_, count_, i, sizeof(T), writes);
 #else

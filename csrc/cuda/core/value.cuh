@@ -8,8 +8,8 @@
 
 namespace hetero::cuda {
 
-// The hardware's approximations. The host's are as far off as PTX allows the hardware's to be, so that accuracy shown on
-// the host holds on a GPU.
+// The hardware's approximations, which take subnormal numbers for 0 and make 0 of them. The host's do so, too, and are as far
+// off as PTX allows the hardware's to be, so that accuracy shown on the host holds on a GPU.
 namespace approximate {
 
 #if defined(__CUDA_ARCH__)
@@ -29,8 +29,11 @@ inline float blurred(double exact, float x, int bits) {
   const uint32_t hash = __builtin_bit_cast(uint32_t, x) * 2654435761u;
   return static_cast<float>(exact * (1.0 + (hash / 2147483648.0 - 1.0) * std::ldexp(1.0, -bits)));
 }
-inline float exp2(float x) { return x == 0.f ? 1.f : blurred(::exp2f(x), x, 22); }  // PTX promises 2^0 = 1
-inline float reciprocal(float x) { return blurred(1.0 / x, x, 23); }
+inline float flushed(float x) { return ::fabsf(x) < 0x1p-126f ? ::copysignf(0.f, x) : x; }
+inline float exp2(float x) {
+  return flushed(x) == 0.f ? 1.f : flushed(blurred(::exp2f(x), x, 22));  // PTX promises 2^0 = 1
+}
+inline float reciprocal(float x) { return flushed(blurred(1.0 / flushed(x), x, 23)); }
 #endif
 
 }  // namespace approximate
