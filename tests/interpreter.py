@@ -44,7 +44,8 @@ def remember_shapes() -> None:
     wrapped: dict[tuple, Any] = {}
 
     def block_type(self: Any, element_ty: Any, shape: Any) -> None:
-        key = tuple(s.value if isinstance(s, core.constexpr) else s for s in shape)
+        sizes = (s.value if isinstance(s, core.constexpr) else s for s in shape)
+        key = tuple((type(size), size) for size in sizes)
         if known := checked.get((key, element_ty.name)):
             self.element_ty, self.shape, self.numel, self.name = element_ty, *known
         else:

@@ -24,7 +24,7 @@ SHAPES = {
     "many classes": (2, 40, 9, 8, 150),
     "one class": (3, 16, 4, 4, 1),
     "one row": (2, 33, 1, 700, 6),
-    "whole blocks": (1, 576, 8, 12, 19),  # read and written where they lie, in either order
+    "whole blocks": (2, 576, 16, 20, 19),  # read and written where they lie, in either order
     "images that share a tile": (70, 9, 3, 3, 5),  # 7 forward, 56 backward, and rests
 }
 

@@ -10,10 +10,11 @@ from installing import OLDEST_TORCH, ROOT, make_environment, run
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process for all tests with the oldest torch, which is installed once; first, as they take longest."""
-    for item in items:
-        if "oldest_torch" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("oldest torch"))
-    items.sort(key=lambda item: "oldest_torch" not in getattr(item, "fixturenames", ()))
+    first = [item for item in items if "oldest_torch" in getattr(item, "fixturenames", ())]
+    for item in first:
+        item.add_marker(pytest.mark.xdist_group("oldest torch"))
+    if all(item.path.is_relative_to(Path(__file__).parent) for item in items):
+        items.sort(key=lambda item: item not in first)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,8 @@
 
 CMake calls it with the compiler's command, as the variable CMAKE_CXX_COMPILER_LAUNCHER says. An object is kept by what
 it is made of (the preprocessed source, the options but for files and folders, the compiler) in the environment that
-runs this: sources in another folder, or beside another torch whose headers they do not see, find theirs.
+runs this, if it is a virtual one: sources in another folder, or beside another torch whose headers they do not see,
+find theirs.
 """
 
 import hashlib
@@ -64,4 +65,6 @@ def main(command: list[str], folder: Path) -> int:
 
 
 if __name__ == "__main__":
+    if sys.prefix == sys.base_prefix:
+        sys.exit(subprocess.run(sys.argv[1:], check=False).returncode)
     sys.exit(main(sys.argv[1:], Path(sys.prefix, "objects")))

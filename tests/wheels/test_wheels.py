@@ -17,14 +17,16 @@ ROOT = Path(__file__).parents[2]
 PYTHON = f"cp{sys.version_info.major}{sys.version_info.minor}"
 VERSION = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
 NEWEST = re.search(r"^TORCH \?= torch==(\S+)", (ROOT / "Makefile").read_text(), re.M)[1]
-TORCHES = [("cpu", "2.13.0+cpu"), ("cuda", "2.10.0"), ("cuda", "2.11.0"), ("cuda", NEWEST)]
+TORCHES = [("cpu", "2.10.0"), ("cpu", "2.13.0+cpu"), ("cuda", "2.10.0"), ("cuda", "2.11.0"), ("cuda", NEWEST)]
 LARGEST = 100e6  # bytes that PyPI takes in one file
+
+pytestmark = pytest.mark.skipif("MAKE_WHEELS" not in os.environ, reason="make wheels builds and tries them")
 
 
 def wheel(kind: str) -> Path:
     name = f"hetero_kernels-{VERSION}{'+cpu' if kind == 'cpu' else ''}-{PYTHON}-{PYTHON}-*.whl"
     found = list((ROOT / "dist").glob(name))
-    assert len(found) == 1, f"make wheel-{kind} leaves one {name} in dist/, found {found}"
+    assert len(found) == 1, f"make wheels leaves one {name} in dist/, found {found}"
     return found[0]
 
 

@@ -154,7 +154,6 @@ template <class Real>
 void project_back(const FeatureMap<Real>& f, const Real* weight, int64_t classes, const LogitsAndGradients<Real>& logits,
                   void* features_gradient, Real* weight_gradient, const Runtime& runtime) {
   const ProjectionKernels<Real>& kernels = projection_kernels<Real>();
-  const int64_t width = f.channels_last ? kBackRuns * kBackRun : kBackChannels;
   ProjectBackProblem<Real> p{};
   p.features = with_pilot(f, runtime);
   p.classes = classes;
@@ -186,8 +185,9 @@ void project_back(const FeatureMap<Real>& f, const Real* weight, int64_t classes
   }
   runtime.parallel(tiles, [&](int64_t begin, int64_t end) { kernels.logit_gradient(z, begin, end); });
 
-  p.padded_channels = round_up(f.channels, width);
-  p.blocks = p.padded_channels / width;
+  p.block = f.channels_last ? round_up(std::clamp<int64_t>(f.channels / 4, 1, kBackRuns * kBackRun), kBackRun) : kBackChannels;
+  p.padded_channels = round_up(f.channels, p.block);
+  p.blocks = p.padded_channels / p.block;
   if (f.channels_last) {
     Real* panels = array<Real>(runtime, classes * p.padded_channels);
     std::fill_n(panels, classes * p.padded_channels, Real(0));

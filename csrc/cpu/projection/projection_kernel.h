@@ -140,16 +140,16 @@ class BackBlock {
   // A unit is a block of channels and a part of the tiles.
   void run(int64_t unit) {
     const FeatureMap<Real>& f = p_.features;
-    const int64_t run = f.channels_last ? kBackRun : kBackChannels, width = f.channels_last ? kBackRuns * kBackRun : kBackChannels;
-    const int64_t part = unit / p_.blocks, begin = unit % p_.blocks * width, end = std::min(begin + width, f.channels);
+    const int64_t run = f.channels_last ? kBackRun : kBackChannels;
+    const int64_t part = unit / p_.blocks, begin = unit % p_.blocks * p_.block, end = std::min(begin + p_.block, f.channels);
     Real* const sums = p_.weight_gradient ? p_.weight_gradient + part * p_.classes * p_.padded_channels : nullptr;
-    for (int64_t k = 0; sums && k < p_.classes; ++k) std::fill_n(sums + k * p_.padded_channels + begin, width, Real(0));
+    for (int64_t k = 0; sums && k < p_.classes; ++k) std::fill_n(sums + k * p_.padded_channels + begin, p_.block, Real(0));
     const int64_t last = std::min((part + 1) * p_.tiles_per_part, p_.tiles.count());
     for (int64_t tile = part * p_.tiles_per_part; tile < last; ++tile) {
       for (c0_ = begin; c0_ < end; c0_ += run) {
         count_ = std::min(run, f.channels - c0_);
         sums_ = sums ? sums + c0_ : nullptr;
-        f.channels_last ? add_channels_last(tile, p_.tiles.at(tile)) : add(tile, p_.tiles.at(tile));
+        f.channels_last ? add_channels_last(tile, p_.tiles.at(tile), begin, end) : add(tile, p_.tiles.at(tile));
       }
     }
   }
@@ -195,12 +195,15 @@ class BackBlock {
     }
   }
 
-  void add_channels_last(int64_t tile, const PixelTile& t) {
+  // Of a unit's channels [begin, end).
+  void add_channels_last(int64_t tile, const PixelTile& t, int64_t begin, int64_t end) {
     const FeatureMap<Real>& f = p_.features;
     const int64_t n = t.total(), first = t.image * f.pixels + t.p0;
     if (sums_) {
-      // The same pixels' next channels.
-      const int64_t bytes = element_size(f.dtype), next = t.image * f.batch_stride + t.p0 * f.stride + c0_ + kBackRun;
+      // The same pixels' next channels; at the end the next pixels' first ones.
+      const bool last = c0_ + kBackRun >= end;
+      const int64_t bytes = element_size(f.dtype), next_p0 = last ? t.p0 + p_.tiles.size() : t.p0;
+      const int64_t next = t.image * f.batch_stride + next_p0 * f.stride + (last ? begin : c0_ + kBackRun);
       const Ahead ahead{static_cast<const char*>(f.data) + next * bytes, f.stride * bytes, 64, (count_ * bytes + 63) / 64};
       PanelArguments<Real> product{n, p_.by_pixel + first * p_.classes, p_.classes, block_, sums_, p_.padded_channels, true};
       if (const Real* rows = count_ == kBackRun ? find_features(f, t, c0_) : nullptr) {

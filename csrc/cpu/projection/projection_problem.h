@@ -83,7 +83,7 @@ struct ProjectBackProblem {
   const Real* gradient;     // [tiles, K, pitch], zeros after a tile's pixels
   const Real* by_pixel;     // for channels_last [B, pixels, K]: the same
   PixelTiles tiles;
-  int64_t blocks, tiles_per_part;  // blocks of channels, for channels_last kBackRuns runs each; of the tiles
+  int64_t block, blocks, tiles_per_part;  // channels of a block, for channels_last some runs; blocks; of the tiles
   Real* weight_gradient;    // [parts, K, padded channels], or null
   void* features_gradient;  // [B, channels, pixels] of the features' dtype and order, dense, or null
 };

@@ -150,6 +150,7 @@ def in_step(streams: Sequence[Iterator[Tensor]]) -> Iterator[list[Tensor]]:
     """Several streams of bands [..., h, W], as many rows in all, in bands of the same rows: as many as all have."""
     bands = [next(stream, None) for stream in streams]
     while present := [band for band in bands if band is not None]:
+        assert len(present) == len(streams), "a stream of bands has fewer rows than another"
         rows = min(band.shape[-2] for band in present)
         yield [band[..., :rows, :] for band in present]
         for number, band in enumerate(present):
