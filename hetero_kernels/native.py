@@ -33,6 +33,10 @@ def _first_line(error: BaseException) -> str:
 
 def _load(name: str) -> Library:
     found = [p for p in (_FOLDER / f"libhetero_kernels_{name}{s}" for s in _SUFFIXES) if p.exists()]
+    if not found and (_FOLDER.parent / "setup.py").exists():
+        cure = 'start Python elsewhere, or install with `pip install -e ".[train]"`'
+        place = f"imported from the sources in {_FOLDER.parent}"
+        return Library(None, f"{place}, where no {name} library was built; {cure}")
     if not found:
         return Library(None, f"the {name} library was not built; reinstall with a C++20 compiler (README, Install)")
     try:

@@ -62,6 +62,15 @@ def test_missing_library(copied):
     assert "refused backend='cpu' was asked for but is not available: the cpu library was not built" in out
 
 
+def test_sources_that_hide_what_is_installed(copied):
+    """Python started in a checkout after `pip install .` imports the folder there."""
+    for library in (copied / "hetero_kernels").glob("*.so"):
+        library.unlink()
+    (copied / "setup.py").touch()
+    out = run(copied)
+    assert f"imported from the sources in {copied}, where no cpu library was built; start Python elsewhere" in out
+
+
 def test_broken_library(copied):
     (library,) = (copied / "hetero_kernels").glob("libhetero_kernels_cpu*")
     library.write_bytes(b"not a library")
