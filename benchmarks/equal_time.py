@@ -21,14 +21,21 @@ BACKENDS = ("reference", "cpu")
 
 
 def distill(output: Path, config: Path, steps: int, options: Sequence[str]) -> list[dict[str, Any]]:
-    """Events of a heteroakd run's ``metrics.jsonl``; trained (or trained on, if it was cut) unless it is there."""
+    """Events of a heteroakd run's ``metrics.jsonl``; trained (or trained on, if it was cut) unless it is there.
+    Ends the program with the run's status where it fails, and where the run that is there has another length."""
     command = [
         sys.executable, "-m", "heteroakd", "distill", "--config", str(config), "--method", "heteroakd",
         "--output", str(output), "--schedule.steps", str(steps), "--resume_or_start", *options,
     ]  # fmt: skip
     if not (output / "summary.json").exists():
-        subprocess.run(command, check=True)
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        if status := subprocess.run(command, check=False).returncode:
+            sys.exit(status)
+    events = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    if (done := max(e.get("step", 0) for e in events)) != steps:
+        sys.exit(
+            f"{output} holds a run of {done} steps, not of {steps}: another --output, or the options it was made by"
+        )
+    return events
 
 
 def seconds_per_step(events: Sequence[Mapping[str, Any]]) -> float:
@@ -83,6 +90,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--picture", type=Path, help="of mIoU over minutes, e.g. docs/pictures/camvid-equal-time.svg")
     parser.add_argument("options", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
+    if not (0 < arguments.minutes < 1e6 and arguments.evaluations > 0 and min(arguments.seeds) >= 0):
+        parser.error("--minutes and --evaluations must be above 0, --seeds not below")
+    if not arguments.config.is_file():
+        parser.error(f"--config: no such file: {arguments.config}")
     output, config = arguments.output, arguments.config
     output.mkdir(parents=True, exist_ok=True)
     seconds = time_steps(output, config, arguments.options)

@@ -351,6 +351,24 @@ def test_equal_time_gives_each_backend_the_steps_that_fit(tmp_path, monkeypatch)
     assert not [name for name, _ in calls if name.startswith("timed")]
 
 
+@pytest.mark.parametrize(
+    "options", [("--evaluations", "0"), ("--minutes", "nan"), ("--seeds", "-1"), ("--config", "none.yaml")]
+)
+def test_equal_time_refuses_before_it_times(options, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        equal_time.main([*options, "--output", str(tmp_path / "runs")])
+    assert ended.value.code == 2 and options[0] in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_equal_time_takes_no_run_of_another_length(tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text('{"event": "train", "step": 10}\n{"event": "evaluation", "step": 20}\n')
+    assert len(equal_time.distill(tmp_path, Path("any.yaml"), 20, [])) == 2
+    with pytest.raises(SystemExit, match="holds a run of 20 steps, not of 40"):
+        equal_time.distill(tmp_path, Path("any.yaml"), 40, [])
+
+
 def test_suites_collect(processes):
     out, _ = processes["collect"].communicate()
     assert processes["collect"].returncode == 0, out
