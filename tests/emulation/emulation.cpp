@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <numeric>
 #include <random>
 #include <stdexcept>
@@ -52,12 +53,16 @@ struct Grain {
   bool copying = false;  // an asynchronous copy to it is under way
 };
 
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
 struct Buffer {
   std::string name;
   const char* base;
   int64_t bytes;
   bool writable;
-  std::unique_ptr<char[]> memory;  // of allocated ones, with the guard zones
+  std::unique_ptr<char, Free> memory;  // of allocated ones, with the guard zones
   std::vector<int32_t> reader, writer;  // of every word: stamp of the block that touched it last, 0 for none
   int64_t bytes_read = 0, bytes_written = 0, loads = 0;
 };
@@ -418,9 +423,11 @@ void add_buffer(const std::string& name, const void* base, int64_t bytes, bool w
 }
 
 void* allocate(int64_t bytes) {
-  std::unique_ptr<char[]> memory(new char[bytes + 3 * kGuard]);
-  char* base = memory.get() + 2 * kGuard - reinterpret_cast<uintptr_t>(memory.get()) % kGuard;  // as CUDA's allocator aligns
-  std::memset(memory.get(), kGuardByte, bytes + 3 * kGuard);
+  void* whole = nullptr;
+  if (posix_memalign(&whole, kGuard, bytes + 2 * kGuard)) throw std::bad_alloc();  // aligned as CUDA's; exact, for sanitizers
+  std::unique_ptr<char, Free> memory(static_cast<char*>(whole));
+  char* base = memory.get() + kGuard;
+  std::memset(memory.get(), kGuardByte, bytes + 2 * kGuard);
   std::memset(base, kPoison, bytes);
   add_buffer("workspace " + std::to_string(machine.buffers.size()), base, bytes, true);
   machine.buffers.back().memory = std::move(memory);
