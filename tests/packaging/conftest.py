@@ -8,6 +8,7 @@ import pytest
 from installing import OLDEST_TORCH, ROOT, make_environment, run
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process for all tests with the oldest torch, which is installed once; first, as they take longest."""
     first = [item for item in items if "oldest_torch" in getattr(item, "fixturenames", ())]
