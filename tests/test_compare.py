@@ -6,6 +6,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,17 +122,16 @@ def test_a_missing_teacher_is_named_before_any_run(tmp_path: Path, capfd: pytest
     assert "none.pt: no such checkpoint" in errors and not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--methods", "[kd, kd]"], "methods must name at least one, and each once, got ['kd', 'kd']"),
-        (["--seeds", "[]"], "seeds must name at least one, and each once, got []"),
-        (["--processes", "0"], "processes must be at least 1, got 0"),
-    ],
-)
-def test_wrong_options_are_named(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", *options]) == 1
-    assert message in capsys.readouterr().err
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="python puts the current folder first")
+def test_a_run_imports_nothing_of_the_current_folder(tmp_path: Path) -> None:
+    """A checkout's hetero_kernels, for one, would hide the installed one."""
+    (tmp_path / "heteroakd").mkdir()
+    (tmp_path / "heteroakd" / "__init__.py").touch()
+    (tmp_path / "heteroakd" / "__main__.py").write_text("raise SystemExit('of the current folder')")
+    command = [sys.executable, "-m", "heteroakd", "--version"]
+    safe = compare.environment_of_a_run()
+    for environment, status in (({**safe, "PYTHONSAFEPATH": ""}, 1), (safe, 0)):
+        assert subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True).returncode == status
 
 
 def test_signal_is_passed_on_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +140,7 @@ def test_signal_is_passed_on_to_the_run(tmp_path: Path, monkeypatch: pytest.Monk
         terminated = 0
 
         def __init__(self, command: list[str], **options: object) -> None:
-            assert options == {"start_new_session": True}
+            assert options == {"start_new_session": True, "env": {**os.environ, "PYTHONSAFEPATH": "1"}}
             os.kill(os.getpid(), signal.SIGINT)
 
         def poll(self) -> int | None:

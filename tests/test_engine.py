@@ -341,8 +341,6 @@ def test_cut_off_metrics_line_is_dropped_and_a_broken_one_named(tmp_path: Path) 
         read_metrics(path)
 
 
-def test_devices_and_threads_that_do_not_exist_are_named() -> None:
+def test_devices_that_do_not_exist_are_named() -> None:
     with pytest.raises(ValueError, match="device 'warp' cannot be used here"):
         choose_device("warp", None)
-    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
-        choose_device("cpu", 0)

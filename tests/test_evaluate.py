@@ -277,20 +277,16 @@ def test_scales_windows_and_mirroring_together_are_the_mean_of_their_softmax() -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (EvaluationConfig(scales=[]), r"evaluation.scales must hold at least one factor above 0, up to 16, got \[\]"),
-        (EvaluationConfig(scales=[1.0, -0.5]), "evaluation.scales must"),
-        (EvaluationConfig(window=(0, 8)), "evaluation.window must be"),
-        (
-            EvaluationConfig(window=(8, 8), window_stride=(8, 9)),
-            r"window_stride .* from 1 to .*\(8, 8\).* got \(8, 9\)",
-        ),
-        (EvaluationConfig(window=(8, 8), window_stride=(0, 8)), "window_stride"),
-        (EvaluationConfig(window_stride=(8, 8)), "evaluation.window, which is null"),
+        ({"scales": [1.0, -0.5]}, "evaluation.scales must"),
+        ({"window": (0, 8)}, "evaluation.window must be"),
+        ({"window": (8, 8), "window_stride": (8, 9)}, r"window_stride must be at most .*\(8, 8\).* got \(8, 9\)"),
+        ({"window": (8, 8), "window_stride": (0, 8)}, "window_stride"),
+        ({"window_stride": (8, 8)}, "evaluation.window, which is null"),
     ],
 )
-def test_wrong_options_are_named(options: EvaluationConfig, message: str) -> None:
+def test_options_that_leave_pixels_out_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        evaluate(network(), random_samples((8, 8)), CLASSES, options)
+        EvaluationConfig(**options)
 
 
 def test_ignored_pixels_do_not_count() -> None:

@@ -197,8 +197,8 @@ def test_options_that_are_not_given_stay_the_runs_own(checkpoint: str, tmp_path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("{scales: []}", "evaluation.scales must hold"),
-        ("{scales: [1000]}", "evaluation.scales must hold"),
+        ("{scales: []}", "evaluation: not a valid EvaluationConfig: evaluation.scales must be one or more numbers"),
+        ("{window: [5]}", "evaluation: not a valid EvaluationConfig: "),
         ("{flop: true}", "evaluation: not a valid EvaluationConfig"),
         ("{flip: maybe}", "evaluation: not a valid EvaluationConfig"),
     ],
@@ -207,7 +207,8 @@ def test_wrong_options_are_one_message(
     checkpoint: str, command: str, options: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([command, "--checkpoint", checkpoint, "--evaluation", options]) == 1
-    assert capsys.readouterr().err.startswith(f"heteroakd {command}: error: {message}")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"heteroakd {command}: error: {message}")
 
 
 def test_images_that_fail_are_named_and_the_others_predicted(
@@ -365,14 +366,3 @@ def test_images_are_never_replaced_by_their_overlays(
     assert [path.name for path in folder.iterdir()] == ["a.png"] and (folder / "a.png").read_bytes() == before
     (folder / "a.png").rename(folder / "a.bmp")  # another suffix: nothing to replace
     assert main([*arguments, "--output", str(folder)]) == 0
-
-
-@pytest.mark.parametrize("command", ["evaluate", "predict"])
-@pytest.mark.parametrize("limit", ["0", "-1"])
-def test_limits_below_one_image_are_refused(
-    checkpoint: str, tmp_path: Path, command: str, limit: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "output"
-    assert main([command, "--checkpoint", checkpoint, "--limit", limit, "--output", str(output)]) == 1
-    assert f"limit must be at least 1, or null for all images, got {limit}" in capsys.readouterr().err
-    assert not output.exists()

@@ -1,18 +1,21 @@
-"""Options as people write them: unused and doubled ones, paths with ~ and variables, import paths in checkpoints."""
+"""Options as people write them: unused, doubled and impossible ones, paths with ~ and variables, import paths in
+checkpoints."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import sys
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
 from heteroakd.cli import COMMANDS, main
 from heteroakd.config.commands import DistillRun, EvaluateRun, ExportRun
 from heteroakd.config.groups import DataConfig, ModelConfig, OptimizerConfig, TeacherConfig, from_dict
-from heteroakd.config.options import PATHS, Options, expand_path
+from heteroakd.config.options import LARGEST, PATHS, Options, expand_path
 from heteroakd.training.checkpoint import load_checkpoint, save_checkpoint
 
 NO_PATHS = {"architecture", "encoder", "tap", "auxiliary_tap", "device", "trust_architecture"}
@@ -57,7 +60,7 @@ def test_a_root_without_a_name_and_values_out_of_bounds_are_an_error(
 ) -> None:
     for options, message in (
         (["--data.root", str(tmp_path)], "root is not used by the data set 'street'"),
-        (["--data.crop_size", "[-64,64]"], "crop_size must be"),
+        (["--data.crop_size", "[-64,64]"], "data.crop_size must be 2 numbers between 1 and 65536, got"),
         (["--data.root", "$NOT_SET/x"], "the variable NOT_SET is not set"),
     ):
         assert message in refused(["check-data", *options, "--output", str(tmp_path / "out")], capsys)
@@ -97,23 +100,82 @@ def test_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert expand_path("a$b.png") == "a$b.png"
 
 
-def options_of(group: type[Any]) -> list[tuple[type[Any], str]]:
-    """Every option that is a string or holds some, with its group."""
+def options_of(group: type[Any], *kinds: type) -> list[tuple[type[Any], str]]:
+    """Every option that is of one of the kinds or holds some, with its group."""
     found = []
     for name, kind in get_type_hints(group).items():
         inside = [kind, *get_args(kind), *(inner for each in get_args(kind) for inner in get_args(each))]
-        mapping = any(get_origin(each) is dict for each in inside)
-        found += [(group, name)] if str in inside and not mapping else []
-        found += [one for each in inside if dataclasses.is_dataclass(each) for one in options_of(each)]
+        mapping = any(get_origin(each) in (dict, ClassVar) for each in inside)
+        found += [(group, name)] if {*kinds} & {*inside} and not mapping else []
+        found += [one for each in inside if dataclasses.is_dataclass(each) for one in options_of(each, *kinds)]
     return found
 
 
 def test_every_path_option_is_expanded() -> None:
     """A new option that is a string is a path or says here that it is none."""
     for config_class, _ in COMMANDS.values():
-        for group, name in options_of(config_class):
+        for group, name in options_of(config_class, str):
             assert name in PATHS or name in NO_PATHS, f"{group.__name__}.{name}"
             assert name in NO_PATHS or issubclass(group, Options), group
+
+
+NUMBERS = {each: None for config_class, _ in COMMANDS.values() for each in options_of(config_class, int, float)}
+
+
+@pytest.mark.parametrize(("group", "name"), NUMBERS, ids=lambda each: getattr(each, "__name__", each))
+def test_every_number_has_bounds(group: type[Any], name: str) -> None:
+    """What lies just outside of them, no number and no finite one are refused by the option's full name."""
+    (option,) = (entry for entry in dataclasses.fields(group) if entry.name == name)
+    least, most = option.metadata["bounds"]
+    required = {entry.name: "x" for entry in dataclasses.fields(group) if entry.name in ("checkpoint", "runs")}
+    several = "tuple" in str(option.type) or "list" in str(option.type)
+    for wrong in (least - 1, most + 1 if most < LARGEST else math.inf, math.nan):
+        given = [wrong, wrong] if several else wrong
+        with pytest.raises(ValueError, match=rf"^{re.escape(group.prefix + name)} must be .*, got .*{wrong}"):
+            group(**required, **{name: given})
+    if several and option.default is not None:
+        with pytest.raises(ValueError, match=rf"{name} must be .* numbers .*, got \[\]"):
+            group(**required, **{name: []})
+    group(**required)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("distill", ["--schedule.steps", "0"], "schedule.steps must be a number of at least 1, got 0"),
+        (
+            "distill",
+            ["--schedule.seed", str(2**64)],
+            "schedule.seed must be a number between 0 and 9223372036854775807, got",
+        ),
+        ("distill", ["--optimizer.lr", "-1"], "optimizer.lr must be a number of at least 0, got -1.0"),
+        ("distill", ["--optimizer.ema_decay", "1"], "optimizer.ema_decay must lie in [0, 1), got 1.0"),
+        (
+            "teacher",
+            ["--evaluation.scales", "[0]"],
+            "evaluation.scales must be one or more numbers between 0.001 and 16",
+        ),
+        ("teacher", ["--evaluation.scales", "[]"], "evaluation.scales must be one or more numbers"),
+        ("teacher", ["--evaluation.window_stride", "[8,8]"], "evaluation.window, which is null, got (8, 8)"),
+        ("teacher", ["--output", " "], "output must name a file or a folder, got ' '"),
+        ("compare", ["--methods", "[kd, kd]"], "methods must name at least one, and each once, got ['kd', 'kd']"),
+        ("compare", ["--seeds", "[]"], "seeds must be one or more numbers between 0"),
+        ("compare", ["--seeds", "[1, 1]"], "seeds must name at least one, and each once, got [1, 1]"),
+        ("compare", ["--processes", "0"], "processes must be a number of at least 1, got 0"),
+        ("demo", ["--methods", "[kd, kd]"], "methods must name at least one, and each once"),
+        ("check-data", ["--workers", "-1"], "workers must be a number of at least 0, got -1"),
+        ("evaluate", ["--checkpoint", "x.pt", "--limit", "0"], "limit must be a number of at least 1, got 0"),
+        ("predict", ["--checkpoint", "x.pt", "--alpha", "2"], "alpha must be a number between 0 and 1, got 2"),
+        ("export", ["--checkpoint", "x.pt", "--tolerance", "-1"], "tolerance must be a number of at least 0, got -1"),
+    ],
+)
+def test_values_that_no_run_can_have_are_refused_before_anything_is_loaded(
+    command: str, options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "output"
+    error = refused([command, "--output", str(output), *options], capsys)
+    assert error.startswith(f"heteroakd {command}: error: ") and message in error and error.count("\n") == 1
+    assert not output.exists()
 
 
 OWN = """

@@ -138,7 +138,6 @@ def test_an_alias_of_what_it_stands_in_is_an_error(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--data.crop_size", "[0,64]"], "crop_size must be 2 numbers between 1 and 65536, got"),
         (["--optimizer.momentum", "0.5"], "momentum is not used by adamw, got 0.5"),
         (["--data.root", "x"], "root is not used by the data set 'street'"),
         (["--output", "$NOT_SET_HERE/x"], "the variable NOT_SET_HERE is not set"),

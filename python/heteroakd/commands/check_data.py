@@ -21,7 +21,6 @@ from heteroakd.data.published import PUBLISHED
 from heteroakd.data.reading import files_of
 from heteroakd.data.samples import SegmentationDataset, Source
 from heteroakd.data.survey import PartReport, Readings, meaningless, nowhere, warnings
-from heteroakd.evaluation.metrics import check_counts
 from heteroakd.evaluation.pictures import NEUTRAL, colorize, panel
 from heteroakd.system.files import write_text
 
@@ -38,9 +37,6 @@ def run_check_data(config: CheckDataRun) -> dict[str, PartReport]:
     missing ones at once, broken ones after everything else has been counted and written; and where no training on the
     set could mean anything.
     """
-    check_counts(config.limit, config.workers)
-    if config.samples < 0:
-        raise ValueError(f"samples must be at least 0, got {config.samples}")
     # Without the cache: every picture is needed once.
     data, own = build_data(replace(config.data, cache=False)), config.data.name == "folder"
     root = f"-{Path(config.data.root).resolve().name}" if own and config.data.root else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -37,13 +38,8 @@ def run_compare(config: CompareRun) -> Path:
     its checkpoint), CheckpointError where the folder holds runs of other options or of another teacher, ValueError for
     wrong options.
     """
-    for name, values in (("methods", config.methods), ("seeds", config.seeds)):
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"{name} must name at least one, and each once, got {values}")
     if unknown := [method for method in config.methods if method not in METHODS]:
         raise ValueError(f"methods must be among {', '.join(METHODS)}, got {', '.join(unknown)}")
-    if config.processes < 1:
-        raise ValueError(f"processes must be at least 1, got {config.processes}")
     if config.method is not None:
         say(f"method {config.method} is not used: compared are the methods {', '.join(config.methods)}")
     config = fill_names(config, "compare")
@@ -80,6 +76,12 @@ def write_options(run: TeacherRun | DistillRun) -> str:
     path = Path(f"{run.output}.yaml")
     write_text(path, yaml.safe_dump(to_dict(run), sort_keys=False))
     return str(path)
+
+
+def environment_of_a_run() -> dict[str, str]:
+    """What a process of its own starts with: it imports what this one does, not what lies in the current folder (from
+    Python 3.11 on)."""
+    return {**os.environ, "PYTHONSAFEPATH": "1"}
 
 
 def check_ended(command: list[str], status: int) -> None:
@@ -144,7 +146,7 @@ def _train(run: DistillRun, processes: int) -> None:
     command += ["heteroakd", "distill", "--config", write_options(run), "--resume_or_start"]
     with StopRequest() as stop:
         # In a session of its own: a terminal's Ctrl-C reaches it once, from here.
-        process = subprocess.Popen(command, start_new_session=True)
+        process = subprocess.Popen(command, start_new_session=True, env=environment_of_a_run())
         told = False
         try:
             while process.poll() is None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from heteroakd.commands.compare import check_ended, write_options
+from heteroakd.commands.compare import check_ended, environment_of_a_run, write_options
 from heteroakd.commands.report import report_sections
 from heteroakd.config.commands import DemoRun, DistillRun, TeacherRun
 from heteroakd.config.groups import DataConfig, Method, ModelConfig, OptimizerConfig, TeacherConfig
@@ -35,8 +35,6 @@ def run_demo(config: DemoRun) -> Path:
     Every run is a process of its own, so that its peak memory is its own; they run one after the other. Raises
     RunFailedError where one of them fails.
     """
-    if not config.methods or len(set(config.methods)) < len(config.methods):
-        raise ValueError(f"methods must name each method once, got {config.methods}")
     started, folder = time.monotonic(), Path(config.output)
     print(
         f"Demo on built-in street scenes: a CNN teacher ({config.teacher_steps} steps), then a Transformer student by "
@@ -114,7 +112,7 @@ def _scheduled(run: Any, config: DemoRun, steps: int) -> Any:
 def _run(command: str, run: TeacherRun | DistillRun) -> None:
     print(f"\n== {command}: {run.output}", flush=True)
     arguments = [sys.executable, "-m", "heteroakd", command, "--config", write_options(run), "--overwrite"]
-    check_ended(arguments, subprocess.run(arguments, check=False).returncode)
+    check_ended(arguments, subprocess.run(arguments, check=False, env=environment_of_a_run()).returncode)
 
 
 def comparison(summaries: dict[str, dict[str, Any]]) -> Table:

@@ -86,8 +86,6 @@ def run_export(config: ExportRun) -> dict[str, Any]:
         raise ValueError(f"output must end with {' or '.join(SUFFIXES)}, got {config.output!r}")
     if config.dynamic not in KINDS:  # from Python
         raise ValueError(f"dynamic must be {', '.join(KINDS)}, got {config.dynamic!r}")
-    if not config.tolerance >= 0:
-        raise ValueError(f"tolerance must be at least 0, got {config.tolerance}")
     if path.suffix == ".onnx":
         _need_onnx()
     trained = load_trained(config, "cpu")

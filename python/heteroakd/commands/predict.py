@@ -14,8 +14,7 @@ from heteroakd.config.commands import PredictRun
 from heteroakd.data import class_palette, denormalize, reading
 from heteroakd.data.files import IMAGE_SUFFIXES, DataError
 from heteroakd.data.samples import SegmentationDataset, normalize
-from heteroakd.evaluation.inference import LARGEST_WHOLE, WINDOW, bounded, check_options, predict
-from heteroakd.evaluation.metrics import check_counts
+from heteroakd.evaluation.inference import LARGEST_WHOLE, WINDOW, bounded, predict
 from heteroakd.evaluation.pictures import overlay
 from heteroakd.system.distributed import say
 from heteroakd.system.files import atomic_file, remove_leftovers
@@ -36,12 +35,8 @@ def run_predict(config: PredictRun) -> list[Path]:
     so. Raises ValueError for wrong options at once, and, naming the first, for images that failed after all others have
     been predicted.
     """
-    if not 0 <= config.alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1], got {config.alpha}")
-    check_counts(config.limit)
     trained = load_trained(config, config.device, evaluation=config.evaluation)
     options = trained.evaluation
-    check_options(options)
     val = None if config.images else trained.build_data().val  # the data set need not be here
     palette = class_palette(trained.data, trained.checkpoint.classes)
     if config.labels and len(palette) > LARGEST_INDEX + 1:

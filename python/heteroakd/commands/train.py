@@ -25,6 +25,7 @@ from heteroakd.system.files import BEST, CONFIG, LAST, METRICS, clear_output, ol
 from heteroakd.training.checkpoint import seed_generators
 from heteroakd.training.loop import train
 from heteroakd.training.run import Run
+from heteroakd.training.step import check_parts
 from heteroakd.training.trained import Origin, check_classes, load_teacher
 
 
@@ -53,6 +54,7 @@ def run_distill(config: DistillRun, **flags: bool) -> Evaluation:
 def _run(config: TeacherRun | DistillRun, wanted: _Start) -> Evaluation:
     device, output = choose_device(config.runtime.device, config.runtime.threads), Path(config.output)
     with process_group(device):
+        check_parts(config.schedule)
         start = on_main(partial(check_output, output, wanted))
         run = _build_run(config, device, start)
         _announce(run, device)

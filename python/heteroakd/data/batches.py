@@ -60,11 +60,6 @@ class BatchSampler(Sampler[list[SampleKey]]):
         if self.dataset_size < 1 or self.batch_size < 1:
             got = f"{self.dataset_size} and {self.batch_size}"
             raise ValueError(f"dataset and batch must hold at least one image, got {got}")
-        if self.batch_size % self.world_size:
-            raise ValueError(
-                f"schedule.batch_size counts the images of all processes and must be a multiple of their number "
-                f"{self.world_size}, got {self.batch_size}"
-            )
         first, last = ((self.rank + end) * self.batch_size // self.world_size for end in (0, 1))
         self.part = range(first, last)
 

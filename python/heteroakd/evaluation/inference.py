@@ -20,30 +20,7 @@ WINDOW = (1024, 1024)
 """The windows of larger ones."""
 WHOLE = EvaluationConfig()
 """Whole image, single scale, not mirrored."""
-LARGEST_SCALE = 16  # beyond it a misplaced digit, which would end in the allocator's words
 BAND = 128  # rows of scores that are handed on at once
-
-
-def check_options(options: EvaluationConfig) -> None:
-    """Raises ValueError, naming the option, for values with which some pixel would get no prediction."""
-    if not options.scales or any(not 0 < scale <= LARGEST_SCALE for scale in options.scales):
-        raise ValueError(
-            f"evaluation.scales must hold at least one factor above 0, up to {LARGEST_SCALE}, got {options.scales}"
-        )
-    if options.window is None:
-        if options.window_stride is not None:
-            raise ValueError(
-                f"evaluation.window_stride is that of evaluation.window, which is null, got {options.window_stride}"
-            )
-        return
-    if len(options.window) != 2 or min(options.window) < 1:
-        raise ValueError(f"evaluation.window must be a height and a width of at least 1, got {options.window}")
-    stride = window_stride(options)
-    if len(stride) != 2 or any(not 1 <= step <= size for step, size in zip(stride, options.window, strict=False)):
-        raise ValueError(
-            f"evaluation.window_stride must be two numbers from 1 to evaluation.window {options.window}, else pixels "
-            f"lie between the windows, got {options.window_stride}"
-        )
 
 
 def bounded(options: EvaluationConfig, image: Tensor) -> EvaluationConfig:
@@ -129,10 +106,8 @@ def score_bands(
     the largest is the prediction. Without windows, at scale 1 alone, there is one band.
 
     Of one view of the image they are logits; of several (scales, mirrored) the mean of the views' softmax, each
-    brought to the image's size as logits before. The network should be in eval mode. Raises ValueError as
-    `check_options`.
+    brought to the image's size as logits before. The network should be in eval mode.
     """
-    check_options(options)
     views = [(scale, mirrored) for scale in options.scales for mirrored in (False, True)[: 1 + options.flip]]
     streams = [_view(network, image, *view, options, align_corners) for view in views]
     if len(views) == 1:

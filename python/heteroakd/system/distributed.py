@@ -49,11 +49,9 @@ def choose_device(name: str, threads: int | None) -> torch.device:
     """The torch device by name, "auto" meaning cuda where there is one; sets the number of CPU threads.
 
     Under torchrun "auto" and "cuda" mean a GPU of its own for every process of a machine. Raises ValueError for a
-    device that torch does not know or have, and for fewer than one thread.
+    device that torch does not know or have.
     """
     if threads is not None:
-        if threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -186,9 +186,7 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def seed_generators(seed: int) -> None:
     """Start all generators of this process, on its GPUs too, at a seed from 0 on. (Order and augmentation of images
-    depend on the configured seed and the step alone.) Raises ValueError for a seed that torch does not take."""
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"schedule.seed must lie in 0 to 2^63 - 1, got {seed}")
+    depend on the configured seed and the step alone.)"""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # as many bits as it takes

@@ -9,7 +9,6 @@ from functools import partial
 import torch
 
 from heteroakd.data.batches import mix, training_batches
-from heteroakd.evaluation.inference import check_options
 from heteroakd.evaluation.metrics import Evaluation
 from heteroakd.system.distributed import (
     describe_machine,
@@ -43,11 +42,6 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
     (no such network is ever saved), and OSError where a file cannot be written.
     """
     schedule, runtime, distiller = run.schedule, run.runtime, run.distiller
-    if schedule.steps < 1:
-        raise ValueError(f"schedule.steps must be at least 1, got {schedule.steps}")
-    if runtime.keep < 1:
-        raise ValueError(f"runtime.keep must be at least 1, got {runtime.keep}")
-    check_options(run.evaluation)
     device = next(distiller.parameters()).device
     synchronize_batch_norm(distiller)
     optimizer = build_optimizer(distiller, run.optimizer)

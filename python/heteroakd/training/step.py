@@ -102,6 +102,15 @@ def synchronize_batch_norm(distiller: Distiller) -> None:
         nn.SyncBatchNorm.convert_sync_batchnorm(distiller)  # in place: the distiller itself is no batch norm
 
 
+def check_parts(schedule: ScheduleConfig) -> None:
+    """Raises ValueError where a step's images are not the same number for every process and micro-batch."""
+    if schedule.batch_size % (schedule.micro_batches * world_size()):
+        raise ValueError(
+            f"schedule.batch_size must be a multiple of {world_size()} processes times schedule.micro_batches "
+            f"{schedule.micro_batches}, got {schedule.batch_size}"
+        )
+
+
 class TrainingStep:
     """One optimiser step after the other, the same on every process: forward, backward, update.
 
@@ -128,14 +137,7 @@ class TrainingStep:
     ) -> None:
         if config.precision not in PRECISIONS:
             raise ValueError(f"optimizer.precision must be one of {', '.join(PRECISIONS)}, got {config.precision!r}")
-        if not 0 <= config.ema_decay < 1:
-            raise ValueError(f"optimizer.ema_decay must lie in [0, 1), got {config.ema_decay}")
-        parts = schedule.micro_batches
-        if parts < 1 or schedule.batch_size % (parts * world_size()):
-            raise ValueError(
-                f"schedule.micro_batches must be at least 1 and divide schedule.batch_size {schedule.batch_size} by "
-                f"{world_size()} processes, got {parts}"
-            )
+        check_parts(schedule)
         self.distiller = distiller
         self.optimizer = optimizer
         self.schedule = schedule
