@@ -126,7 +126,7 @@ def test_values_and_classes_that_no_label_has_are_refused_with_their_bounds(tmp_
     with pytest.raises(ValueError, match=r"must map numbers from 0 to 65535, .*, got '65536'"):
         DataConfig("folder", root, label_values={65536: 0})
     for wrong in (256, -1):
-        with pytest.raises(ValueError, match=rf"must map to classes from 0 to 254, or 255 \(ignore\), got {wrong}"):
+        with pytest.raises(ValueError, match=rf"must map to classes 0 to 254 or 255 \(ignore\), got {wrong}"):
             DataConfig("folder", root, label_values={0: 0, 255: wrong})
 
 

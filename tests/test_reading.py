@@ -159,4 +159,4 @@ def test_options_out_of_bounds_are_a_line(
     with pytest.raises(SystemExit) as stopped:
         main([command, f"--{option}", value])
     printed = capsys.readouterr().err
-    assert stopped.value.code == 2 and f"error: {option.removeprefix('data.')} must" in printed
+    assert stopped.value.code == 2 and f"error: {option} must" in printed
