@@ -85,6 +85,11 @@ def cuda(name: str, what: str, file: str, old: str, new: str, tests: str, within
 MUTATIONS = (
     Mutation("wrong-halo", "the right neighbour is the left one", "tile.py",
              "tl.minimum(left + 1, width - 1)", "tl.minimum(left, width - 1)", "hakd_shapes and label"),
+    Mutation("row-beyond", "the row below a network's last one is read", "tile.py",
+             "tl.where(row + 1 < height, shown(network.stride_h), 0)", "shown(network.stride_h)",
+             "hakd_shapes and label"),
+    Mutation("one-round", "every round of a slot overwrites the first one's columns", "reduction.py",
+             "return at[0] + SPAN, at[1] + SPAN", "return at", "rounds"),
     Mutation("lost-row", "the upper coarse row of a band gets no gradient", "reduction.py",
              "(cell < row) | (row == height - 1), 1.0, 0.0", "(row == height - 1), 1.0, 0.0",
              "hakd_shapes and label"),

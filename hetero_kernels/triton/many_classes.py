@@ -14,7 +14,7 @@ import triton.language as tl
 
 from .hakd_math import evaluate, finish, gradient_block, mix
 from .pixel_math import LOWEST, PADDING, best_class, exp_nonpositive, numerators, others, value_of, where_mass
-from .reduction import store_maps, store_sums, term_scale
+from .reduction import store_maps, store_slot, store_sums, term_scale
 from .segmentation_math import (
     cross_entropy_block,
     distillation_block,
@@ -37,7 +37,6 @@ from .tile import (
     pixel_factor,
     shown,
     store_row,
-    store_slot,
 )
 
 

@@ -25,7 +25,7 @@ from .launch import (
 from .many_classes import hakd_many_kernel, segmentation_many_kernel
 from .pixel_math import LOG2E, add_scaled, total
 from .plan import PixelPlan, check_labels, upstream_argument
-from .reduction import store_maps, store_sums, term_scale
+from .reduction import store_maps, store_slot, store_sums, term_scale
 from .segmentation_math import cross_entropy_row, distillation_row
 from .spatial import SpatialScores
 from .tile import (
@@ -44,7 +44,6 @@ from .tile import (
     pixel_factor,
     shown,
     store_row,
-    store_slot,
     zeros,
 )
 from .tuning import Tiling, tilings_of, tuned

@@ -1,7 +1,7 @@
 """What turns per-pixel terms into a loss (docs/mathematics.md, section 8).
 
-Before the main launch the divisors, where it must know them; after it, in one launch, slots become coarse gradients
-and the programs' sums the loss.
+Before the main launch the divisors, where it must know them; at its end a program's slots (see tile.py) and sums; after
+it, in one launch, slots become coarse gradients and the programs' sums the loss.
 """
 
 from __future__ import annotations
@@ -94,6 +94,58 @@ def divisors_kernel(
         first = tl.sum(weights, 0)
     tl.store(parts + tl.program_id(0), first)
     tl.store(parts + PARTS + tl.program_id(0), count)
+
+
+@triton.jit
+def slot_weights(columns, start, SPAN: tl.constexpr):
+    """Weights [pixels, SPAN] of a slot's columns from ``start`` on."""
+    column = (columns.first + start + tl.arange(0, SPAN))[None, :]
+    weights = tl.where(columns.left[:, None] == column, (1.0 - columns.part)[:, None], 0.0)
+    return weights + tl.where(columns.right[:, None] == column, columns.part[:, None], 0.0)
+
+
+@triton.jit
+def slot_addresses(to, span, c, classes, SPAN: tl.constexpr):
+    """Where a block of a slot's two coarse rows begins."""
+    lower_row = to + c * span + tl.arange(0, SPAN)[None, :]
+    return lower_row, lower_row + classes * span
+
+
+@triton.jit
+def store_block(at, span, c, classes, below, above, weights, start, SPAN: tl.constexpr, PRECISION: tl.constexpr):
+    """A block of both coarse rows; returns the addresses of the columns after them."""
+    inside = (c < classes) & (start + tl.arange(0, SPAN)[None, :] < span)
+    tl.store(at[0], tl.dot(below, weights, input_precision=PRECISION), mask=inside)
+    tl.store(at[1], tl.dot(above, weights, input_precision=PRECISION), mask=inside)
+    return at[0] + SPAN, at[1] + SPAN
+
+
+@triton.jit
+def store_slot(network, c, classes, columns, slot, gradient, SPAN: tl.constexpr, PRECISION: tl.constexpr):
+    """Adjoint of horizontal interpolation: gradients of a band's two coarse rows at the tile's pixels, to a slot.
+    Addresses are carried from round to round, see :func:`load_band`."""
+    span = shown(network.span)
+    to = network.gradient + tl.cast(slot, tl.int64) * 2 * classes * span
+    below, above = gradient
+    if c[0].shape[0] <= 8:  # weights once, for they are the larger operand
+        at = ()
+        for i in tl.static_range(len(c)):
+            at = at + (slot_addresses(to, span, c[i], classes, SPAN),)
+        for start in range(0, span, SPAN):
+            weights = slot_weights(columns, start, SPAN)
+            after = ()
+            for i in tl.static_range(len(c)):
+                next_at = store_block(
+                    at[i], span, c[i], classes, below[i], above[i], weights, start, SPAN, PRECISION
+                )  # fmt: skip
+                after = after + (next_at,)
+            at = after
+    else:  # one block at a time, or the operands of all would take shared memory together
+        for i in tl.static_range(len(c)):
+            at = slot_addresses(to, span, c[i], classes, SPAN)
+            for start in range(0, span, SPAN):
+                weights = slot_weights(columns, start, SPAN)
+                at = store_block(at, span, c[i], classes, below[i], above[i], weights, start, SPAN, PRECISION)
 
 
 @triton.jit

@@ -3,8 +3,8 @@
 Bilinear interpolation puts pixel y at (y P + Q) / D on the coarse grid, with integers P, Q, D: positions are exact.
 Rows between the same two coarse rows of every network are a *band*; a program owns some rows of a band and a *tile* of
 columns, so it interpolates horizontally once, keeps both coarse rows in registers and adds its gradient up there. What
-leaves it is a *slot* [2 coarse rows, K, span], span being the coarse columns that a tile can reach; reduction.py adds
-slots up.
+leaves it is a *slot* [2 coarse rows, K, span], span being the coarse columns that a tile can reach; reduction.py writes
+slots and adds them up.
 """
 
 from __future__ import annotations
@@ -270,22 +270,37 @@ def meant(network, c, classes, z):
 
 
 @triton.jit
-def load_block(network, c, classes, image, row, column):
-    """A block of logits of a coarse row at ``column`` [pixels]; ``PADDING`` beyond K."""
+def addresses(network, c, image, row, column):
+    """Where the blocks of logits of a coarse row are, at ``column`` [pixels]."""
     start = network.logits + image * shown(network.stride_b) + tl.cast(row, tl.int64) * shown(network.stride_h)
-    offset = tl.cast(c, tl.int64) * shown(network.stride_c) + (tl.cast(column, tl.int64) * network.stride_w)[None, :]
-    at = start + offset
-    if c.shape[0] > 1:
-        at = tl.multiple_of(tl.max_contiguous(at, [1, 2]), [1, 1])
+    out = ()
+    for i in tl.static_range(len(c)):
+        offset = tl.cast(c[i], tl.int64) * shown(network.stride_c)
+        at = start + (offset + (tl.cast(column, tl.int64) * network.stride_w)[None, :])
+        if c[i].shape[0] > 1:
+            at = tl.multiple_of(tl.max_contiguous(at, [1, 2]), [1, 1])
+        out = out + (at,)
+    return out
+
+
+@triton.jit
+def load_at(network, c, classes, at):
+    """A block of logits; ``PADDING`` beyond K."""
     z = meant(network, c, classes, tl.load(at, mask=c < classes, other=0.0).to(tl.float32))
     return z + tl.where(c < classes, 0.0, PADDING)
 
 
 @triton.jit
+def load_block(network, c, classes, image, row, column):
+    """A block of logits of a coarse row at ``column`` [pixels]."""
+    return load_at(network, c, classes, addresses(network, (c,), image, row, column)[0])
+
+
+@triton.jit
 def load_row(network, c, classes, image, row, column):
-    out = ()
+    at, out = addresses(network, c, image, row, column), ()
     for i in tl.static_range(len(c)):
-        out = out + (load_block(network, c[i], classes, image, row, column),)
+        out = out + (load_at(network, c[i], classes, at[i]),)
     return out
 
 
@@ -302,19 +317,34 @@ def between(a, b, part, FINITE: tl.constexpr):
 
 
 @triton.jit
-def load_between(network, c, classes, pixels, columns, row):
-    """A coarse row interpolated horizontally."""
+def moved(at, step):
+    """Addresses ``step`` elements further on."""
+    out = ()
+    for i in tl.static_range(len(at)):
+        to = at[i] + step
+        if to.shape[0] > 1:
+            to = tl.multiple_of(tl.max_contiguous(to, [1, 2]), [1, 1])
+        out = out + (to,)
+    return out
+
+
+@triton.jit
+def load_between(network, c, classes, columns, left, right):
+    """A coarse row interpolated horizontally, from the addresses of its pixels' neighbours."""
     out = ()
     for i in tl.static_range(len(c)):
-        left = load_block(network, c[i], classes, pixels.image, row, columns.left)
-        right = load_block(network, c[i], classes, pixels.image, row, columns.right)
-        out = out + ((1.0 - columns.part)[None, :] * left + columns.part[None, :] * right,)
+        a, b = load_at(network, c[i], classes, left[i]), load_at(network, c[i], classes, right[i])
+        out = out + ((1.0 - columns.part)[None, :] * a + columns.part[None, :] * b,)
     return out
 
 
 @triton.jit
 def load_band(network, c, classes, pixels, columns, grid, ALIGN: tl.constexpr, DIRECT: tl.constexpr):
-    """Both coarse rows around a band, interpolated horizontally; a network that has the loss grid: its row, twice."""
+    """Both coarse rows around a band, interpolated horizontally; a network that has the loss grid: its row, twice.
+
+    A loop of two rounds that carries addresses, not two calls: for each access whose addresses are formed beside it
+    Triton looks through the whole kernel, once for each of its operations, and that is most of a compilation.
+    """
     first = tl.minimum(pixels.begin, grid.height - 1)
     if DIRECT:
         z = load_row(network, c, classes, pixels.image, first, pixels.x)
@@ -322,8 +352,15 @@ def load_band(network, c, classes, pixels, columns, grid, ALIGN: tl.constexpr, D
     else:
         height = shown(network.height)
         row = lower(first, height, grid.height, ALIGN)
-        below = load_between(network, c, classes, pixels, columns, row)
-        above = load_between(network, c, classes, pixels, columns, tl.minimum(row + 1, height - 1))
+        step = tl.where(row + 1 < height, shown(network.stride_h), 0)
+        left = addresses(network, c, pixels.image, row, columns.left)
+        right = addresses(network, c, pixels.image, row, columns.right)
+        above = zeros(c, pixels)
+        below = above
+        for _ in range(2):
+            below = above
+            above = load_between(network, c, classes, columns, left, right)
+            left, right = moved(left, step), moved(right, step)
         return below, above
 
 
@@ -385,38 +422,3 @@ def store_row(network, c, classes, pixels, y, grid, g):
         if c[i].shape[0] > 1:
             at = tl.multiple_of(tl.max_contiguous(at, [1, 2]), [1, 1])
         tl.store(at, g[i], mask=inside)
-
-
-@triton.jit
-def slot_weights(columns, start, SPAN: tl.constexpr):
-    """Weights [pixels, SPAN] of a slot's columns from ``start`` on."""
-    column = (columns.first + start + tl.arange(0, SPAN))[None, :]
-    weights = tl.where(columns.left[:, None] == column, (1.0 - columns.part)[:, None], 0.0)
-    return weights + tl.where(columns.right[:, None] == column, columns.part[:, None], 0.0)
-
-
-@triton.jit
-def store_block(to, span, c, classes, below, above, weights, start, SPAN: tl.constexpr, PRECISION: tl.constexpr):
-    """A block of both coarse rows."""
-    n = start + tl.arange(0, SPAN)[None, :]
-    inside = (c < classes) & (n < span)
-    at = to + c * span + n
-    tl.store(at, tl.dot(below, weights, input_precision=PRECISION), mask=inside)
-    tl.store(at + classes * span, tl.dot(above, weights, input_precision=PRECISION), mask=inside)
-
-
-@triton.jit
-def store_slot(network, c, classes, columns, slot, gradient, SPAN: tl.constexpr, PRECISION: tl.constexpr):
-    """Adjoint of horizontal interpolation: gradients of a band's two coarse rows at the tile's pixels, to a slot."""
-    span = shown(network.span)
-    to = network.gradient + tl.cast(slot, tl.int64) * 2 * classes * span
-    if c[0].shape[0] <= 8:  # weights once, for they are the larger operand
-        for start in range(0, span, SPAN):
-            weights = slot_weights(columns, start, SPAN)
-            for i in tl.static_range(len(c)):
-                store_block(to, span, c[i], classes, gradient[0][i], gradient[1][i], weights, start, SPAN, PRECISION)
-    else:  # one block at a time, or the operands of all would take shared memory together
-        for i in tl.static_range(len(c)):
-            for start in range(0, span, SPAN):
-                weights = slot_weights(columns, start, SPAN)
-                store_block(to, span, c[i], classes, gradient[0][i], gradient[1][i], weights, start, SPAN, PRECISION)

@@ -4,8 +4,8 @@ Each of csrc/cuda's files is compiled by itself, as nvcc does it, into an object
 reads: after a change, planted or not, only what includes it is compiled again. Libraries and objects go to
 ``HETERO_KERNELS_EMULATION_DIR`` or the user's cache folder, never into the source tree; objects that are in
 ``HETERO_KERNELS_EMULATION_OBJECTS`` are taken from there. ``HETERO_KERNELS_EMULATION_SANITIZE=1`` builds with the
-address and undefined-behaviour sanitizers; Python must then have been started with their runtime
-(:func:`sanitizer_environment`).
+address and undefined-behaviour sanitizers, all but the bridge to Python; Python must then have been started with their
+runtime (:func:`sanitizer_environment`).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def sanitizer_environment() -> dict[str, str]:
 def flags(source: Path | None = None) -> list[str]:
     common = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", "-Wno-psabi",
               "-march=native", "-ffp-contract=fast", "-fno-math-errno"]  # fmt: skip
-    if sanitized():
+    if sanitized() and (source is None or source.stem != "bridge"):  # pybind11's templates, and nothing of the kernels
         return [*common, "-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     # Most kernels run on little, so that optimizing them would take longer than it saves; pybind11's templates, too.
     level = {"bridge": 0, "emulation": 2}.get(source.stem if source else "", 1)
@@ -84,6 +84,8 @@ def compiled() -> Path:
         if not target.exists():
             with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
                 objects = list(pool.map(compiled_object, sources()))
+            # Of functions that are in several objects the first is taken: not the bridge's, which may be unsanitized.
+            objects.sort(key=lambda path: path.name.startswith("bridge"))
             _make(target, "-shared", *flags(), *map(str, objects))
     return target
 

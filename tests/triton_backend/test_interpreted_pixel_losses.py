@@ -5,7 +5,8 @@ An interpreted program takes 10 ms and more, so grids are small; the tile of 128
 
 import pytest
 import torch
-from gpu_cases import TRITON, make_case
+from cases import make_labels
+from gpu_cases import TRITON, make_case, run_hakd
 from gpu_pixel_losses import PixelLossTests
 from triton import jit
 from triton import language as tl
@@ -41,6 +42,13 @@ def test_launches(launches):
     # And where a gradient is in place, which would else be read and written again.
     functional.hakd_loss(student, teacher, labels, resolution="feature", backend="triton")
     assert launches == ["divisors_kernel", "hakd_kernel", "finish_kernel"]
+
+
+def test_slots_of_several_rounds():
+    """Coarse grids nearly as fine as the loss's: a tile of 64 pixels reaches more columns than a product has."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(1, 2, 2, 80), torch.randn(1, 2, 1, 90)
+    TRITON.compare(run_hakd, "hakd_loss", (student, teacher, make_labels(1, (3, 100), 2, block=2)))
 
 
 def test_a_launch_is_prepared_once(monkeypatch):

@@ -413,23 +413,33 @@ def test_no_vector_load_believes_the_hint(operator, classes, grids):
 # Choices of the host -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("setting", "expected"),
-    [
-        ("pass", "float32"),
-        ("torch.set_float32_matmul_precision('high')", "tf32"),
-        ("torch.backends.cuda.matmul.allow_tf32 = True", "tf32"),
-        ("torch.backends.cuda.matmul.fp32_precision = 'tf32'", "tf32"),
-        ("torch.backends.cuda.matmul.fp32_precision = 'ieee'", "float32"),
-        ("torch.backends.fp32_precision = 'tf32'", "tf32"),
-    ],
-)
-def test_products_follow_torchs_setting(setting, expected):
-    """By its old interface or its new one, of which torch allows one in a process."""
-    code = f"import torch; {setting}; from hetero_kernels.triton.launch import product_precision as of"
-    code += "; print(of(torch.empty(1, device='meta')))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr
+# torch's old interface and its new one, of which it allows one in a process.
+PRECISIONS = {
+    "pass": "float32",
+    "torch.set_float32_matmul_precision('high')": "tf32",
+    "torch.backends.cuda.matmul.allow_tf32 = True": "tf32",
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'": "tf32",
+    "torch.backends.cuda.matmul.fp32_precision = 'ieee'": "float32",
+    "torch.backends.fp32_precision = 'tf32'": "tf32",
+}
+PRECISION_OF_EACH = """
+import os, sys, torch
+from hetero_kernels.triton.launch import product_precision
+for setting in sys.argv[1:]:
+    if os.fork() == 0:
+        exec(setting)
+        print(product_precision(torch.empty(1, device="meta")), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0, setting
+"""
+
+
+def test_products_follow_torchs_setting():
+    """Processes that have imported torch once: it takes longer than all the rest."""
+    command = [sys.executable, "-c", PRECISION_OF_EACH, *PRECISIONS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert dict(zip(PRECISIONS, done.stdout.split(), strict=True)) == PRECISIONS
 
 
 def test_a_search_times_the_tensors_device(monkeypatch):
