@@ -10,6 +10,7 @@ from gpu_cases import TRITON, make_case, run_hakd
 from gpu_pixel_losses import PixelLossTests
 from triton import jit
 from triton import language as tl
+from triton.runtime.interpreter import InterpretedFunction
 
 from hetero_kernels import functional
 
@@ -49,6 +50,26 @@ def test_slots_of_several_rounds():
     torch.manual_seed(0)
     student, teacher = torch.randn(1, 2, 2, 80), torch.randn(1, 2, 1, 90)
     TRITON.compare(run_hakd, "hakd_loss", (student, teacher, make_labels(1, (3, 100), 2, block=2)))
+
+
+@pytest.mark.parametrize("resolution", ["label", "feature"])
+def test_the_loss_is_the_last_launchs_first_program(monkeypatch, resolution):
+    """It waits for no gradient: alone, that program leaves the whole loss."""
+    student, teacher, labels = make_case("stride 4", "randn")
+    student.requires_grad_()
+    options = {"resolution": resolution, "backend": "triton"}
+    whole = functional.hakd_loss(student, teacher, labels, **options)
+    run, programs = InterpretedFunction.run, []
+
+    def first(self, *arguments, grid, **constants):
+        if self.fn.__name__ == "finish_kernel":
+            programs.append(grid[0])
+            grid = (1, 1, 1)
+        return run(self, *arguments, grid=grid, **constants)
+
+    monkeypatch.setattr(InterpretedFunction, "run", first)
+    assert functional.hakd_loss(student, teacher, labels, **options) == whole
+    assert programs[0] > 1 if resolution == "label" else programs == [1]  # a gradient in place needs none
 
 
 def test_a_launch_is_prepared_once(monkeypatch):
