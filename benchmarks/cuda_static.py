@@ -10,6 +10,7 @@ import collections
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,18 @@ from . import sass, sass_scoreboard, triton_static
 from .cards import Card
 
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
+# A kernel without what lies beside it, for which those that are no templates become some.
+ALONE = """
+#include "{folder}/core/device.cuh"
+#undef HK_KERNEL
+#define HK_KERNEL template <class...> __global__
+#include "{folder}/pixel_losses/segmentation.cuh"
+#include "{folder}/projected_losses/projected_losses_weights.cuh"
+#include "{folder}/projection/projection_back.cuh"
+#include "{folder}/projection/projection_weights.cuh"
+using namespace hetero::cuda;
+void* kernel = reinterpret_cast<void*>({kernel});
+"""
 CLASSES_PER_THREAD = 20  # kClassesPerThread of pixel_losses/tiles.h: how often a row's loop over classes is unrolled
 THREADS = 128
 # Kernels of the default calls by their template arguments, and the launch of triton_static.paper_launches they are.
@@ -187,6 +200,26 @@ def compile_kernels(target: str) -> dict[str, Kernel]:
         return {kernel.name: kernel for file in files for kernel in inspect(file)}
 
 
+class Kernels(dict[str, Kernel]):
+    """A target's kernels by name, each compiled when it is first asked for: all that the library has take minutes."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__()
+        self._target = target
+
+    def __missing__(self, name: str) -> Kernel:
+        print(f"nvcc: {name}, {self._target}", file=sys.stderr, flush=True)
+        template, _, arguments = name.rstrip(">").partition("<")
+        if template == "projected_hakd_kernel":
+            arguments = f"ProjectedShape<{arguments}>"
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "kernel.cu"
+            source.write_text(ALONE.format(folder=SOURCES, kernel=f"{template}<{arguments}>"))
+            (found,) = inspect(compile_file(source, self._target, Path(folder)))
+        self[name] = found
+        return found
+
+
 def built_kernels(library: Path, target: str) -> dict[str, Kernel]:
     """As :func:`compile_kernels`, of a library that has machine code for the target; else of none."""
     with tempfile.TemporaryDirectory() as folder:
@@ -212,7 +245,7 @@ def table(targets: list[str]) -> str:
     rows: list[tuple[object, ...]] = [COLUMNS, ("---",) * len(COLUMNS)]
     features: list[tuple[object, ...]] = [PROJECTED_COLUMNS, ("---",) * len(PROJECTED_COLUMNS)]
     for target in targets:
-        compiled = compile_kernels(target)
+        compiled = Kernels(target)
         for name, (what, classes) in SHIPPED.items():
             k = compiled[name]
             rows.append((what, classes, target, k.registers, k.stack_bytes, k.warps(target), f"{k.instructions:.1f}",

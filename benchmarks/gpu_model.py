@@ -8,6 +8,8 @@ read and write, over bandwidth; nothing else. Both leave out launches and caches
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +20,9 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import cuda_model, cuda_static, sass, sass_scoreboard, triton_static
-from .cards import CARDS, Card
+from .cards import Card
 
+Times = dict[str, dict[str, float]]  # milliseconds by launch and cause
 ISSUE_LANES, SPECIAL_LANES = 128, 16  # of every multiprocessor, a clock
 FLOAT32 = ("FFMA", "FADD", "FMUL", "FMNMX", "FSEL", "FSETP")
 
@@ -177,9 +180,9 @@ def product_times(card: Card, launch: triton_static.Launch, moved: int, multipli
     return times
 
 
-def predict_features(card: Card, launches: list[triton_static.Launch]) -> tuple[float, float]:
-    """Milliseconds of the launches of ``projected_hakd_loss`` and its backward: of each the longer of its bytes and its
-    products' instructions, and the same with what these wait for; what it reads again of its own counts nothing."""
+def predict_features(card: Card, launches: list[triton_static.Launch]) -> Times:
+    """Of the launches of ``projected_hakd_loss`` and its backward: bytes, and the products' instructions; what is read
+    again of its own counts nothing."""
     first = with_networks(launches).arguments
     features = _size(first["student"].data, first["teacher"].data)
     student = _size(first["student"].data)
@@ -189,7 +192,7 @@ def predict_features(card: Card, launches: list[triton_static.Launch]) -> tuple[
         "weight_gradients_kernel": features + logits,
         "project_back_kernel": logits + student,
     }
-    found = []
+    found = {}
     for launch in launches:
         if launch.name not in moved:
             continue
@@ -200,36 +203,8 @@ def predict_features(card: Card, launches: list[triton_static.Launch]) -> tuple[
         else:
             columns = sum(given["PRODUCTS"] if "PRODUCTS" in given else given["BLOCKS"])
             channels = sum(first[k].data.shape[1] for k in ("student", "teacher"))
-        found.append(product_times(card, launch, moved[launch.name], pixels * columns * channels / 1000))
-    return sum(bound(times)[0] for times in found), sum(max(times.values()) for times in found)
-
-
-def longest(launches: dict[str, dict[str, float]]) -> tuple[float, float, str]:
-    """The sum of what bounds the launches, the same with what their instructions wait for, and the longest's cause."""
-    bounds = [bound(times) for times in launches.values()]
-    return sum(t for t, _ in bounds), sum(max(x.values()) for x in launches.values()), f"mostly {max(bounds)[1]}"
-
-
-def feature_rows(cuda: dict) -> list[tuple[object, ...]]:
-    rows: list[tuple[object, ...]] = []
-    for classes in (19, 150):
-        launches = triton_static.projected_launches(torch.float32, classes)
-        first = with_networks(launches)
-        moved = eager_feature_bytes(first)
-        student, teacher = (first.arguments[k].data.shape for k in ("student", "teacher"))
-        call = cuda_model.Call(student[0], classes, (student[2], student[3]), (student[1], teacher[1]))
-        for card in CARDS:
-            ours = {"Triton": (*predict_features(card, launches), "the longest of each launch")}
-            if cuda:
-                ours = {"CUDA": longest(cuda_model.predict(card, call, cuda[card.target])), **ours}
-            eager, floor = moved / (card.bandwidth * 1e6), call.floor() / (card.bandwidth * 1e6)
-            for kernels, (least, waited, cause) in ours.items():
-                rows.append((
-                    "projected_hakd_loss and its backward, 256 and 512 channels", classes, card.name, kernels,
-                    f"{floor:.3f}", f"{least:.3f}", cause, f"{waited:.3f}", "-", "-", f"{moved / 1e9:.2f}",
-                    f"{eager:.2f}", f"{eager / waited:.0f}",
-                ))  # fmt: skip
-    return rows
+        found[launch.name] = product_times(card, launch, moved[launch.name], pixels * columns * channels / 1000)
+    return found
 
 
 # The projection on its own -------------------------------------------------------------------------------------------
@@ -296,9 +271,9 @@ def torch_projection_bytes(launches: list[triton_static.Launch]) -> int:
 
 
 def cuda_projection_times(
-    card: Card, launches: list[triton_static.Launch], kernels: dict
-) -> dict[str, dict[str, float]]:
-    """By launch, milliseconds of the CUDA kernels for what Triton's ``launches`` do, but for the loss between."""
+    card: Card, launches: list[triton_static.Launch], kernels: dict[str, cuda_static.Kernel]
+) -> Times:
+    """Of the CUDA kernels for what Triton's ``launches`` do, but for the loss between."""
     wanted = {x.arguments["out"].shape for x in launches if x.name == "project_back_kernel"}
     found = {}
     for launch in launches:
@@ -314,57 +289,98 @@ def cuda_projection_times(
     return found
 
 
-def projection_rows(cuda: dict) -> list[tuple[object, ...]]:
-    rows: list[tuple[object, ...]] = []
-    for classes in (19, 150):
-        launches = triton_static.projection_launches(torch.float32, classes)
-        ours, floor, torchs = projection_bytes(launches), projection_floor(launches), torch_projection_bytes(launches)
-        kernels = {launch.name: launch for launch in launches}
-        for card in CARDS:
-            rate = card.bandwidth * 1e6
-            times = {name: product_times(card, kernels.get(name, launches[0]), *n) for name, n in ours.items()}
-            found = {"Triton": longest(times)}
-            if cuda:
-                times = {**cuda_projection_times(card, launches, cuda[card.target]), "loss": times["loss"]}
-                found = {"CUDA": longest(times), **found}
-            for name, (least, waited, cause) in found.items():
-                rows.append((
-                    "projection with batch norm, 512 and 2048 channels (beside torch's layers)", classes, card.name,
-                    name, f"{floor / rate:.3f}", f"{least:.3f}", cause, f"{waited:.3f}", "-", "-",
-                    f"{torchs / 1e9:.2f}", f"{torchs / rate:.2f}", f"{torchs / rate / waited:.1f}",
-                ))  # fmt: skip
-    return rows
+# The table -----------------------------------------------------------------------------------------------------------
+
+COLUMNS = ("loss", "K", "card", "kernels", "floor, ms (predicted)", "bytes, ms", "instructions, ms",
+           "bound of ours, ms", "ours with latency, ms (predicted)", "IPC", "cycles of a row", "eager's traffic, GB",
+           "eager, ms (predicted)", "ratio")  # fmt: skip
+Row = tuple[object, ...]
+Compiled = dict[str, cuda_static.Kernels]  # by target; empty where there is no nvcc
 
 
-def table() -> str:
-    """Ours and eager's, for the launches of the paper's sizes; the CUDA kernels' too where there is an nvcc."""
-    header = ("loss", "K", "card", "kernels", "floor, ms (predicted)", "bound of ours, ms", "bound by",
-              "ours with latency, ms (predicted)", "IPC", "cycles of a row", "eager's traffic, GB",
-              "eager, ms (predicted)", "ratio")  # fmt: skip
-    rows: list[tuple[object, ...]] = [header, ("---",) * len(header)]
-    cuda = {card.target: cuda_static.compile_kernels(card.target) for card in CARDS} if cuda_static.nvcc() else {}
-    for classes in (19, 150):
-        for launch in triton_static.paper_launches(torch.float32, classes):
-            if launch.name not in ("hakd_kernel", "segmentation_kernel") or launch.constants.get("PROJ"):
-                continue
-            options: dict[str, Any] = {}
-            if launch.name == "hakd_kernel":
-                resolution = "feature" if launch.constants["STUDENT_DIRECT"] else "label"
-                options = {"temperature": 2.0, "resolution": resolution}
-            moved = eager_bytes(launch, options)
-            for card in CARDS:
-                loops = {"Triton": triton_loop(launch, card.target, classes)}
-                if cuda:
-                    loops = {"CUDA": cuda_loop(launch, card.target, classes, cuda[card.target]), **loops}
-                for kernels, loop in loops.items():
-                    times, of_round = loop.times(card, launch), loop.round(card)
-                    (least, cause), waited = bound(times), max(times.values())
-                    eager = moved / (card.bandwidth * 1e6)
-                    rows.append((
-                        triton_static.describe(launch), classes, card.name, kernels,
-                        f"{floor_bytes(launch) / (card.bandwidth * 1e6):.3f}", f"{least:.3f}", cause, f"{waited:.3f}",
-                        f"{of_round.ipc:.2f}", f"{of_round.cycles / of_round.warps:.0f}", f"{moved / 1e9:.1f}",
-                        f"{eager:.1f}", f"{eager / waited:.0f}",
-                    ))  # fmt: skip
-    rows += feature_rows(cuda) + projection_rows(cuda)
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+def longest(launches: Times) -> tuple[float, float]:
+    """The sum of what bounds the launches, and the same with what their instructions wait for."""
+    return sum(bound(times)[0] for times in launches.values()), sum(max(times.values()) for times in launches.values())
+
+
+def columns(launches: Times, row: int = 0) -> Row:
+    """Of the table, from "bytes" on to "cycles of a row", which has ``row`` instructions."""
+    arithmetic = [{cause: t for cause, t in times.items() if cause != "bytes"} for times in launches.values()]
+    instructions = sum(bound(times)[0] for times in arithmetic if times)
+    moved, issue, latency = (
+        sum(times.get(cause, 0.0) for times in launches.values()) for cause in ("bytes", "issue", "latency")
+    )
+    (least, waited), (_, cause) = longest(launches), max(map(bound, launches.values()))
+    return (f"{moved:.3f}", f"{instructions:.3f}", f"{least:.3f} ({cause})", f"{waited:.3f}", f"{issue / latency:.2f}",
+            f"{row * latency / issue:.0f}" if row else "-")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss of the table. ``floor``, ``eager``: bytes that any implementation moves, and that eager's does."""
+
+    name: str
+    classes: int
+    floor: int
+    eager: int
+
+    def rows(self, card: Card, kernels: str, launches: Times, row: int = 0) -> Iterator[Row]:
+        """The call's, and of several launches each one's whose instructions are counted."""
+        rate = card.bandwidth * 1e6
+        eager = self.eager / rate
+        yield (self.name, self.classes, card.name, kernels, f"{self.floor / rate:.3f}", *columns(launches, row),
+               f"{self.eager / 1e9:.2f}", f"{eager:.2f}", f"{eager / longest(launches)[1]:.3g}")  # fmt: skip
+        for name, times in launches.items():
+            if len(launches) > 1 and "issue" in times:
+                yield (name, self.classes, card.name, kernels, "-", *columns({name: times}), "-", "-", "-")
+
+
+def loss_rows(classes: int, cards: Sequence[Card], cuda: Compiled) -> Iterator[Row]:
+    for launch in triton_static.paper_launches(torch.float32, classes):
+        if launch.name not in triton_static.ROW_KERNELS or launch.constants.get("PROJ"):
+            continue
+        options: dict[str, Any] = {}
+        if launch.name == "hakd_kernel":
+            resolution = "feature" if launch.constants["STUDENT_DIRECT"] else "label"
+            options = {"temperature": 2.0, "resolution": resolution}
+        case = Case(triton_static.describe(launch), classes, floor_bytes(launch), eager_bytes(launch, options))
+        for card in cards:
+            loops = {"CUDA": cuda_loop(launch, card.target, classes, cuda[card.target])} if cuda else {}
+            loops["Triton"] = triton_loop(launch, card.target, classes)
+            for kernels, loop in loops.items():
+                yield from case.rows(card, kernels, {launch.name: loop.times(card, launch)}, len(loop.body))
+
+
+def feature_rows(classes: int, cards: Sequence[Card], cuda: Compiled) -> Iterator[Row]:
+    launches = triton_static.projected_launches(torch.float32, classes)
+    first = with_networks(launches)
+    student, teacher = (first.arguments[k].data.shape for k in ("student", "teacher"))
+    call = cuda_model.Call(student[0], classes, (student[2], student[3]), (student[1], teacher[1]))
+    name = "projected_hakd_loss and its backward, 256 and 512 channels"
+    case = Case(name, classes, call.floor(), eager_feature_bytes(first))
+    for card in cards:
+        if cuda:
+            yield from case.rows(card, "CUDA", cuda_model.predict(card, call, cuda[card.target]))
+        yield from case.rows(card, "Triton", predict_features(card, launches))
+
+
+def projection_rows(classes: int, cards: Sequence[Card], cuda: Compiled) -> Iterator[Row]:
+    launches = triton_static.projection_launches(torch.float32, classes)
+    name = "projection with batch norm, 512 and 2048 channels (beside torch's layers)"
+    case = Case(name, classes, projection_floor(launches), torch_projection_bytes(launches))
+    ours, kernels = projection_bytes(launches), {launch.name: launch for launch in launches}
+    for card in cards:
+        times = {name: product_times(card, kernels.get(name, launches[0]), *n) for name, n in ours.items()}
+        if cuda:
+            theirs = cuda_projection_times(card, launches, cuda[card.target])
+            yield from case.rows(card, "CUDA", {**theirs, "loss": times["loss"]})
+        yield from case.rows(card, "Triton", times)
+
+
+def table(cards: Sequence[Card]) -> Iterator[str]:
+    """Lines, each as soon as it is known: ours and eager's, for the launches of the paper's sizes; the CUDA kernels'
+    too where there is an nvcc."""
+    cuda = {card.target: cuda_static.Kernels(card.target) for card in cards} if cuda_static.nvcc() else {}
+    parts = (part(classes, cards, cuda) for part in (loss_rows, feature_rows, projection_rows) for classes in (19, 150))
+    for row in itertools.chain([COLUMNS, ("---",) * len(COLUMNS)], *parts):
+        yield "| " + " | ".join(map(str, row)) + " |"

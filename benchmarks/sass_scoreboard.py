@@ -22,8 +22,9 @@ from .sass import NO_SCOREBOARD, Instruction
 SCHEDULERS = 4  # of a multiprocessor
 OPERANDS_READ = 10  # cycles, by a unit that has a queue
 SPECIAL = frozenset({"MUFU", "I2F", "F2I", "F2F", "I2FP", "POPC", "FLO"})
-SHARED = frozenset({"LDS", "STS", "LDSM", "SHFL", "ATOMS", "LDL", "STL"})
-GLOBAL = frozenset({"LDG", "STG", "LD", "ST", "LDGSTS", "RED", "ATOMG"})
+# Generic accesses are to shared memory that the compiler no longer knows for such; what is global it does know.
+SHARED = frozenset({"LDS", "STS", "LDSM", "SHFL", "ATOMS", "LDL", "STL", "LD", "ST"})
+GLOBAL = frozenset({"LDG", "STG", "LDGSTS", "RED", "ATOMG"})
 FLOAT = frozenset({"FFMA", "FADD", "FMUL", "IMAD", "HFMA2"})
 TENSOR = frozenset({"HMMA", "IMMA"})
 OTHER = frozenset({"BRA", "BSSY", "BSYNC", "EXIT", "NOP", "CALL", "RET", "WARPSYNC", "BAR", "DEPBAR", "LDGDEPBAR",

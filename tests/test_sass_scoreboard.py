@@ -101,6 +101,13 @@ def test_loads_under_way_at_once():
     assert cycles(one_by_one, 1, H100, 1) == 1008 and cycles(at_once, 1, H100, 1) == 508
 
 
+@pytest.mark.parametrize("load, took", [("LDG.E", 500), ("LDS", 30), ("LD.E", 30)])
+def test_loads_by_memory(load, took):
+    """A generic one's is shared."""
+    loads = instructions((f"{load} R1, [R2]", 1, 0), ("FADD R3, R1, R3", 4, 7, 7, (0,)))
+    assert cycles(loads, 1, H100, 1) == took + 4
+
+
 def test_a_scoreboard_of_two_loads_is_released_by_the_later():
     loads = instructions(("LDG.E R1, [R2.64]", 1, 0), ("LDS R1, [R2]", 1, 0), ("FADD R3, R1, R3", 4, 7, 7, (0,)))
     assert cycles(loads, 1, H100, 1) == 504

@@ -62,7 +62,7 @@ def triton(name: str, device: Device) -> Data:
     classes = 150 if "150" in name else 19
     if name.startswith("projected"):
         times = gpu_model.predict_features(here, triton_static.projected_launches(torch.float32, classes))
-        return _row({"the longest of each launch": times[1]})
+        return _row({"the longest of each launch": gpu_model.longest(times)[1]})
     launch = pixel_launches(classes)[name]
     return _row(gpu_model.triton_loop(launch, here.target, classes).times(here, launch))
 
@@ -97,8 +97,8 @@ def cuda(device: Device) -> Data:
         shape = {name: arguments[name].data.shape for name in ("student", "teacher")}
         student, teacher = shape["student"], shape["teacher"]
         call = cuda_model.Call(student[0], classes, (student[2], student[3]), (student[1], teacher[1]))
-        longest = [max(times.values()) for times in cuda_model.predict(here, call, kernels).values()]
-        rows[PROJECTED[classes]] = _row({"the longest of each launch": sum(longest)})
+        times = cuda_model.predict(here, call, kernels)
+        rows[PROJECTED[classes]] = _row({"the longest of each launch": gpu_model.longest(times)[1]})
     return {"detail": "; ".join(f"{k}: {v['detail']}" for k, v in rows.items()), "rows": rows}
 
 

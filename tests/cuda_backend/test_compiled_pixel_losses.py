@@ -1,5 +1,6 @@
 """The CUDA kernels' machine code for sm_90, where there is an nvcc: no spills, and a budget per element."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,16 @@ def kernels():
     return built or cuda_static.compile_kernels("sm_90")
 
 
+def test_a_kernel_compiled_alone_is_the_librarys(kernels):
+    """Which predictions are made of (cuda_static.Kernels); but for the names of labels."""
+    name = "segmentation_kernel<0,1,0,1>"
+    alone, one_of_many = (
+        dataclasses.replace(k, row=[dataclasses.replace(i, operands="") for i in k.row])
+        for k in (cuda_static.Kernels("sm_90")[name], kernels[name])
+    )
+    assert alone.row and alone == one_of_many
+
+
 def test_nothing_is_spilled(kernels):
     assert len(kernels) >= 25
     assert {name: k.stack_bytes for name, k in kernels.items() if k.stack_bytes} == {}
@@ -108,6 +119,12 @@ def test_nothing_is_spilled_elsewhere(target, tmp_path):
     compiled = cuda_static.inspect(cubin)
     spilled = {k.name: k.stack_bytes for k in compiled if k.stack_bytes}
     assert compiled and spilled == SPILLED_ELSEWHERE.get(target, {})
+
+
+def test_generic_accesses_are_to_shared_memory(kernels):
+    """As predictions take them: the logits' gradient, where the weights' is made of it on chip, and no other."""
+    generic = {name for name, k in kernels.items() if k.code["LD"] or k.code["ST"]}
+    assert generic <= {"projected_hakd_kernel<2,4,1,1>", "projected_hakd_kernel<1,4,1,0>"}
 
 
 def test_labels_are_read_with_wide_loads(kernels):

@@ -1,5 +1,6 @@
 """The machine code of the Triton kernels: what they use, and what a launch moves and does."""
 
+import collections
 import functools
 import re
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 from benchmarks import triton_static  # noqa: E402
+from benchmarks.cards import CARDS  # noqa: E402
 
 # What the default configurations may use on sm_90 by any Triton, K = 19: instructions and special functions
 # per element (see triton_static.py), bytes spilled. A change that needs more says so here.
@@ -167,7 +169,7 @@ def test_the_model_of_time():
     from benchmarks import gpu_model
 
     launch = triton_static.paper_launches(torch.float32, 19)[0]
-    h100 = next(card for card in gpu_model.CARDS if card.name.startswith("H100"))
+    h100 = next(card for card in CARDS if card.name.startswith("H100"))
     times = gpu_model.predict(h100, launch, {"FFMA": 1900, "MUFU": 120}, 19.0)
     elements = 8 * 19 * 512 * 1024
     assert times["issue"] == pytest.approx(2020 / 19 * elements / 128 / 132 / 1.98e6)
@@ -187,8 +189,56 @@ def test_the_model_of_time_on_features():
     slow = gpu_model.Card("slow", "sm_90", 10**6, 2.0, 1, 128, 512)
     student, teacher, logits = (8 * channels * 16 * 32 * 4 for channels in (256, 512, 2 * 19))
     moved = (student + teacher + logits) * 2 + logits + student
-    assert gpu_model.predict_features(slow, launches) == pytest.approx((moved / 1e6, moved / 1e6))
+    times = gpu_model.predict_features(slow, launches)
+    assert gpu_model.longest(times) == pytest.approx((moved / 1e6, moved / 1e6))
     assert gpu_model.eager_feature_bytes(gpu_model.with_networks(launches)) > 2 * (student + teacher) + 20 * logits
+
+
+def test_rows_of_the_predictions():
+    """By hand: a launch of bytes alone, and one whose instructions wait."""
+    from benchmarks import gpu_model
+
+    case = gpu_model.Case("loss", 19, floor=10**9, eager=8 * 10**9)
+    card = gpu_model.Card("card", "sm_90", 132, 2.0, 1000, 128, 512)
+    main = {"bytes": 1.0, "issue": 3.0, "special functions": 3.5, "latency": 6.0}
+    of_call, of_main = case.rows(card, "CUDA", {"copy": {"bytes": 2.0}, "main": main}, row=100)
+    times = ("3.000", "3.500", "5.500 (special functions)", "8.000", "0.50", "200")
+    assert of_call == ("loss", 19, "card", "CUDA", "1.000", *times, "8.00", "8.00", "1")
+    times = ("1.000", "3.500", "3.500 (special functions)", "6.000", "0.50", "-")
+    assert of_main == ("main", 19, "card", "CUDA", "-", *times, "-", "-", "-")
+    assert len(of_call) == len(of_main) == len(gpu_model.COLUMNS)
+
+
+def test_the_predictions_run_to_their_end(monkeypatch):
+    """All but the compilers, for which a kernel of three instructions stands."""
+    from benchmarks import cuda_static, gpu_model, sass
+
+    code = [sass.Instruction(opcode, "", 4) for opcode in ("FFMA", "MUFU", "HMMA")]
+    kernel = cuda_static.Kernel("any", 255, 0, code, sass.count(code), 0, [code], collections.Counter(STS=1))
+    monkeypatch.setattr(cuda_static, "nvcc", lambda: "nvcc")
+    monkeypatch.setattr(cuda_static, "Kernels", lambda target: collections.defaultdict(lambda: kernel))
+    monkeypatch.setattr(triton_static, "compile_launch", lambda launch, target: None)
+    monkeypatch.setattr(triton_static, "inspect", lambda *_: triton_static.Report(255, 0, 0, [code]))
+    header, _, *rows = [line.strip("| ").split(" | ") for line in gpu_model.table(CARDS[:1])]
+    assert tuple(header) == gpu_model.COLUMNS and {len(row) for row in rows} == {len(header)}
+    calls = collections.Counter(tuple(row[:4]) for row in rows if row[-1] != "-")
+    assert len(calls) == 2 * 2 * (4 + 1 + 1) and set(calls.values()) == {1}  # K, backends, losses
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--targets", "gfx942", "sm_90"], "--predict knows a card of sm_80, sm_90, sm_89; --targets names gfx942"),
+        (["--dtypes", "bf16"], "--predict knows fp32 alone; --dtypes names bf16"),
+    ],
+)
+def test_what_is_not_predicted_is_refused(options, message, monkeypatch, capsys):
+    from benchmarks import gpu_static
+
+    monkeypatch.setattr("sys.argv", ["gpu_static", "--predict", *options])
+    with pytest.raises(SystemExit):
+        gpu_static.main()
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
