@@ -311,6 +311,8 @@ CUDA_MUTATIONS = (
     cuda("nan-to-infinity", "a NaN with low bits alone becomes infinity, one with all bits 0", "mma.cuh",
          "return x == x ? round_for_tf32(x) & kTf32Bits : 0x7fffe000u;", "return round_for_tf32(x) & kTf32Bits;",
          "nan_is_one", CUDA_FEATURES),
+    cuda("undivided-in-place", "a gradient that is in place lacks the number of valid pixels", "call.cuh",
+         "gradients |= n->gradient && n->direct && !n->scale;", "gradients |= false;", "shapes and feature"),
     cuda("uncounted-divisor", "the number of valid pixels is not counted beforehand", "call.cuh",
          "!(gradients && (counts(0) || counts(1)))", "true", "values", CUDA_FEATURES),
     # The projection on its own, and the losses on raw logits.

@@ -4,7 +4,7 @@ import cases
 import emulation
 import pytest
 import torch
-from cases import make_labels, relative_l2
+from cases import leaves, make_labels, relative_l2
 from gpu_cases import Losses, make_case, run_hakd, run_segmentation
 from gpu_pixel_losses import PixelLossTests
 
@@ -37,6 +37,7 @@ def test_launches():
     normalizer = {"hakd": torch.tensor(7.0)}
     early = ["divisors_kernel", "hakd_kernel", "finish_kernel"]
     assert launches(hakd, student, teacher, labels, proj_weight=1.0, normalizer=normalizer) == early
+    assert launches(hakd, student, teacher, labels, resolution="feature") == early  # a gradient in place is whole
     weight = torch.rand(5)
     early[1] = "segmentation_kernel"
     assert launches(segmentation, student, labels, class_weight=weight) == early
@@ -157,6 +158,19 @@ def test_global_traffic(name):
     read, written, _, _ = emulation.take_traffic()
     grids = 3 * student.numel() * 4 + labels.numel() * 8
     assert grids <= read + written <= 1.3 * grids, (read + written) / grids
+
+
+def test_a_gradient_in_place_is_written_once():
+    """At most 1.1 times both grids and the gradient: labels, which are read twice, and each tile's 1 KB of divisors are
+    the rest."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 1, 19, 32, 128)
+    (student,) = leaves(student)
+    labels = make_labels(1, (32, 128), 19).to(torch.uint8)
+    emulation.take_traffic()
+    emulation.hakd_loss(student, teacher, labels, resolution="feature").backward()
+    read, written, _, _ = emulation.take_traffic()
+    assert 3 * student.nbytes <= read + written <= 1.1 * 3 * student.nbytes, (read + written) / student.nbytes
 
 
 def test_halves_are_read_as_halves():

@@ -167,6 +167,14 @@ def test_launches(projector):
     assert launches() == BACK * 2
 
 
+def test_divisors_of_raw_logits_are_not_counted_early():
+    """At the loss grid, too: their gradient is read and written again in any case."""
+    tensors, relu, labels = raw_case("equal heights", "randn", (True, False))
+    launches()
+    TestEmulated().loss(leaves(*tensors), relu, labels, {"resolution": "feature"})
+    assert launches() == ["hakd_kernel", "finish_kernel", "normalization_kernel"]
+
+
 def traffic(channels, classes, grid, dtype=torch.float32, channels_last=False, multiprocessors=1):
     """Bytes by buffer of a projection with statistics, forward and backward; features' and logits' own sizes."""
     emulation.Settings.multiprocessors = multiprocessors

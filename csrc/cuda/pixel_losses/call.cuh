@@ -45,12 +45,14 @@ class LossCall {
   }
 
   // Counts beforehand what the main launch must know: the sum of class weights, and the number of valid pixels where
-  // gradients of two terms have different divisors, or where `gradients` will not be divided afterwards.
+  // gradients of two terms have different divisors, or where `gradients` are to be whole after it.
   void count_divisors(const float* class_weight, bool gradients = false) {
     Term(&term)[2] = problem_.term;
     const auto counts = [&](int i) { return term[i].divisor == Divisor::kCount && (term[i].weight != 0 || i == 0); };
     const auto given = [&](int i) { return term[i].divisor != Divisor::kCount && term[i].weight != 0; };
     const bool gradient = problem_.student.gradient || problem_.teacher.gradient;
+    // What the main launch writes in place is not touched again.
+    for (const Network* n : {&problem_.student, &problem_.teacher}) gradients |= n->gradient && n->direct && !n->scale;
     const bool weighted = class_weight && counts(0);
     if (!weighted && !(gradients && (counts(0) || counts(1))) && !(gradient && ((counts(0) && given(1)) || (counts(1) && given(0))))) return;
     float* parts = allocate<float>(2 * kDivisorBlocks);
@@ -83,9 +85,7 @@ class Call : public LossCall {
   void finish() {
     bool deferred = false;
     for (const Term& term : problem_.term) deferred |= term.divisor == Divisor::kCount && term.weight != 0;
-    const auto blocks = [&](const Network& n) {
-      return n.gradient && (deferred || !n.direct || n.scale) ? finish_blocks(problem_, n) : int64_t(0);
-    };
+    const auto blocks = [&](const Network& n) { return n.gradient && (!n.direct || n.scale) ? finish_blocks(problem_, n) : int64_t(0); };
     const Finish f{a_.student.gradient, a_.teacher.gradient, blocks(problem_.student), blocks(problem_.teacher), plan.blocks, deferred};
     const int64_t total = f.student_blocks + f.teacher_blocks + !problem_.output.maps;
     if (total > 0) launch("finish_kernel", finish_kernel, {total, kFinishThreads, kFinishSharedBytes}, runtime_, problem_, f);

@@ -81,8 +81,8 @@ HK_DEVICE void add_slots_of_tiles(const Problem& p, const Network& network, floa
   }
 }
 
-// Adds up a network's slots: a block has one coarse row of an image, a thread one column of it and some classes. Gradients
-// that are in place already lack `scale` alone.
+// Adds up a network's slots: a block has one coarse row of an image, a thread one column of it and some classes. The gradient by
+// what raw logits mean may be in place already.
 HK_DEVICE void finish_network(const Problem& p, const Network& network, float* out, int64_t block, float scale) {
   const int64_t height = network.rows.coarse, width = network.columns.coarse;
   const int64_t column_blocks = (width + kFinishThreads - 1) / kFinishThreads;
@@ -95,10 +95,6 @@ HK_DEVICE void finish_network(const Problem& p, const Network& network, float* o
   const bool inside = column < width;
   const int end_class = first_class + kFinishClasses < p.classes ? first_class + kFinishClasses : p.classes;
   float* to = out + ((image * p.classes + first_class) * height + row) * width + column;
-  if (network.direct && !network.scale) {
-    for (int c = first_class; inside && c < end_class; ++c, to += height * width) write(to, read_back(to) * scale);
-    return;
-  }
   float sum[kFinishClasses] = {};
   if (inside && network.direct) {
     for (int i = 0; i < kFinishClasses; ++i) {
