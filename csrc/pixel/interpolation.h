@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "macros.h"
 
@@ -37,7 +38,7 @@ HK_INLINE SourcePosition source_position(int64_t index, int64_t fine, int64_t co
 }
 
 // The same positions in exact integers, for GPUs, whose float64 is slow: pixel i lies at (i step + offset) / unit on the
-// coarse grid, not below 0.
+// coarse grid, not below 0. Functions of an Int calculate in it: int32_t where the axis is `narrow`, as 64 bits take a GPU longer.
 struct ExactAxis {
   int64_t fine, coarse, step, offset, unit;
   bool identity;
@@ -47,12 +48,19 @@ struct ExactAxis {
     return {fine, coarse, 2 * coarse, coarse - fine, 2 * fine, fine == coarse};
   }
 
-  HK_INLINE int64_t position(int64_t i) const {
-    const int64_t at = i * step + offset;
+  // Whether positions, times what they are divided by, fit 31 bits, one coarse cell beyond the grid's ends included.
+  HK_INLINE bool narrow() const { return fine < INT32_MAX && coarse < INT32_MAX && (fine + 1) * (coarse + 2) < INT32_MAX / 4; }
+
+  template <class Int = int64_t>
+  HK_INLINE Int position(std::type_identity_t<Int> i) const {
+    const Int at = i * Int(step) + Int(offset);
     return at < 0 ? 0 : at;
   }
 
-  HK_INLINE int64_t lower(int64_t i) const { return identity ? i : position(i) / unit; }
+  template <class Int = int64_t>
+  HK_INLINE Int lower(std::type_identity_t<Int> i) const {
+    return identity ? i : quotient(position<Int>(i), Int(unit));
+  }
 
   // Weight of the upper neighbour of pixel i.
   HK_INLINE float fraction(int64_t i, int64_t lower) const {
@@ -61,12 +69,21 @@ struct ExactAxis {
   }
 
   // First pixel whose lower neighbour is `at` or more; `fine` if there is none.
-  HK_INLINE int64_t first(int64_t at) const {
+  template <class Int = int64_t>
+  HK_INLINE Int first(std::type_identity_t<Int> at) const {
     if (at <= 0) return 0;
-    if (identity) return at < fine ? at : fine;
-    if (step == 0) return fine;
-    const int64_t i = (at * unit - offset + step - 1) / step;
-    return i < fine ? i : fine;
+    if (identity) return at < Int(fine) ? at : Int(fine);
+    if (step == 0) return Int(fine);
+    const Int i = quotient(at * Int(unit) - Int(offset) + Int(step) - 1, Int(step));
+    return i < Int(fine) ? i : Int(fine);
+  }
+
+ private:
+  // Of numbers that are not negative: without a sign 32 bits take half the instructions.
+  template <class Int>
+  static HK_INLINE Int quotient(Int a, Int b) {
+    if constexpr (sizeof(Int) == 4) return static_cast<Int>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
+    return a / b;
   }
 };
 

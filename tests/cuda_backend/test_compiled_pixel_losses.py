@@ -113,6 +113,12 @@ def test_budgets_of_products(kernels):
         assert fragments == 0 or 0 < k.instructions_of_a_fragment <= fragments, (name, k.staging)
 
 
+def test_the_last_launch_divides_in_32_bits(kernels):
+    """A division in 64 bits calls a subroutine; what is called here are three inverses of floats."""
+    code = kernels["finish_kernel<1>"].code
+    assert code["CALL"] <= 3 and sum(code.values()) <= 1950, code
+
+
 @pytest.mark.parametrize("target", ELSEWHERE)
 def test_nothing_is_spilled_elsewhere(target, tmp_path):
     cubin = cuda_static.compile_file(cuda_static.SOURCES / ELSEWHERE[target], target, tmp_path)

@@ -43,6 +43,17 @@ def test_launches():
     assert launches(segmentation, student, labels, class_weight=weight) == early
 
 
+def test_positions_beyond_32_bits():
+    """Twice the product of a coarse and a fine width is more than 2^31."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 1, 2, 1, 28_000)
+    labels = make_labels(1, (1, 39_000), 2)
+    ours, theirs = leaves(student, student.double())
+    emulation.hakd_loss(ours, teacher, labels).backward()
+    reference.hakd_loss(theirs, teacher.double(), labels).backward()
+    assert relative_l2(ours.grad, theirs.grad) <= 1e-6
+
+
 @pytest.mark.parametrize("wrong", [77, -1, 5])
 def test_wrong_labels_make_the_loss_nan(wrong):
     student, teacher, labels = make_case("stride 4", "randn")

@@ -9,6 +9,16 @@
 
 namespace hetero::cuda {
 
+// use.template operator()<Constants...>() where a value is one of a few.
+template <class Use>
+void with_flag(bool flag, Use use) {
+  if (flag) {
+    use.template operator()<true>();
+  } else {
+    use.template operator()<false>();
+  }
+}
+
 // Labels, terms and outputs, which every loss has; `blocks` of the main launch, on a loss grid of rows and columns.
 class LossCall {
  public:
@@ -88,7 +98,10 @@ class Call : public LossCall {
     const auto blocks = [&](const Network& n) { return n.gradient && (!n.direct || n.scale) ? finish_blocks(problem_, n) : int64_t(0); };
     const Finish f{a_.student.gradient, a_.teacher.gradient, blocks(problem_.student), blocks(problem_.teacher), plan.blocks, deferred};
     const int64_t total = f.student_blocks + f.teacher_blocks + !problem_.output.maps;
-    if (total > 0) launch("finish_kernel", finish_kernel, {total, kFinishThreads, kFinishSharedBytes}, runtime_, problem_, f);
+    const auto narrow = [](const Network& n) { return n.rows.narrow() && n.columns.narrow(); };
+    with_flag(narrow(problem_.student) && narrow(problem_.teacher), [&]<bool Narrow>() {
+      if (total > 0) launch("finish_kernel", finish_kernel<Narrow>, {total, kFinishThreads, kFinishSharedBytes}, runtime_, problem_, f);
+    });
     sum_normalizations();
   }
 
@@ -138,15 +151,5 @@ class Call : public LossCall {
 
   const Arguments& a_;
 };
-
-// use.template operator()<Constants...>() where a value is one of a few.
-template <class Use>
-void with_flag(bool flag, Use use) {
-  if (flag) {
-    use.template operator()<true>();
-  } else {
-    use.template operator()<false>();
-  }
-}
 
 }  // namespace hetero::cuda

@@ -62,16 +62,19 @@ HK_DEVICE void by_raw_logits(const Problem& p, const Network& network, float (&g
 }
 
 // A piece's gradients, from the slots of the tiles that reach them.
+template <class Int>
 HK_DEVICE void add_slots_of_tiles(const Problem& p, const Network& network, float (&sum)[kFinishClasses], int first_class, int64_t image,
-                                  int64_t row, int64_t column) {
+                                  Int row, Int column) {
+  const ExactAxis &rows = network.rows, &columns = network.columns;
   // Pixels that reach a coarse position lie between the first beside the one before and the first beside the one after.
-  const int64_t y = network.rows.first(row - !network.rows.identity), y_end = network.rows.first(row + 1);
-  const int64_t x = network.columns.first(column - !network.columns.identity), x_end = network.columns.first(column + 1);
+  const Int y = rows.first<Int>(row - !rows.identity), y_end = rows.first<Int>(row + 1);
+  const Int x = columns.first<Int>(column - !columns.identity), x_end = columns.first<Int>(column + 1);
   if (y >= y_end || x >= x_end) return;
-  for (int64_t row_tile = p.rows.of(y); row_tile <= p.rows.of(y_end - 1); ++row_tile) {
-    const int64_t slot_row = row - network.rows.lower(p.rows.begin(row_tile));
-    for (int64_t tile = p.columns.of(x); tile <= p.columns.of(x_end - 1); ++tile) {
-      const int64_t n = column - network.columns.lower(p.columns.begin(tile));
+  const Int last_row_tile = p.rows.of<Int>(y_end - 1), first_tile = p.columns.of<Int>(x), last_tile = p.columns.of<Int>(x_end - 1);
+  for (Int row_tile = p.rows.of<Int>(y); row_tile <= last_row_tile; ++row_tile) {
+    const Int slot_row = row - rows.lower<Int>(p.rows.begin<Int>(row_tile));
+    for (Int tile = first_tile; tile <= last_tile; ++tile) {
+      const Int n = column - columns.lower<Int>(p.columns.begin<Int>(tile));
       const int64_t index = (image * p.rows.count + row_tile) * p.columns.count + tile;
       const float* slot = network.gradient + ((index * network.slot_rows + slot_row) * p.classes + first_class) * network.span + n;
       for (int i = 0; i < kFinishClasses; ++i) {
@@ -83,15 +86,19 @@ HK_DEVICE void add_slots_of_tiles(const Problem& p, const Network& network, floa
 
 // Adds up a network's slots: a block has one coarse row of an image, a thread one column of it and some classes. The gradient by
 // what raw logits mean may be in place already.
-HK_DEVICE void finish_network(const Problem& p, const Network& network, float* out, int64_t block, float scale) {
+template <class Int>
+HK_DEVICE void finish_network(const Problem& p, const Network& network, float* out, Int number, float scale) {
+  using Unsigned = std::make_unsigned_t<Int>;
   const int64_t height = network.rows.coarse, width = network.columns.coarse;
-  const int64_t column_blocks = (width + kFinishThreads - 1) / kFinishThreads;
-  const int64_t class_blocks = (p.classes + kFinishClasses - 1) / kFinishClasses;
-  const int64_t column_block = block % column_blocks, column = column_block * kFinishThreads + threadIdx.x;
+  const Unsigned column_blocks = static_cast<Unsigned>((width + kFinishThreads - 1) / kFinishThreads);
+  const Unsigned class_blocks = static_cast<Unsigned>((p.classes + kFinishClasses - 1) / kFinishClasses);
+  Unsigned block = static_cast<Unsigned>(number);
+  const Int column_block = static_cast<Int>(block % column_blocks), column = column_block * kFinishThreads + Int(threadIdx.x);
   block /= column_blocks;
   const int first_class = static_cast<int>(block % class_blocks) * kFinishClasses;
   block /= class_blocks;
-  const int64_t row = block % height, image = block / height;
+  const Int row = static_cast<Int>(block % static_cast<Unsigned>(height));
+  const int64_t image = block / static_cast<Unsigned>(height);
   const bool inside = column < width;
   const int end_class = first_class + kFinishClasses < p.classes ? first_class + kFinishClasses : p.classes;
   float* to = out + ((image * p.classes + first_class) * height + row) * width + column;
@@ -101,7 +108,7 @@ HK_DEVICE void finish_network(const Problem& p, const Network& network, float* o
       if (first_class + i < end_class) sum[i] = read_back(to + i * height * width);
     }
   } else if (inside) {
-    add_slots_of_tiles(p, network, sum, first_class, image, row, column);
+    add_slots_of_tiles<Int>(p, network, sum, first_class, image, row, column);
   }
   for (float& gradient : sum) gradient *= scale;
   if (network.scale) {
@@ -148,16 +155,18 @@ struct Finish {
   bool deferred;                            // gradients lack the number of valid pixels as divisor
 };
 
-// Blocks [0, student_blocks) and the `teacher_blocks` after them finish gradients, one more the loss.
-HK_KERNEL void __launch_bounds__(kFinishThreads) finish_kernel(const Problem p, const Finish f) {
+// Blocks [0, student_blocks) and the `teacher_blocks` after them finish gradients, one more the loss. `Narrow`: both networks'
+// positions are, and are calculated in 32 bits. Six blocks: with no number of them the compiler spills.
+template <bool Narrow>
+HK_KERNEL void __launch_bounds__(kFinishThreads, 6) finish_kernel(const __grid_constant__ Problem p, const __grid_constant__ Finish f) {
+  using Int = std::conditional_t<Narrow, int32_t, int64_t>;
   const float valid = static_cast<float>(read_back(p.output.valid)), inverse = valid == 0.f ? 0.f : 1.f / valid;
   const float scale = f.deferred ? inverse : 1.f;
-  const int64_t block = blockIdx.x;
-  if (block < f.student_blocks) return finish_network(p, p.student, f.student, block, scale);
-  if (block < f.student_blocks + f.teacher_blocks) {
-    return finish_network(p, p.teacher, f.teacher, block - f.student_blocks, scale);
-  }
-  finish_loss(p, f.parts, inverse);
+  const int64_t block = blockIdx.x, of_teacher = block - f.student_blocks;
+  if (of_teacher >= f.teacher_blocks) return finish_loss(p, f.parts, inverse);
+  const bool student = of_teacher < 0;
+  const Network network = student ? p.student : p.teacher;
+  finish_network<Int>(p, network, student ? f.student : f.teacher, Int(student ? block : of_teacher), scale);
 }
 
 struct NormalizationSums {

@@ -22,12 +22,20 @@ struct AxisTiles {
     return tiles;
   }
 
-  HK_INLINE int64_t begin(int64_t tile) const { return tile == 0 ? 0 : tile * size - shift; }
+  // `Int`: see ExactAxis.
+  template <class Int = int64_t>
+  HK_INLINE Int begin(std::type_identity_t<Int> tile) const {
+    return tile == 0 ? 0 : tile * Int(size) - Int(shift);
+  }
   HK_INLINE int64_t end(int64_t tile) const {
     const int64_t at = (tile + 1) * size - shift;
     return at < fine ? at : fine;
   }
-  HK_INLINE int64_t of(int64_t pixel) const { return (pixel + shift) / size; }
+  template <class Int = int64_t>
+  HK_INLINE Int of(std::type_identity_t<Int> pixel) const {
+    using Unsigned = std::make_unsigned_t<Int>;
+    return static_cast<Int>(static_cast<Unsigned>(pixel + Int(shift)) / static_cast<Unsigned>(size));
+  }
 
   // Coarse positions that a tile reaches on an axis.
   HK_INLINE int reach(const ExactAxis& axis, int64_t tile) const {
