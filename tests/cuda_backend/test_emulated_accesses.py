@@ -31,20 +31,20 @@ BUDGETS = {
     },
     ("features", 19): {
         "projected_hakd_kernel": (1.0, 1.0, 1.1, 1.4),
-        "project_back_kernel": (1.0, 1.0, 1.6, 2.0),
+        "project_back_kernel": (1.0, 1.0, 1.0, 1.0),
     },
     ("features", 150): {
         "projected_hakd_kernel": (1.3, 2.0, 1.8, 2.0),
         "weight_gradients_kernel": (1.2, 2.0, 1.0, 1.0),
-        "project_back_kernel": (1.0, 1.0, 1.2, 2.0),
+        "project_back_kernel": (1.0, 1.0, 1.0, 1.0),
     },
     ("projection", 19): {
-        "project_back_kernel": (1.0, 1.0, 1.5, 2.0),
+        "project_back_kernel": (1.0, 1.0, 1.1, 1.2),
         "project_kernel": (1.2, 4.0, 1.0, 1.0),
         "projection_weights_kernel": (1.0, 1.0, 1.4, 1.9),
     },
     ("projection", 150): {
-        "project_back_kernel": (1.0, 1.0, 1.1, 2.0),
+        "project_back_kernel": (1.0, 1.0, 1.1, 1.2),
         "project_kernel": (1.2, 4.0, 1.0, 1.0),
         "projection_weights_kernel": (1.0, 1.0, 1.7, 2.0),
     },

@@ -105,6 +105,17 @@ HK_DEVICE void write_float(void* data, DType type, int64_t index, float x) {
   write(static_cast<uint16_t*>(data) + index, type == DType::kHalf ? float_to_half(x) : float_to_bfloat16(x));
 }
 
+// Two neighbours by one store, from a multiple of both's bytes on.
+HK_DEVICE void write_floats(void* data, DType type, int64_t index, float x, float y) {
+  struct alignas(8) Floats {
+    float x, y;
+  };
+  if (type == DType::kFloat) return write(reinterpret_cast<Floats*>(static_cast<float*>(data) + index), Floats{x, y});
+  const bool half = type == DType::kHalf;
+  const uint32_t low = half ? float_to_half(x) : float_to_bfloat16(x), high = half ? float_to_half(y) : float_to_bfloat16(y);
+  write(reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(data) + index), high << 16 | low);
+}
+
 HK_DEVICE int64_t read_label(const void* data, LabelType type, int64_t index) {
   if (type == LabelType::kInt64) return read(static_cast<const int64_t*>(data) + index);
   if (type == LabelType::kInt32) return read(static_cast<const int32_t*>(data) + index);

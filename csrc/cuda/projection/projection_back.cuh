@@ -26,6 +26,8 @@ HK_KERNEL void __launch_bounds__(kFeatureThreads, 2) project_back_kernel(const _
   const int lane = threadIdx.x % kWarp;
   const bool exact = a.weight.dtype != DType::kFloat;
   const float factor = a.factor ? read(a.factor) : 1.f;
+  // A lane's two columns of a product are neighbours in memory, and an even number of pixels keeps them so.
+  const bool pairs = a.pixel_stride == 1 && a.pixels % 2 == 0 && reinterpret_cast<uint64_t>(a.out) % 8 == 0;
   reader.open(0, most);
   for (int64_t tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
     const int64_t image = tile / p.tiles_of_image, first = (tile - image * p.tiles_of_image) * kBackPixels;
@@ -87,14 +89,21 @@ HK_KERNEL void __launch_bounds__(kFeatureThreads, 2) project_back_kernel(const _
         }
       }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+      for (int i = 0; i < 4; i += 2) {
         const int64_t c = channel + at.sum_row(i);
         if (c >= a.channels) continue;
         const int64_t out = image * a.channels * a.pixels + c * a.channel_stride + (first + at.sum_column(i)) * a.pixel_stride;
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
           if (8 * n + at.sum_column(i) >= count) continue;
-          write_float(a.out, a.dtype, out + 8 * n * a.pixel_stride, sums[n].x[i] * factor);
+          const float x = sums[n].x[i] * factor, y = sums[n].x[i + 1] * factor;
+          const int64_t pixel = out + 8 * n * a.pixel_stride;
+          if (pairs) {
+            write_floats(a.out, a.dtype, pixel, x, y);
+          } else {
+            write_float(a.out, a.dtype, pixel, x);
+            if (8 * n + at.sum_column(i + 1) < count) write_float(a.out, a.dtype, pixel + a.pixel_stride, y);
+          }
         }
       }
     }
