@@ -160,7 +160,7 @@ double run(const std::string& name) {
   if (name == "guard_zone") return start(guard_zone);
   if (name == "shuffles") return start(shuffles);
   if (name == "wild_write") return start(wild_write);
-  if (name == "products") return start(products, 1, 1024);
+  if (name == "products") return start(products);
   if (name == "special_factors") return start(special_factors<true>);
   if (name == "unconverted_factors") return start(special_factors<false>);
   if (name == "conversions") return start(conversions);

@@ -1,12 +1,11 @@
-// Tensor cores: products of 16 x 16 (16 x 8) and 16 x 8 (8 x 8) matrices that a warp holds in pieces, added up in float32.
-// Lane l = 4 g + t has, of a fragment's 32-bit registers (PTX ISA, mma.m16n8k16 and mma.m16n8k8):
-//   A, 16 x k, row-major, halves: rows g, g + 8, g, g + 8; columns 2 t and 2 t + 1, the last two 8 further on;
-//   B, k x 8, column-major, halves: column g; rows 2 t and 2 t + 1, the second 8 further on;
-//   tf32: A rows g, g + 8, g, g + 8, columns t, t, t + 4, t + 4; B column g, rows t and t + 4;
-//   C, 16 x 8, floats: rows g, g, g + 8, g + 8; columns 2 t and 2 t + 1.
+// Tensor cores: products of 16 x 8 and 8 x 8 matrices that a warp holds in pieces, added up in float32. Lane l = 4 g + t has,
+// of a fragment's 32-bit registers (PTX ISA, mma.m16n8k8):
+//   A, 16 x 8, row-major: rows g, g + 8, g, g + 8; columns t, t, t + 4, t + 4;
+//   B, 8 x 8, column-major: column g; rows t and t + 4;
+//   C, 16 x 8: rows g, g, g + 8, g + 8; columns 2 t and 2 t + 1.
 #pragma once
 
-#include "memory.cuh"
+#include "device.cuh"
 
 namespace hetero::cuda {
 
@@ -21,13 +20,10 @@ struct FragmentC {
 };
 
 constexpr uint32_t kTf32Bits = 0xffffe000u;  // of a float: tensor cores cut off the others
-constexpr float kMostTf32 = 0x1.ffep127f;   // this and what is larger would round to infinity
+constexpr float kMostTf32 = 0x1.ffep127f;    // this and what is larger rounds to infinity
 
-// A float that they cut down to the nearest with tf32's 10 bits of mantissa, ties away from zero; of a NaN it makes anything.
-HK_DEVICE uint32_t round_for_tf32(float x) { return __builtin_bit_cast(uint32_t, x) + 0x1000u; }
-
-// That nearest float itself. A NaN stays one: cvt.rna.tf32.f32 only cuts it, and where no upper bit is set that is infinity.
-HK_DEVICE uint32_t to_tf32(float x) { return x == x ? round_for_tf32(x) & kTf32Bits : 0x7fffe000u; }
+// The nearest float with tf32's 10 bits of mantissa, ties away from zero. Of a NaN it may make a number, or infinity.
+HK_DEVICE uint32_t to_tf32(float x) { return (__builtin_bit_cast(uint32_t, x) + 0x1000u) & kTf32Bits; }
 
 #if defined(HK_EMULATION)
 
@@ -62,44 +58,11 @@ void multiply(FragmentC& c, const FragmentA& a, const FragmentB& b, ElementA ele
   emulation::hold();
 }
 
-template <bool Half>
-float half_of(uint32_t word, int which) {
-  const uint16_t bits = static_cast<uint16_t>(word >> (16 * which));
-  return Half ? half_to_float(bits) : __builtin_bit_cast(float, uint32_t(bits) << 16);
-}
-
 }  // namespace host
 
 #endif
 
-// C += A B of halves: float16 (`Half`) or bfloat16.
-template <bool Half>
-HK_DEVICE void multiply_halves(FragmentC& c, const FragmentA& a, const FragmentB& b) {
-#if defined(HK_EMULATION)
-  host::multiply<16>(
-      c, a, b,
-      [](const auto& fragment, int row, int k) {
-        return host::half_of<Half>(fragment(row % 8 * 4 + k % 8 / 2).x[row / 8 + k / 8 * 2], k % 2);
-      },
-      [](const auto& fragment, int k, int column) {
-        return host::half_of<Half>(fragment(column * 4 + k % 8 / 2).x[k / 8], k % 2);
-      });
-#else
-#define HK_MMA_HALVES(type)                                                                                               \
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "      \
-               "{%0,%1,%2,%3};"                                                                                           \
-               : "+f"(c.x[0]), "+f"(c.x[1]), "+f"(c.x[2]), "+f"(c.x[3])                                                   \
-               : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b.x[0]), "r"(b.x[1]))
-  if constexpr (Half) {
-    HK_MMA_HALVES("f16");
-  } else {
-    HK_MMA_HALVES("bf16");
-  }
-#undef HK_MMA_HALVES
-#endif
-}
-
-// C += A B of tf32 numbers (`to_tf32`); k = 8.
+// C += A B of tf32 numbers (`to_tf32`), or of what their bits make of other floats; k = 8.
 HK_DEVICE void multiply_tf32(FragmentC& c, const FragmentA& a, const FragmentB& b) {
 #if defined(HK_EMULATION)
   host::multiply<8>(
@@ -129,38 +92,6 @@ HK_DEVICE FragmentC product_tf32(const FragmentA& a, const FragmentB& b) {
                : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b.x[0]), "r"(b.x[1]), "f"(0.f));
 #endif
   return c;
-}
-
-// Four 8 x 8 matrices of halves from shared memory: lane l names row l % 8 of matrix l / 8, 8 halves from `at` on (a multiple
-// of 8). Register j of lane 4 g + t becomes elements 2 t and 2 t + 1 of row g of matrix j; `Transposed`: of column g.
-template <bool Transposed>
-HK_DEVICE FragmentA load_matrices(const Shared<uint16_t>& from, int at) {
-  FragmentA out;
-#if defined(HK_EMULATION)
-  uint16_t mine[8];
-  for (int i = 0; i < 8; ++i) mine[i] = from[at + i];
-  const uint64_t* all = emulation::gather(reinterpret_cast<uint64_t>(mine));
-  const int g = emulation::lane() / 4, t = emulation::lane() % 4;
-  for (int j = 0; j < 4; ++j) {
-    uint32_t halves[2];
-    for (int i = 0; i < 2; ++i) {
-      const int row = Transposed ? 2 * t + i : g, column = Transposed ? g : 2 * t + i;
-      halves[i] = reinterpret_cast<const uint16_t*>(all[8 * j + row])[column];
-    }
-    out.x[j] = halves[0] | halves[1] << 16;
-  }
-  emulation::hold();
-#else
-  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(from.address(at)));
-  if constexpr (Transposed) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(out.x[0]), "=r"(out.x[1]), "=r"(out.x[2]), "=r"(out.x[3]) : "r"(address) : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(out.x[0]), "=r"(out.x[1]), "=r"(out.x[2]), "=r"(out.x[3]) : "r"(address) : "memory");
-  }
-#endif
-  return out;
 }
 
 }  // namespace hetero::cuda

@@ -1,14 +1,16 @@
 // Products of float32 matrices by tensor cores, whose factors have 11 bits.
 #pragma once
 
+#include "../core/memory.cuh"
 #include "../core/mma.cuh"
 
 namespace hetero::cuda {
 
-// A factor as two numbers of a tensor core's 11 bits, whose sum is x to 22 bits and more; the first is NaN where x is.
+// A factor as two numbers of a tensor core's 11 bits, whose sum is x to 23 bits: the second has 12, of either sign, of which the
+// tensor core cuts off the last. It is NaN where x is NaN or infinite, whatever the first is then.
 HK_DEVICE void split(float x, uint32_t& big, uint32_t& small) {
   big = to_tf32(x);
-  small = round_for_tf32(x - __builtin_bit_cast(float, big));
+  small = __builtin_bit_cast(uint32_t, x - __builtin_bit_cast(float, big));
 }
 
 struct SplitA {
@@ -47,10 +49,11 @@ struct SplitFeatures {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const bool rounds = ::fabsf(x[j]) < kMostTf32;
-      const uint32_t nearest = round_for_tf32(x[j]) & kTf32Bits;
-      out.big.x[j] = rounds ? nearest : __builtin_bit_cast(uint32_t, x[j]);
-      out.small.x[j] = rounds ? round_for_tf32(x[j] - __builtin_bit_cast(float, nearest)) : 0;
-      out.finite.x[j] = rounds ? nearest : 0;
+      uint32_t big, small;
+      split(x[j], big, small);
+      out.big.x[j] = rounds ? big : __builtin_bit_cast(uint32_t, x[j]);
+      out.small.x[j] = rounds ? small : 0;
+      out.finite.x[j] = rounds ? big : 0;
     }
     return out;
   }

@@ -74,7 +74,6 @@ HK_KERNEL void __launch_bounds__(kPilotThreads) pilot_kernel(const __grid_consta
 }
 
 constexpr int kPackThreads = 128;
-constexpr uint32_t kNaN = 0x7fc00000u;  // which rounding leaves one
 
 // The weights in the order in which lanes want them, [8 channels][8 classes][lane]: channels t and t + 4 of class g, 0 beyond.
 HK_KERNEL void __launch_bounds__(kPackThreads) pack_weights_kernel(const __grid_constant__ ProjectionProblem p) {
@@ -85,17 +84,9 @@ HK_KERNEL void __launch_bounds__(kPackThreads) pack_weights_kernel(const __grid_
   if (step >= int64_t(p.features.slices) * (kSliceChannels / 8)) return;
   const auto weight = [&](int64_t channel) {
     if (k >= p.classes || channel >= p.features.channels) return 0u;
-    const float w = read_float(m.data, m.dtype, k * m.stride[0] + channel * m.stride[1]);
-    return w == w ? __builtin_bit_cast(uint32_t, w) : kNaN;
+    return __builtin_bit_cast(uint32_t, read_float(m.data, m.dtype, k * m.stride[0] + channel * m.stride[1]));
   };
   write(p.packed + at, uint64_t(weight(c + 4)) << 32 | weight(c));
-}
-
-// A packed weight in two parts, see `split`.
-HK_DEVICE void split_packed(uint32_t bits, uint32_t& big, uint32_t& small) {
-  const float x = __builtin_bit_cast(float, bits);
-  big = round_for_tf32(x) & kTf32Bits;
-  small = round_for_tf32(x - __builtin_bit_cast(float, big));
 }
 
 // sums += the oldest slice of `stream`, number `slice`, by the packed weights of classes in tiles of 8 from `first_tile` on.
@@ -132,9 +123,8 @@ HK_DEVICE void project_packed(FragmentC (&sums)[RowTiles][ClassTiles], const Sli
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         if (some + i >= class_tiles) continue;
-        SplitB b;
-        split_packed(static_cast<uint32_t>(w[i]), b.big.x[0], b.small.x[0]);
-        split_packed(static_cast<uint32_t>(w[i] >> 32), b.big.x[1], b.small.x[1]);
+        const SplitB b = SplitB::make(__builtin_bit_cast(float, static_cast<uint32_t>(w[i])),
+                                      __builtin_bit_cast(float, static_cast<uint32_t>(w[i] >> 32)));
 #pragma unroll
         for (int r = 0; r < RowTiles; ++r) add_product(sums[r][some + i], a[r], b, false, exact_weights);
       }
