@@ -283,6 +283,8 @@ CUDA_MUTATIONS = (
          "if (inside >= kRun) {", "if (inside > 0) {", "runs_that_end", CUDA_FEATURES),
     cuda("unaligned-runs", "runs are copied that do not begin at a multiple of 16 bytes", "features.h",
          "return size <= 1 || stride % run == 0;", "return true;", "values", CUDA_FEATURES),
+    cuda("unfilled-ends", "what a slice has beyond the channels is what was there before", "features.cuh",
+         "          to.set(at, T(0));\n", "", "values", CUDA_FEATURES),
     cuda("class-beyond-weights", "weights of classes beyond K are read", "features.cuh",
          "const bool inside = k + i / 2 * 8 < classes_ && c", "const bool inside = c", "other_shapes", CUDA_FEATURES),
     cuda("weight-beyond", "and of channels beyond C", "features.cuh",

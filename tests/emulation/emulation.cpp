@@ -23,6 +23,7 @@ enum class State : int { kReady, kBarrier, kCollective, kDone };
 struct Copy {
   char* to;
   const void* from;
+  int bytes;
 };
 
 struct Thread {
@@ -297,14 +298,14 @@ void observe_shared(const void* base, int count, int index, int size, bool write
 
 void observe_words(const void* address, int size, bool writes);
 
-void copy_async(void* to, const void* from) {
-  if (reinterpret_cast<uintptr_t>(from) % 16 || (static_cast<unsigned char*>(to) - machine.shared.data()) % 16) {
-    fail("an asynchronous copy is not aligned to 16 bytes");
+void copy_async(void* to, const void* from, int bytes) {
+  if (reinterpret_cast<uintptr_t>(from) % bytes || (static_cast<unsigned char*>(to) - machine.shared.data()) % bytes) {
+    fail("an asynchronous copy is not aligned to " + std::to_string(bytes) + " bytes");
   }
-  count_by_site(__builtin_return_address(0), reinterpret_cast<int64_t>(from), 16, false, false);
-  observe_words(from, 16, false);
-  observe_bytes(static_cast<unsigned char*>(to) - machine.shared.data(), 16, true, true);
-  self().open_copies.push_back({static_cast<char*>(to), from});
+  count_by_site(__builtin_return_address(0), reinterpret_cast<int64_t>(from), bytes, false, false);
+  observe_words(from, bytes, false);
+  observe_bytes(static_cast<unsigned char*>(to) - machine.shared.data(), bytes, true, true);
+  self().open_copies.push_back({static_cast<char*>(to), from, bytes});
 }
 
 void commit_copies() {
@@ -316,8 +317,8 @@ void wait_for_copies(int pending) {
   auto& groups = self().groups;
   while (static_cast<int>(groups.size()) > pending) {
     for (const Copy& copy : groups.front()) {
-      observe_bytes(reinterpret_cast<unsigned char*>(copy.to) - machine.shared.data(), 16, true, false, true);
-      std::memcpy(copy.to, copy.from, 16);
+      observe_bytes(reinterpret_cast<unsigned char*>(copy.to) - machine.shared.data(), copy.bytes, true, false, true);
+      std::memcpy(copy.to, copy.from, copy.bytes);
     }
     groups.erase(groups.begin());
   }

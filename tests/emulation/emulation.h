@@ -35,7 +35,7 @@ unsigned char* dynamic_shared_memory();
 void observe_shared(const void* base, int count, int index, int size, bool writes);
 void observe_global(const void* address, int size, bool writes);
 void check_index(int count, int index);
-void copy_async(void* to, const void* from);  // 16 bytes, which land at the wait
+void copy_async(void* to, const void* from, int bytes);  // which land at the wait
 void commit_copies();
 void wait_for_copies(int pending);
 void observe_atomic(const void* address, int size);

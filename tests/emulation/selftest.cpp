@@ -60,10 +60,11 @@ inline void shuffles(float* out) {
   write(out + threadIdx.x, right ? 1.f : 0.f);
 }
 
-// Every thread copies 16 bytes to shared memory behind the kernel's back, and reads its neighbour's.
+// Threads copy 16 bytes or 4 to shared memory behind the kernel's back, and read their neighbours'.
 inline void copy_neighbours(float* out, bool wait) {
   const Shared<float> values = array(64);
-  if (threadIdx.x < 16) copy_async(values, 4 * threadIdx.x, out + 4 * threadIdx.x);
+  if (threadIdx.x < 8) copy_async(values, 4 * threadIdx.x, out + 4 * threadIdx.x);
+  if (threadIdx.x >= 32) copy_async<4>(values, threadIdx.x, out + threadIdx.x);
   commit_copies();
   if (wait) wait_for_copies<0>();
   __syncthreads();

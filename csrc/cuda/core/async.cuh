@@ -6,15 +6,20 @@
 
 namespace hetero::cuda {
 
-// 16 bytes from `from` to elements [at, at + 16 / sizeof(T)) of `to`; both addresses are multiples of 16.
-template <class T>
+// `Bytes` (16 or 4) from `from` to elements [at, at + Bytes / sizeof(T)) of `to`; both addresses are multiples of Bytes.
+template <int Bytes = 16, class T>
 HK_ACCESS void copy_async(const Shared<T>& to, int at, const T* from) {
+  static_assert(Bytes == 16 || Bytes == 4);
 #if defined(HK_EMULATION)
-  to.address(at + 16 / int(sizeof(T)) - 1);  // checks the last one's place, too
-  emulation::copy_async(to.address(at), from);
+  to.address(at + Bytes / int(sizeof(T)) - 1);  // checks the last one's place, too
+  emulation::copy_async(to.address(at), from, Bytes);
 #else
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to.address(at)));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+  if constexpr (Bytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(from) : "memory");
+  }
 #endif
 }
 

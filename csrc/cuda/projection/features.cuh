@@ -180,8 +180,15 @@ class SliceStream {
 #pragma unroll 4
       for (int c = lane_ / Pixels; c < kSliceChannels; c += kAtOnce) {
         const bool inside = pixel < pixels_ && c < channels;
-        const T x = inside ? hetero::cuda::read(data + place + (channel + c) * network.stride[1]) : T(0);
-        to.set(slice_index<T, Pixels, PixelMajor>(c, pixel), x);
+        const int at = slice_index<T, Pixels, PixelMajor>(c, pixel);
+        const T* from = data + place + (channel + c) * network.stride[1];
+        if constexpr (sizeof(T) != 4) {
+          to.set(at, inside ? hetero::cuda::read(from) : T(0));
+        } else if (inside) {
+          copy_async<4>(to, at, from);
+        } else {
+          to.set(at, T(0));
+        }
       }
       return;
     }
