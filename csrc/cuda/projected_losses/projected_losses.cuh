@@ -174,15 +174,16 @@ __global__ void __launch_bounds__(kFeatureThreads, 1) projected_hakd_kernel(cons
   const ProjectedTile<Shape> block(p, memory);
   const FeatureNetwork &student = p.features[0], &teacher = p.features[1];
   const Weights<Shape::Resident, Shape::AtOnce> student_weights(student, p.classes, memory), teacher_weights(teacher, p.classes, memory);
+  student_weights.stage();
+  teacher_weights.stage();
   const int words = slice_words(Shape::Pixels, student.dtype == DType::kFloat || teacher.dtype == DType::kFloat ? 4 : 2);
   SliceStream<Shape::Pixels> stream(p.grid, memory.take<float>(p.grid.slots * kWarps * words), blockIdx.x, gridDim.x, student, 0,
                                     student.slices, teacher, teacher.slices, Shape::OnChip);
-  student_weights.stage();
-  teacher_weights.stage();
   for (int i = 0; i < 2; ++i) {
     const float scale = p.term[i].weight * p.term[i].share * inverse_divisor(p.term[i], block.common.scratch[i]);
     if (threadIdx.x == 0) block.scales.set(i, scale);
   }
+  if (Shape::Resident) stream.wait_for_earlier();
   __syncthreads();
   PixelTerms terms(p);
   WeightSums<Shape::OnChip ? kMostSlices : 1, Shape::ClassTiles, Shape::Pixels> weight_sums;

@@ -97,6 +97,9 @@ class SliceStream {
     __syncwarp();
   }
 
+  // Waits for copies that were committed before the first slice's.
+  HK_DEVICE void wait_for_earlier() const { wait_until(ring_); }
+
   // x[i] = the element at position(i, channel, pixel) of the oldest slice.
   template <int Count, class Position>
   HK_DEVICE void read(const FeatureNetwork& network, float (&x)[Count], Position position) const {
@@ -231,13 +234,40 @@ class Weights {
     if (Resident) staged_ = memory.take<float>(classes * pitch_);
   }
 
-  // A barrier must follow.
+  // A group of copies, where weights are floats; a barrier must follow when it has landed. A warp has every eighth class.
   HK_DEVICE void stage() const {
     if constexpr (Resident) {
-      for (int i = threadIdx.x; i < classes_ * pitch_; i += blockDim.x) {
-        const int k = i / pitch_, c = i - k * pitch_;
-        staged_.set(i, c < network_.channels ? global(k, c) : 0.f);
+      const Matrix& m = network_.weight;
+      const int channels = static_cast<int>(network_.channels), end = network_.slices * kSliceChannels, lane = threadIdx.x % kWarp;
+      const bool floats = m.dtype == DType::kFloat, runs = floats && m.stride[1] == 1 && (m.stride[0] | channels) % 4 == 0 &&
+                                                           reinterpret_cast<uint64_t>(m.data) % 16 == 0;
+      for (int k = threadIdx.x / kWarp; k < classes_; k += kWarps) {
+        const int to = k * pitch_;
+        const float* row = static_cast<const float*>(m.data) + k * m.stride[0];
+        if (runs) {
+          for (int c = 4 * lane; c < channels; c += 4 * kWarp) copy_async(staged_, to + c, row + c);
+        } else if (floats) {
+          for (int c = lane; c < channels; c += kWarp) copy_async<4>(staged_, to + c, row + c * m.stride[1]);
+        } else {
+          const uint16_t* halves = static_cast<const uint16_t*>(m.data) + k * m.stride[0];
+          constexpr int kAsked = 4;  // at once
+          for (int first = lane; first < channels; first += kAsked * kWarp) {
+            uint16_t w[kAsked];
+#pragma unroll
+            for (int i = 0; i < kAsked; ++i) {
+              const int c = first + i * int(kWarp);
+              w[i] = c < channels ? hetero::cuda::read(halves + c * m.stride[1]) : 0;
+            }
+#pragma unroll
+            for (int i = 0; i < kAsked; ++i) {
+              const int c = first + i * int(kWarp);
+              if (c < channels) staged_.set(to + c, widened(w[i], m.dtype));
+            }
+          }
+        }
+        for (int c = channels + lane; c < end; c += kWarp) staged_.set(to + c, 0.f);
       }
+      commit_copies();
     }
   }
 
@@ -268,11 +298,6 @@ class Weights {
       const bool inside = k + i / 2 * 8 < classes_ && c + i % 2 * 4 < network_.channels;
       w[i] = inside ? widened(hetero::cuda::read(from + i / 2 * 8 * m.stride[0] + i % 2 * 4 * m.stride[1]), m.dtype) : 0.f;
     }
-  }
-
-  HK_DEVICE float global(int k, int64_t c) const {
-    const Matrix& w = network_.weight;
-    return read_float(w.data, w.dtype, k * w.stride[0] + c * w.stride[1]);
   }
 
   const FeatureNetwork& network_;
