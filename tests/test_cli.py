@@ -139,7 +139,9 @@ def test_parts_of_a_step_that_are_unequal_are_refused_before_a_folder_is_made(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(distill(workplace, "never", "--schedule.micro_batches", "3")) == 1
-    message = "schedule.batch_size must be a multiple of 1 processes times schedule.micro_batches 3, got 2"
+    message = (
+        "schedule.batch_size must be a multiple of schedule.micro_batches 3 times the number of processes 1, got 2"
+    )
     assert message in capsys.readouterr().err and not (workplace / "never").exists()
 
 

@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import heteroakd
 import pytest
 from heteroakd.cli import main
 from heteroakd.commands import compare
@@ -123,8 +124,11 @@ def test_a_missing_teacher_is_named_before_any_run(tmp_path: Path, capfd: pytest
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="python puts the current folder first")
-def test_a_run_imports_nothing_of_the_current_folder(tmp_path: Path) -> None:
-    """A checkout's hetero_kernels, for one, would hide the installed one."""
+def test_a_run_imports_nothing_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout's hetero_kernels, for one, would hide the installed one, unless it is what this process imported."""
+    monkeypatch.chdir(Path(heteroakd.__file__).parents[1])
+    assert compare.environment_of_a_run() == os.environ
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "heteroakd").mkdir()
     (tmp_path / "heteroakd" / "__init__.py").touch()
     (tmp_path / "heteroakd" / "__main__.py").write_text("raise SystemExit('of the current folder')")
@@ -132,6 +136,16 @@ def test_a_run_imports_nothing_of_the_current_folder(tmp_path: Path) -> None:
     safe = compare.environment_of_a_run()
     for environment, status in (({**safe, "PYTHONSAFEPATH": ""}, 1), (safe, 0)):
         assert subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True).returncode == status
+
+
+def test_parts_of_a_step_that_are_unequal_are_refused_before_any_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "--processes", "3", "--output", str(tmp_path / "x")]) == 1
+    message = (
+        "schedule.batch_size must be a multiple of schedule.micro_batches 1 times the number of processes 3, got 8"
+    )
+    assert message in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
 def test_signal_is_passed_on_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,11 +277,12 @@ def test_scales_windows_and_mirroring_together_are_the_mean_of_their_softmax() -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scales": [1.0, -0.5]}, "evaluation.scales must"),
-        ({"window": (0, 8)}, "evaluation.window must be"),
-        ({"window": (8, 8), "window_stride": (8, 9)}, r"window_stride must be at most .*\(8, 8\).* got \(8, 9\)"),
+        ({"scales": [1.0, -0.5]}, "scales must"),
+        ({"window": (8,)}, "window must be 2 numbers"),
+        ({"window": (0, 8)}, "window must be 2 numbers"),
+        ({"window": (8, 8), "window_stride": (8, 9)}, r"window_stride must be at most window \(8, 8\).* got \(8, 9\)"),
         ({"window": (8, 8), "window_stride": (0, 8)}, "window_stride"),
-        ({"window_stride": (8, 8)}, "evaluation.window, which is null"),
+        ({"window_stride": (8, 8)}, "window, which is null"),
     ],
 )
 def test_options_that_leave_pixels_out_are_named(options: dict[str, Any], message: str) -> None:

@@ -197,7 +197,7 @@ def test_options_that_are_not_given_stay_the_runs_own(checkpoint: str, tmp_path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("{scales: []}", "evaluation: not a valid EvaluationConfig: evaluation.scales must be one or more numbers"),
+        ("{scales: []}", "evaluation: not a valid EvaluationConfig: scales must be one or more numbers"),
         ("{window: [5]}", "evaluation: not a valid EvaluationConfig: "),
         ("{flop: true}", "evaluation: not a valid EvaluationConfig"),
         ("{flip: maybe}", "evaluation: not a valid EvaluationConfig"),

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
-from heteroakd.cli import COMMANDS, main
+from heteroakd.cli import COMMANDS, build_parser, main
 from heteroakd.config.commands import DistillRun, EvaluateRun, ExportRun
 from heteroakd.config.groups import DataConfig, ModelConfig, OptimizerConfig, TeacherConfig, from_dict
-from heteroakd.config.options import LARGEST, PATHS, Options, expand_path
+from heteroakd.config.options import PATHS, Options, build, expand_path
 from heteroakd.training.checkpoint import load_checkpoint, save_checkpoint
 
 NO_PATHS = {"architecture", "encoder", "tap", "auxiliary_tap", "device", "trust_architecture"}
@@ -119,54 +119,99 @@ def test_every_path_option_is_expanded() -> None:
             assert name in NO_PATHS or issubclass(group, Options), group
 
 
-NUMBERS = {each: None for config_class, _ in COMMANDS.values() for each in options_of(config_class, int, float)}
+REQUIRED = {"evaluate": ["--checkpoint", "x"], "predict": ["--checkpoint", "x"], "export": ["--checkpoint", "x"]}
+REQUIRED |= {"report": ["--runs", "[x]"], "distill": ["--teacher.model.architecture", "fpn"]}
 
 
-@pytest.mark.parametrize(("group", "name"), NUMBERS, ids=lambda each: getattr(each, "__name__", each))
-def test_every_number_has_bounds(group: type[Any], name: str) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_number_has_bounds(command: str) -> None:
     """What lies just outside of them, no number and no finite one are refused by the option's full name."""
-    (option,) = (entry for entry in dataclasses.fields(group) if entry.name == name)
-    least, most = option.metadata["bounds"]
-    required = {entry.name: "x" for entry in dataclasses.fields(group) if entry.name in ("checkpoint", "runs")}
-    several = "tuple" in str(option.type) or "list" in str(option.type)
-    for wrong in (least - 1, most + 1 if most < LARGEST else math.inf, math.nan):
-        given = [wrong, wrong] if several else wrong
-        with pytest.raises(ValueError, match=rf"^{re.escape(group.prefix + name)} must be .*, got .*{wrong}"):
-            group(**required, **{name: given})
-    if several and option.default is not None:
-        with pytest.raises(ValueError, match=rf"{name} must be .* numbers .*, got \[\]"):
-            group(**required, **{name: []})
-    group(**required)
+    parsed = build_parser().parse_args([command, *REQUIRED.get(command, [])])[command]
+    found = 0
+    for path in parsed.keys(branches=False):
+        group, config_class = parsed, COMMANDS[command][0]
+        for step in path.split(".")[:-1]:
+            kind = get_type_hints(config_class)[step]
+            group, config_class = (
+                group[step],
+                next(each for each in (kind, *get_args(kind)) if dataclasses.is_dataclass(each)),
+            )
+        name = path.split(".")[-1]
+        if (config_class, name) not in options_of(config_class, int, float):
+            continue
+        (option,) = (entry for entry in dataclasses.fields(config_class) if entry.name == name)
+        least, most, count = option.metadata["bounds"]
+        several = "tuple" in str(option.type) or "list" in str(option.type)
+        assert (count is not None) == ("tuple" in str(option.type)), path
+        wrongs = [[each] * (count or 1) if several else each for each in (least - 1, most + 1, math.inf, math.nan)]
+        if several:
+            wrongs += [[], [least] * (count + 1)] if count else [[]]
+        before = group[name]
+        for wrong in wrongs:
+            group[name] = wrong
+            with pytest.raises(ValueError, match=rf"^{re.escape(path)} must be .*, got {re.escape(str(wrong))}"):
+                build(COMMANDS[command][0], parsed)
+        group[name] = before
+        found += 1
+    build(COMMANDS[command][0], parsed)
+    assert found or command == "report"
 
 
 @pytest.mark.parametrize(
     ("command", "options", "message"),
     [
-        ("distill", ["--schedule.steps", "0"], "schedule.steps must be a number of at least 1, got 0"),
+        ("distill", ["--schedule.steps", "0"], "schedule.steps must be a number between 1 and 1000000000, got 0"),
         (
             "distill",
             ["--schedule.seed", str(2**64)],
             "schedule.seed must be a number between 0 and 9223372036854775807, got",
         ),
-        ("distill", ["--optimizer.lr", "-1"], "optimizer.lr must be a number of at least 0, got -1.0"),
-        ("distill", ["--optimizer.ema_decay", "1"], "optimizer.ema_decay must lie in [0, 1), got 1.0"),
+        ("distill", ["--optimizer.lr", "-1"], "optimizer.lr must be a number between 0 and 1000000000, got -1.0"),
+        (
+            "distill",
+            ["--optimizer.ema_decay", "1"],
+            "optimizer.ema_decay must be a number between 0 and 0.999999, got 1.0",
+        ),
         (
             "teacher",
             ["--evaluation.scales", "[0]"],
             "evaluation.scales must be one or more numbers between 0.001 and 16",
         ),
         ("teacher", ["--evaluation.scales", "[]"], "evaluation.scales must be one or more numbers"),
-        ("teacher", ["--evaluation.window_stride", "[8,8]"], "evaluation.window, which is null, got (8, 8)"),
+        (
+            "teacher",
+            ["--evaluation.window_stride", "[8,8]"],
+            "evaluation.window_stride is that of window, which is null, got (8, 8)",
+        ),
+        ("distill", ["--teacher.checkpoint", ""], "teacher.checkpoint must name a file or a folder, got ''"),
+        (
+            "distill",
+            ["--student.weights_strict", "false"],
+            "student.weights_strict is not used without a file of weights",
+        ),
+        (
+            "distill",
+            ["--teacher.model.auxiliary_weight", "-1"],
+            "teacher.model.auxiliary_weight must be a number between",
+        ),
         ("teacher", ["--output", " "], "output must name a file or a folder, got ' '"),
         ("compare", ["--methods", "[kd, kd]"], "methods must name at least one, and each once, got ['kd', 'kd']"),
         ("compare", ["--seeds", "[]"], "seeds must be one or more numbers between 0"),
         ("compare", ["--seeds", "[1, 1]"], "seeds must name at least one, and each once, got [1, 1]"),
-        ("compare", ["--processes", "0"], "processes must be a number of at least 1, got 0"),
+        ("compare", ["--processes", "0"], "processes must be a number between 1 and 4096, got 0"),
         ("demo", ["--methods", "[kd, kd]"], "methods must name at least one, and each once"),
-        ("check-data", ["--workers", "-1"], "workers must be a number of at least 0, got -1"),
-        ("evaluate", ["--checkpoint", "x.pt", "--limit", "0"], "limit must be a number of at least 1, got 0"),
+        ("check-data", ["--workers", "-1"], "workers must be a number between 0 and 4096, got -1"),
+        (
+            "evaluate",
+            ["--checkpoint", "x.pt", "--limit", "0"],
+            "limit must be a number between 1 and 1000000000, got 0",
+        ),
         ("predict", ["--checkpoint", "x.pt", "--alpha", "2"], "alpha must be a number between 0 and 1, got 2"),
-        ("export", ["--checkpoint", "x.pt", "--tolerance", "-1"], "tolerance must be a number of at least 0, got -1"),
+        (
+            "export",
+            ["--checkpoint", "x.pt", "--tolerance", "-1"],
+            "tolerance must be a number between 0 and 1000000000, got -1",
+        ),
     ],
 )
 def test_values_that_no_run_can_have_are_refused_before_anything_is_loaded(

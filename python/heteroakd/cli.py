@@ -30,6 +30,7 @@ from heteroakd.config.commands import (
     ReportRun,
     TeacherRun,
 )
+from heteroakd.config.options import build
 from heteroakd.system.signals import StoppedError, reader_may_leave
 
 COMMANDS: dict[str, tuple[type[Any], str]] = {
@@ -150,13 +151,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for field in dataclasses.fields(config_class):
             if dataclasses.is_dataclass(field.default_factory) and not isinstance(parsed[name][field.name], Namespace):
                 raise ValueError(f"{field.name} must be a group of options, got {parsed[name][field.name]!r}")
-        options = parser.instantiate(parsed)[name]
-        config = config_class(**{field.name: options[field.name] for field in dataclasses.fields(config_class)})
+        config = build(config_class, parsed[name])
     except ValueError as error:
         if debug:
             raise
         parser.exit(2, f"{f'heteroakd {name}'.strip()}: error: {error}\n")
-    flags = {flag: options[flag] for flag in ("resume", "overwrite", "resume_or_start") if name in TRAINING}
+    flags = {flag: parsed[name][flag] for flag in ("resume", "overwrite", "resume_or_start") if name in TRAINING}
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own networks are named by import path
     try:

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+import hetero_kernels
+import heteroakd
 from heteroakd.config.commands import CompareRun, DistillRun, TeacherRun, fill_names
 from heteroakd.config.groups import Method, to_dict
 from heteroakd.data import build_data
@@ -21,6 +23,7 @@ from heteroakd.system.distributed import say
 from heteroakd.system.files import COMPARISON, COMPARISON_RESULTS, LAST, SUMMARY, write_text
 from heteroakd.system.signals import StoppedError, StopRequest
 from heteroakd.training.checkpoint import CheckpointError, check_same_run, load_checkpoint, load_latest, state_digest
+from heteroakd.training.step import check_parts
 from heteroakd.training.trained import files_digest, may_differ
 
 Results = dict[Method, dict[int, dict[str, Any]]]
@@ -40,6 +43,7 @@ def run_compare(config: CompareRun) -> Path:
     """
     if unknown := [method for method in config.methods if method not in METHODS]:
         raise ValueError(f"methods must be among {', '.join(METHODS)}, got {', '.join(unknown)}")
+    check_parts(config.schedule, config.processes)
     if config.method is not None:
         say(f"method {config.method} is not used: compared are the methods {', '.join(config.methods)}")
     config = fill_names(config, "compare")
@@ -79,9 +83,10 @@ def write_options(run: TeacherRun | DistillRun) -> str:
 
 
 def environment_of_a_run() -> dict[str, str]:
-    """What a process of its own starts with: it imports what this one does, not what lies in the current folder (from
-    Python 3.11 on)."""
-    return {**os.environ, "PYTHONSAFEPATH": "1"}
+    """What a process of its own starts with: from Python 3.11 on it imports what this one does, not what else lies in
+    the current folder."""
+    own = {Path(str(module.__file__)).resolve().parents[1] for module in (heteroakd, hetero_kernels)}
+    return {**os.environ} if Path.cwd() in own else {**os.environ, "PYTHONSAFEPATH": "1"}
 
 
 def check_ended(command: list[str], status: int) -> None:

@@ -54,7 +54,7 @@ def run_distill(config: DistillRun, **flags: bool) -> Evaluation:
 def _run(config: TeacherRun | DistillRun, wanted: _Start) -> Evaluation:
     device, output = choose_device(config.runtime.device, config.runtime.threads), Path(config.output)
     with process_group(device):
-        check_parts(config.schedule)
+        check_parts(config.schedule, world_size())
         start = on_main(partial(check_output, output, wanted))
         run = _build_run(config, device, start)
         _announce(run, device)

@@ -20,7 +20,7 @@ from heteroakd.config.groups import (
     ScheduleConfig,
     TeacherConfig,
 )
-from heteroakd.config.options import LAST_SEED, Options, number
+from heteroakd.config.options import LAST_SEED, PROCESSES, Options, number
 
 
 @dataclass
@@ -103,7 +103,7 @@ class CompareRun(Distillation):
     """Methods to compare, see `heteroakd distill`; each is compared with those before it."""
     seeds: list[int] = number([0, 1, 2], 0, LAST_SEED)
     """Seeds of every method, in the place of schedule.seed."""
-    processes: int = number(1, 1)
+    processes: int = number(1, 1, PROCESSES)
     """Processes of every run; more than one are torchrun's on this machine."""
     output: str = "runs/street-compare"
     """Folder for the table (comparison.md, comparison.json) and the runs, METHOD-seedN; {method} is "compare", {data}
@@ -139,7 +139,7 @@ class CheckpointUse(Trusting):
     """Checkpoint of a teacher or a student."""
     root: str | None = None
     """Folder of the data set where it is not the one that the checkpoint's configuration names."""
-    threads: int | None = number(None, 1)
+    threads: int | None = number(None, 1, PROCESSES)
     """CPU threads of torch; null: torch's choice."""
 
 
@@ -168,7 +168,7 @@ class EvaluateRun(Prediction):
     predictions: what each knows in the space that they are matched in."""
     teacher: str | None = None
     """Checkpoint of the teacher for `projections`; null: the teacher as the run names it."""
-    workers: int = number(0)
+    workers: int = number(0, 0, PROCESSES)
     """Processes that read the images; 0 does it in the evaluating process."""
     output: str | None = None
     """JSON file for the numbers."""
@@ -206,7 +206,7 @@ class ExportRun(CheckpointUse):
     what a network does not allow is an error that says so."""
     image: str | None = None
     """Image file of the check; null: the first val image of the data set that the checkpoint was trained on."""
-    image_size: tuple[int, int] | None = number(None, 1)
+    image_size: tuple[int, int] | None = number(None, 1, 65536, count=2)
     """Height and width to which that image is resized, and the size of the network where it cannot vary; null: its own,
     padded to the network's stride."""
     tolerance: float = number(1e-4)
@@ -241,7 +241,7 @@ class CheckDataRun(Options):
     """Samples of each part on the contact sheet; 0: no sheet."""
     limit: int | None = number(None, 1)
     """Read the first pairs of each part only."""
-    workers: int = number(0)
+    workers: int = number(0, 0, PROCESSES)
     """Processes that read; 0 reads in this one."""
 
 
@@ -261,7 +261,7 @@ class DemoRun(Options):
     """Seed of data order, augmentation and initialisation, the same for every student."""
     methods: list[Method] = field(default_factory=lambda: ["none", "kd", "heteroakd"])
     """Methods to compare."""
-    batch_size: int = number(8, 1)
+    batch_size: int = number(8, 1, 65536)
     """Images per step."""
     crop_size: tuple[int, int] = number((96, 128), 1, 65536)
     """Height and width of the training crops, multiples of 32."""
@@ -271,7 +271,7 @@ class DemoRun(Options):
     """Generated images that the networks are measured on."""
     tensorboard: bool = True
     """Write TensorBoard events of every run."""
-    threads: int | None = number(None, 1)
+    threads: int | None = number(None, 1, PROCESSES)
     """CPU threads of torch; null: torch's choice."""
 
     def __post_init__(self) -> None:

@@ -6,13 +6,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from heteroakd.config.options import LAST_SEED, Options, number
+from heteroakd.config.options import LAST_SEED, SCALES, Options, number
 
 DataName = Literal["street", "cityscapes", "voc", "voc_aug", "ade20k", "coco_stuff", "camvid", "folder"]
 
 
 @dataclass
-class DataConfig(Options, prefix="data."):
+class DataConfig(Options):
     """Data set and augmentation of a run.
 
     Raises ValueError, naming the field, for sizes, counts, ranges and probabilities that make no sense.
@@ -25,7 +25,7 @@ class DataConfig(Options, prefix="data."):
     """Folder that holds the data set; required by all but "street"."""
     crop_size: tuple[int, int] = number((128, 192), 1, 65536)
     """Height and width of the training crops, in pixels."""
-    scale_range: tuple[float, float] = number((0.5, 2.0), 1e-3, 16)
+    scale_range: tuple[float, float] = number((0.5, 2.0), *SCALES)
     """Smallest and largest factor by which a training image is resized before it is cropped."""
     scale_step: float = number(0.1, 0, 16)
     """Spacing of the factors within `scale_range`; 0 draws them continuously."""
@@ -75,19 +75,19 @@ class DataConfig(Options, prefix="data."):
         if not self.augment:
             self.refuse_unused("where augment is false", "scale_range", "scale_step", "flip_probability")
         if self.evaluation_part == "test" and self.name not in ("camvid", "folder"):
-            raise ValueError(f"data.evaluation_part must be 'val' for the data set {self.name!r}, got 'test'")
+            raise ValueError(f"evaluation_part must be 'val' for the data set {self.name!r}, got 'test'")
         if self.scale_range[0] > self.scale_range[1]:
-            raise ValueError(f"data.scale_range must be smallest and largest, got {self.scale_range}")
+            raise ValueError(f"scale_range must be smallest and largest, got {self.scale_range}")
         if self.label_values is not None:  # as JSON has it, so that a checkpoint gives back what it was given
             values = {str(value).lower(): index for value, index in self.label_values.items()}
             for name in values:
                 if not re.fullmatch(r"#[0-9a-f]{6}|\d{1,5}|other", name) or (name.isdigit() and int(name) > 65535):
                     names = 'numbers from 0 to 65535, colours #rrggbb or "other"'
-                    raise ValueError(f"data.label_values must map {names}, got {name!r}")
+                    raise ValueError(f"label_values must map {names}, got {name!r}")
             if wrong := [index for index in values.values() if not 0 <= index <= 255]:
-                raise ValueError(f"data.label_values must map to classes 0 to 254 or 255 (ignore), got {wrong[0]}")
+                raise ValueError(f"label_values must map to classes 0 to 254 or 255 (ignore), got {wrong[0]}")
             if len({name[0] == "#" for name in values if name != "other"}) > 1:
-                raise ValueError(f"data.label_values must map numbers or colours, not both, got {values}")
+                raise ValueError(f"label_values must map numbers or colours, not both, got {values}")
             self.label_values = {name: values[name] for name in values}
 
 

@@ -6,20 +6,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from heteroakd.config.data import DataConfig as DataConfig
-from heteroakd.config.options import LAST_SEED, Options, number
+from heteroakd.config.options import LAST_SEED, PROCESSES, SCALES, Options, build, number
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 Method = Literal["none", "kd", "cwd", "heteroakd", "heteroakd_no_kmm", "heteroakd_no_kem"]
 ConfigClass = TypeVar("ConfigClass", bound=Options)
-SMALLEST = 1e-3
-"""Of temperatures and factors that cannot be 0."""
+TEMPERATURES = (1e-6, 1e6)
+"""As the losses have them."""
+BELOW_1 = 0.999999
 
 
 @dataclass
@@ -73,14 +74,14 @@ class TeacherConfig(Options):
 
 
 @dataclass
-class LossConfig(Options, prefix="loss."):
+class LossConfig(Options):
     """Options of `hetero_kernels.HeteroAKDLoss`, under its names. Ignored pixels are those labelled 255."""
 
     projector: Literal["conv_bn_relu", "conv_bn", "conv"] = "conv_bn"
     """Layers after the 1x1 convolution that projects each network's features to class logits."""
-    temperature: float = number(1.0, SMALLEST)
+    temperature: float = number(1.0, *TEMPERATURES)
     """Temperature T of the HeteroAKD term."""
-    kd_temperature: float = number(1.0, SMALLEST)
+    kd_temperature: float = number(1.0, *TEMPERATURES)
     """Temperature of the KD term on the output logits."""
     task_weight: float = number(1.0)
     """Weight of the cross-entropy with the labels."""
@@ -88,7 +89,7 @@ class LossConfig(Options, prefix="loss."):
     """Weight of the KD term, the same for the methods kd and heteroakd; the method none has no such term."""
     cwd_weight: float = number(3.0)
     """Weight of channel-wise distillation (method cwd); 3 is its paper's for output logits."""
-    cwd_temperature: float = number(4.0, SMALLEST)
+    cwd_temperature: float = number(4.0, *TEMPERATURES)
     """Temperature of channel-wise distillation; 4 is its paper's."""
     hakd_weight: float = number(1.0)
     """Weight of the HeteroAKD term (method heteroakd)."""
@@ -108,14 +109,14 @@ class LossConfig(Options, prefix="loss."):
     """Interpolation of the output logits, in the losses and in the evaluation."""
     class_weight: list[float] | None = number(None)
     """One weight per class for the cross-entropy; null: all 1."""
-    label_smoothing: float = number(0.0, 0, 1)
+    label_smoothing: float = number(0.0, 0, BELOW_1)
     """Label smoothing of the cross-entropy."""
     backend: Literal["reference", "cpu", "cuda", "triton"] | None = None
     """Implementation of the losses; null chooses by device and by what is installed."""
 
 
 @dataclass
-class OptimizerConfig(Options, prefix="optimizer."):
+class OptimizerConfig(Options):
     """Optimiser and learning rates."""
 
     name: Literal["sgd", "adamw"] = "adamw"
@@ -139,25 +140,23 @@ class OptimizerConfig(Options, prefix="optimizer."):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the networks in training: bf16 and fp16 are automatic mixed precision (fp16 with a gradient scaler). Losses,
     weights and evaluation stay in fp32."""
-    ema_decay: float = number(0.0)
+    ema_decay: float = number(0.0, 0, BELOW_1)
     """Decay of a moving average of the student, which then is what is evaluated and saved; 0: none. In the first steps
     the decay is smaller, (1 + step) / (10 + step)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ema_decay >= 1:
-            raise ValueError(f"optimizer.ema_decay must lie in [0, 1), got {self.ema_decay}")
         if self.name == "adamw":
             self.refuse_unused("by adamw", "momentum")
 
 
 @dataclass
-class ScheduleConfig(Options, prefix="schedule."):
+class ScheduleConfig(Options):
     """How long training lasts and what it sees: two runs with the same schedule see the same batches."""
 
     steps: int = number(400, 1)
     """Optimiser steps."""
-    batch_size: int = number(8, 1)
+    batch_size: int = number(8, 1, 65536)
     """Images per step, over all processes."""
     micro_batches: int = number(1, 1)
     """Parts in which each process goes through its images of a step, one after the other (gradient accumulation): less
@@ -174,19 +173,19 @@ class ScheduleConfig(Options, prefix="schedule."):
 
 
 @dataclass
-class EvaluationConfig(Options, prefix="evaluation."):
+class EvaluationConfig(Options):
     """How a network is applied to an image. The default is what CIRKD and most tables report: the whole image at its
     own scale.
 
     Raises ValueError, naming the option, for values with which some pixel would get no prediction.
     """
 
-    window: tuple[int, int] | None = number(None, 1)
+    window: tuple[int, int] | None = number(None, 1, count=2)
     """Height and width of the windows that slide over the image, for networks that do badly on images larger than their
     training crops; overlapping logits are averaged. null: the whole image at once."""
-    window_stride: tuple[int, int] | None = number(None, 1)
+    window_stride: tuple[int, int] | None = number(None, 1, count=2)
     """Vertical and horizontal distance of the windows, at most their size; null: two thirds of it."""
-    scales: list[float] = number([1.0], SMALLEST, 16)
+    scales: list[float] = number([1.0], *SCALES)
     """Factors on the image's size; the softmax of all of them is averaged."""
     flip: bool = False
     """Mirror the image, too, at every scale, and average the softmax of both."""
@@ -197,24 +196,23 @@ class EvaluationConfig(Options, prefix="evaluation."):
         if stride is None:
             return
         if window is None:
-            raise ValueError(f"evaluation.window_stride is that of evaluation.window, which is null, got {stride}")
+            raise ValueError(f"window_stride is that of window, which is null, got {stride}")
         if any(step > size for step, size in zip(stride, window, strict=True)):
             raise ValueError(
-                f"evaluation.window_stride must be at most evaluation.window {window}, else pixels lie between the "
-                f"windows, got {stride}"
+                f"window_stride must be at most window {window}, else pixels lie between the windows, got {stride}"
             )
 
 
 @dataclass
-class RuntimeConfig(Options, prefix="runtime."):
+class RuntimeConfig(Options):
     """Where a run happens and what it writes; of this, only device, threads, channels_last and
     compile change results, by rounding."""
 
     device: str = "auto"
     """auto (cuda where there is one, else cpu) or a torch device; under torchrun each process takes its own GPU."""
-    threads: int | None = number(None, 1)
+    threads: int | None = number(None, 1, PROCESSES)
     """CPU threads of torch; null: torch's choice. Bit-identical results need the same number."""
-    workers: int = number(0)
+    workers: int = number(0, 0, PROCESSES)
     """Processes that load and augment images, for training and for evaluation; 0 does it in the training process.
     On a GPU the batches lie in pinned memory."""
     evaluate_every: int = number(0)
@@ -252,8 +250,7 @@ def from_dict(config_class: type[ConfigClass], values: dict[str, Any], source: s
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(config_class)
     try:
-        options = parser.instantiate(parser.parse_object(values))
-        return config_class(**{option.name: options[option.name] for option in fields(config_class)})
+        return build(config_class, parser.parse_object(values))
     except Exception as error:  # jsonargparse raises argparse.ArgumentError and its own kinds
         reason = " ".join(str(error).split())
         raise ValueError(f"{source}: not a valid {config_class.__name__}: {reason}") from error

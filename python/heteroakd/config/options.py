@@ -4,38 +4,41 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from jsonargparse import Namespace
 
 Default = TypeVar("Default")
 
 PATHS = frozenset({"checkpoint", "continue_from", "image", "images", "output", "root", "runs", "teacher", "weights"})
 """Options that name files or folders."""
-LARGEST = sys.float_info.max
-"""The bound of what is finite, and no more."""
+SCALES = (1e-3, 16)
+"""Bounds of factors on an image's size."""
+PROCESSES = 4096
+"""More of them, or of threads, no machine has."""
 LAST_SEED = 2**63 - 1
-"""The largest that torch takes."""
+"""Every generator takes 63 bits."""
 
 
-def number(default: Default, least: float = 0, most: float = LARGEST) -> Default:
-    """The field of an option that is a number, or some in a list or tuple, all of them between two bounds, or None."""
-    bounds = {"bounds": (least, most)}
+def number(default: Default, least: float = 0, most: float = 10**9, count: int | None = None) -> Default:
+    """The field of an option that is a number, or `count` of them (of a tuple as many as it has, of a list some), all
+    between two bounds, or None. Beyond 10^9 there are misplaced digits."""
+    count = len(default) if isinstance(default, tuple) else count
+    bounds = {"bounds": (least, most, count)}
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=bounds)  # type: ignore[return-value]
     return field(default=default, metadata=bounds)
 
 
-def check_number(name: str, value: Any, default: Any, least: float, most: float) -> None:
+def check_number(name: str, value: Any, least: float, most: float, count: int | None) -> None:
     """Raises ValueError, naming the option, where one of its numbers is not within its bounds, where there is none, or
-    where they are not as many as the default, a tuple, has."""
+    where they are not `count`."""
     several = isinstance(value, list | tuple)
     values = value if several else [value]
-    count = len(default) if isinstance(default, tuple) else len(values) or 1
-    if len(values) != count or not all(least <= each <= most for each in values):
-        numbers = f"{count} numbers" if isinstance(default, tuple) else "one or more numbers" if several else "a number"
-        bounds = f"between {least} and {most}" if most < LARGEST else f"of at least {least}"
-        raise ValueError(f"{name} must be {numbers} {bounds}, got {value}")
+    if len(values) != (count or len(values) or 1) or not all(least <= each <= most for each in values):
+        numbers = f"{count} numbers" if count else "one or more numbers" if several else "a number"
+        raise ValueError(f"{name} must be {numbers} between {least} and {most}, got {value}")
 
 
 def expand_path(path: str) -> str:
@@ -58,25 +61,18 @@ class Options:
     Raises ValueError, naming the option, for numbers out of their bounds and paths without a name.
     """
 
-    prefix: ClassVar[str] = ""
-
-    def __init_subclass__(cls, prefix: str = "") -> None:
-        """`prefix` stands before the options' names where they are given."""
-        cls.prefix = prefix
-
     def __post_init__(self) -> None:
         for name in PATHS & self.__dict__.keys():
             value = getattr(self, name)
-            if isinstance(value, str):
-                if not value.strip():
-                    raise ValueError(f"{self.prefix}{name} must name a file or a folder, got {value!r}")
-                setattr(self, name, expand_path(value))
-            elif isinstance(value, list):
-                setattr(self, name, [*map(expand_path, value)])
+            paths = value if isinstance(value, list) else [value] if isinstance(value, str) else []
+            if not all(path.strip() for path in paths):
+                raise ValueError(f"{name} must name a file or a folder, got {value!r}")
+            if paths:
+                setattr(self, name, [*map(expand_path, paths)] if isinstance(value, list) else expand_path(value))
         for option in fields(self):
             value = getattr(self, option.name)
             if "bounds" in option.metadata and value is not None:
-                check_number(self.prefix + option.name, value, option.default, *option.metadata["bounds"])
+                check_number(option.name, value, *option.metadata["bounds"])
 
     def refuse_twice(self, *names: str) -> None:
         """Raises ValueError where one of the fields, a list, is empty or names something twice."""
@@ -90,4 +86,22 @@ class Options:
         for entry in fields(self):
             default = entry.default if entry.default_factory is MISSING else entry.default_factory()
             if entry.name in names and getattr(self, entry.name) != default:
-                raise ValueError(f"{self.prefix}{entry.name} is not used {reason}, got {getattr(self, entry.name)}")
+                raise ValueError(f"{entry.name} is not used {reason}, got {getattr(self, entry.name)}")
+
+
+Built = TypeVar("Built", bound=Options)
+
+
+def build(config_class: type[Built], parsed: Namespace, path: str = "") -> Built:
+    """The options as parsed, groups within groups. Raises ValueError with the path before the option's name."""
+    hints, given = get_type_hints(config_class), {}
+    for option in fields(config_class):
+        value, kind = parsed[option.name], hints[option.name]
+        groups = [each for each in (kind, *get_args(kind)) if isinstance(each, type) and issubclass(each, Options)]
+        if groups and isinstance(value, Namespace):
+            value = build(groups[0], value, f"{path}{option.name}.")
+        given[option.name] = value
+    try:
+        return config_class(**given)
+    except ValueError as error:
+        raise ValueError(f"{path}{error}") from error

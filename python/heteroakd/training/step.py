@@ -102,12 +102,12 @@ def synchronize_batch_norm(distiller: Distiller) -> None:
         nn.SyncBatchNorm.convert_sync_batchnorm(distiller)  # in place: the distiller itself is no batch norm
 
 
-def check_parts(schedule: ScheduleConfig) -> None:
+def check_parts(schedule: ScheduleConfig, processes: int) -> None:
     """Raises ValueError where a step's images are not the same number for every process and micro-batch."""
-    if schedule.batch_size % (schedule.micro_batches * world_size()):
+    if schedule.batch_size % (schedule.micro_batches * processes):
         raise ValueError(
-            f"schedule.batch_size must be a multiple of {world_size()} processes times schedule.micro_batches "
-            f"{schedule.micro_batches}, got {schedule.batch_size}"
+            f"schedule.batch_size must be a multiple of schedule.micro_batches {schedule.micro_batches} times the "
+            f"number of processes {processes}, got {schedule.batch_size}"
         )
 
 
@@ -137,7 +137,7 @@ class TrainingStep:
     ) -> None:
         if config.precision not in PRECISIONS:
             raise ValueError(f"optimizer.precision must be one of {', '.join(PRECISIONS)}, got {config.precision!r}")
-        check_parts(schedule)
+        check_parts(schedule, world_size())
         self.distiller = distiller
         self.optimizer = optimizer
         self.schedule = schedule
