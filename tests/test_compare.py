@@ -154,7 +154,7 @@ def test_signal_is_passed_on_to_the_run(tmp_path: Path, monkeypatch: pytest.Monk
         terminated = 0
 
         def __init__(self, command: list[str], **options: object) -> None:
-            assert options == {"start_new_session": True, "env": {**os.environ, "PYTHONSAFEPATH": "1"}}
+            assert options == {"start_new_session": True, "env": compare.environment_of_a_run()}
             os.kill(os.getpid(), signal.SIGINT)
 
         def poll(self) -> int | None:
