@@ -48,7 +48,8 @@ struct ExactAxis {
     return {fine, coarse, 2 * coarse, coarse - fine, 2 * fine, fine == coarse};
   }
 
-  // Whether positions, times what they are divided by, fit 31 bits, one coarse cell beyond the grid's ends included.
+  // Whether 32 bits hold what is divided, to one coarse cell beyond the grid's ends: near 2 (coarse + 1) fine in `first`, below
+  // 2^30.
   HK_INLINE bool narrow() const { return fine < INT32_MAX && coarse < INT32_MAX && (fine + 1) * (coarse + 2) < INT32_MAX / 4; }
 
   template <class Int = int64_t>

@@ -55,13 +55,13 @@ class LossCall {
   }
 
   // Counts beforehand what the main launch must know: the sum of class weights, and the number of valid pixels where
-  // gradients of two terms have different divisors, or where `gradients` are to be whole after it.
+  // gradients of two terms have different divisors, or where one is not divided afterwards: all of them (`gradients`), or those
+  // that it writes in place.
   void count_divisors(const float* class_weight, bool gradients = false) {
     Term(&term)[2] = problem_.term;
     const auto counts = [&](int i) { return term[i].divisor == Divisor::kCount && (term[i].weight != 0 || i == 0); };
     const auto given = [&](int i) { return term[i].divisor != Divisor::kCount && term[i].weight != 0; };
     const bool gradient = problem_.student.gradient || problem_.teacher.gradient;
-    // What the main launch writes in place is not touched again.
     for (const Network* n : {&problem_.student, &problem_.teacher}) gradients |= n->gradient && n->direct && !n->scale;
     const bool weighted = class_weight && counts(0);
     if (!weighted && !(gradients && (counts(0) || counts(1))) && !(gradient && ((counts(0) && given(1)) || (counts(1) && given(0))))) return;

@@ -127,6 +127,7 @@ __global__ void __launch_bounds__(128, 2) hakd_kernel(const HakdProblem p) {
   const Lane lane(p, tile);
   const BandLabels labels(p, tile, memory);
   TileNetwork student(p.student, p, tile, memory, p.student.gradient), teacher(p.teacher, p, tile, memory, p.teacher.gradient);
+  // The second is L_proj's; without it nobody reads a divisor that nobody counted.
   const float scale[2] = {p.term[0].weight * p.term[0].share * inverse_divisor(p.term[0], arrays.scratch[0]),
                           Proj ? p.term[1].weight * p.term[1].share * inverse_divisor(p.term[1], arrays.scratch[1]) : 0.f};
   HakdLoss<Default, Power, Proj, Single> loss(p, tile, lane, student, teacher, labels, scale);

@@ -156,7 +156,7 @@ struct Finish {
 };
 
 // Blocks [0, student_blocks) and the `teacher_blocks` after them finish gradients, one more the loss. `Narrow`: both networks'
-// positions are, and are calculated in 32 bits. Six blocks: with no number of them the compiler spills.
+// positions are, and are calculated in 32 bits. Six blocks to a multiprocessor: told no number, the compiler spills.
 template <bool Narrow>
 HK_KERNEL void __launch_bounds__(kFinishThreads, 6) finish_kernel(const __grid_constant__ Problem p, const __grid_constant__ Finish f) {
   using Int = std::conditional_t<Narrow, int32_t, int64_t>;

@@ -97,7 +97,7 @@ class SliceStream {
     __syncwarp();
   }
 
-  // Waits for copies that were committed before the first slice's.
+  // Waits for copies that were committed before the first slice's: as many groups as the ring has came after them.
   HK_DEVICE void wait_for_earlier() const { wait_until(ring_); }
 
   // x[i] = the element at position(i, channel, pixel) of the oldest slice.
@@ -234,7 +234,8 @@ class Weights {
     if (Resident) staged_ = memory.take<float>(classes * pitch_);
   }
 
-  // A group of copies, where weights are floats; a barrier must follow when it has landed. A warp has every eighth class.
+  // Begins a group of copies, empty where weights are halves; `wait_for_earlier` and a barrier must follow. A warp has every
+  // eighth class.
   HK_DEVICE void stage() const {
     if constexpr (Resident) {
       const Matrix& m = network_.weight;
