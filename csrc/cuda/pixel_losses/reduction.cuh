@@ -158,7 +158,7 @@ struct Finish {
 // Blocks [0, student_blocks) and the `teacher_blocks` after them finish gradients, one more the loss. `Narrow`: both networks'
 // positions are, and are calculated in 32 bits. Six blocks to a multiprocessor: told no number, the compiler spills.
 template <bool Narrow>
-HK_KERNEL void __launch_bounds__(kFinishThreads, 6) finish_kernel(const __grid_constant__ Problem p, const __grid_constant__ Finish f) {
+static __global__ void __launch_bounds__(kFinishThreads, 6) finish_kernel(const __grid_constant__ Problem p, const __grid_constant__ Finish f) {
   using Int = std::conditional_t<Narrow, int32_t, int64_t>;
   const float valid = static_cast<float>(read_back(p.output.valid)), inverse = valid == 0.f ? 0.f : 1.f / valid;
   const float scale = f.deferred ? inverse : 1.f;
