@@ -59,6 +59,8 @@ def test_temperature_is_checked(temperature):
 @pytest.mark.parametrize("name", ["cwd_weight", "task_weight", "cwd_temperature"])
 def test_options_of_the_criterion_are_checked(name, value):
     student, teacher = make()
+    config = LossConfig()
+    setattr(config, name, value)  # past the configuration's own bounds
     with pytest.raises((TypeError, ValueError), match=f"{name.removeprefix('cwd_t')} is "):
-        loss = ChannelWiseLoss(LossConfig(**{name: value}))
+        loss = ChannelWiseLoss(config)
         loss(student, torch.zeros(2, 8, 8, dtype=torch.long), teacher)

@@ -143,7 +143,7 @@ def test_every_number_has_bounds(command: str) -> None:
         least, most, count = option.metadata["bounds"]
         several = "tuple" in str(option.type) or "list" in str(option.type)
         assert (count is not None) == ("tuple" in str(option.type)), path
-        wrongs = [[each] * (count or 1) if several else each for each in (least - 1, most + 1, math.inf, math.nan)]
+        wrongs = [[each] * (count or 1) if several else each for each in (least - 1, most + 1, math.inf, math.nan, "5")]
         if several:
             wrongs += [[], [least] * (count + 1)] if count else [[]]
         before = group[name]

@@ -36,9 +36,10 @@ def check_number(name: str, value: Any, least: float, most: float, count: int | 
     where they are not `count`."""
     several = isinstance(value, list | tuple)
     values = value if several else [value]
-    if len(values) != (count or len(values) or 1) or not all(least <= each <= most for each in values):
-        numbers = f"{count} numbers" if count else "one or more numbers" if several else "a number"
-        raise ValueError(f"{name} must be {numbers} between {least} and {most}, got {value}")
+    numbers = all(isinstance(each, int | float) and least <= each <= most for each in values)
+    if not numbers or len(values) != (count or len(values) or 1):
+        wanted = f"{count} numbers" if count else "one or more numbers" if several else "a number"
+        raise ValueError(f"{name} must be {wanted} between {least} and {most}, got {value}")
 
 
 def expand_path(path: str) -> str:
