@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml  # type: ignore[import-untyped]
-from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
+from jsonargparse import ArgumentParser, get_loader, set_loader
 
 from heteroakd.config.commands import (
     CheckDataRun,
@@ -148,9 +147,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = parser.parse_args(ordered)
         name = parsed.command
         config_class, _ = COMMANDS[name]
-        for field in dataclasses.fields(config_class):
-            if dataclasses.is_dataclass(field.default_factory) and not isinstance(parsed[name][field.name], Namespace):
-                raise ValueError(f"{field.name} must be a group of options, got {parsed[name][field.name]!r}")
         config = build(config_class, parsed[name])
     except ValueError as error:
         if debug:

@@ -101,6 +101,8 @@ def build(config_class: type[Built], parsed: Namespace, path: str = "") -> Built
         groups = [each for each in (kind, *get_args(kind)) if isinstance(each, type) and issubclass(each, Options)]
         if groups and isinstance(value, Namespace):
             value = build(groups[0], value, f"{path}{option.name}.")
+        elif groups and (value is not None or groups[0] is kind):  # a group that may be null is a union
+            raise ValueError(f"{path}{option.name} must be a group of options, got {value!r}")
         given[option.name] = value
     try:
         return config_class(**given)
