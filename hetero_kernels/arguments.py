@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -194,16 +194,20 @@ def check_number(name: str, x: object, *, positive: bool = False, below: float |
         raise ValueError(f"{name} is {x}, expected a finite number {wanted}")
 
 
+def check_terms(normalizer: Mapping[str, Any], terms: Sequence[str]) -> None:
+    """A normalizer's keys are names of terms: by another one a divisor would be lost."""
+    if unknown := set(normalizer) - set(terms):
+        raise ValueError(
+            f"normalizer has {sorted(map(str, unknown))}, expected a 0-dim Tensor or keys among {list(terms)}"
+        )
+
+
 def split_normalizer(normalizer: object, terms: tuple[str, ...], like: Tensor) -> tuple[Tensor | None, ...]:
     """The divisor of each term: one 0-dim tensor for all of them, or a mapping from term to tensor."""
     if normalizer is None:
         return (None,) * len(terms)
     chosen: Mapping[str, Any] = normalizer if isinstance(normalizer, Mapping) else dict.fromkeys(terms, normalizer)
-    unknown = set(chosen) - set(terms)
-    if unknown:
-        raise ValueError(
-            f"normalizer has {sorted(map(str, unknown))}, expected a 0-dim Tensor or keys among {list(terms)}"
-        )
+    check_terms(chosen, terms)
     for term, value in chosen.items():
         if value is None:
             continue

@@ -10,6 +10,7 @@ import torch
 
 from . import native
 from .ops import backends
+from .options import BACKENDS
 
 
 def _version() -> str:
@@ -27,14 +28,14 @@ def describe_config() -> str:
         f"{torch.get_num_threads()} threads",
         "backends:",
     ]
-    for backend in backends.BACKENDS:
+    for backend in BACKENDS:
         problem = backends.unavailable(backend)
         lines.append(f"  {backend:<10} {'available' if problem is None else 'not available: ' + problem}")
         if backend == "cuda" and problem is None:
             each = [native.problem("cuda", f"cuda:{i}") for i in range(torch.cuda.device_count())]
             lines += [f"  {'':<10} not for cuda:{i}: {problem}" for i, problem in enumerate(each) if problem]
     if forced := os.environ.get("HETERO_KERNELS_BACKEND"):
-        known = "" if forced in backends.BACKENDS else ", which is no backend"
+        known = "" if forced in BACKENDS else ", which is no backend"
         lines.append(f"HETERO_KERNELS_BACKEND={forced}{known}: every call without backend= uses it")
     host = native.host_module()
     if host is None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from . import arguments as check
 from . import taps
 from .loss import HeteroAKDLoss, HeteroAKDOutput
 from .reference import Normalizer
@@ -57,7 +58,7 @@ class MeanOverTaps(nn.Module):
             normalizer: a mapping's terms of pair i are "hakd.i" and "proj.i", as :meth:`divisors` names them.
 
         Raises:
-            ValueError: there are more or fewer maps than pairs.
+            ValueError: there are more or fewer maps than pairs, or the normalizer has terms of another name.
         """
         for name, maps in (("student_features", student_features), ("teacher_features", teacher_features)):
             if isinstance(maps, Tensor) or len(maps) != len(self.criteria):
@@ -65,6 +66,9 @@ class MeanOverTaps(nn.Module):
                     f"{name} is {taps.describe(maps)}, expected a tuple of {len(self.criteria)} maps, one per criterion"
                 )
         pairs = []
+        if isinstance(normalizer, Mapping):
+            known = ["task", "kd", *(f"{term}.{number}" for number in range(len(self.criteria)) for term in PAIRED)]
+            check.check_terms(normalizer, known)
         for number, criterion in enumerate(self.criteria):
             own = normalizer
             if isinstance(normalizer, Mapping):
@@ -186,8 +190,14 @@ class Distiller(nn.Module):
             num_classes: K. options: of :class:`HeteroAKDLoss`.
 
         Raises:
+            TypeError: also for taps that are no paths, and images that are no tensor.
             ValueError: also for logits of other than K classes, different numbers of taps, and networks that fail.
         """
+        for name, value in (("student_tap", student_tap), ("teacher_tap", teacher_tap)):
+            if not isinstance(value, str | list | tuple) or not all(isinstance(path, str) for path in value):
+                raise TypeError(f"{name} is {value!r}, expected a path of named_modules() or a list of paths")
+        if not isinstance(images, Tensor) or images.dim() != 4:
+            raise TypeError(f"images is {taps.describe(images)}, expected a Tensor [B, 3, H, W]")
         counts = [1 if isinstance(paths, str) else len(paths) for paths in (student_tap, teacher_tap)]
         if counts[0] != counts[1]:
             raise ValueError(
@@ -259,6 +269,8 @@ class Distiller(nn.Module):
             given["student_features"] = ours.maps if self._several["student"] else ours.maps[0]
         if self.teacher is not None and {"teacher_features", "teacher_logits"} & set(self._named):
             wanted = self._teacher_taps if "teacher_features" in self._named else ()
+            if self.teacher.training:  # somebody called its train(): what it teaches would depend on the batch
+                self.teacher.eval()
             with torch.no_grad():  # not inference_mode: autograd saves these maps, and would have to copy them
                 theirs = taps.run(self.teacher, wanted, images)
             given["teacher_logits"] = theirs.logits

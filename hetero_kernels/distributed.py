@@ -20,7 +20,15 @@ def mean_over_processes(divisors: Mapping[str, Tensor], group: Any = None) -> di
 
     Returns:
         0-dim float32 tensors. Nothing waits for the device.
+
+    Raises:
+        TypeError: ``divisors`` is no mapping of 0-dim tensors.
     """
+    if not isinstance(divisors, Mapping) or not divisors:
+        raise TypeError(f"divisors is {divisors!r:.80}, expected what divisors(labels) gives: 0-dim tensors by term")
+    for term, value in divisors.items():
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            raise TypeError(f"divisors[{term!r}] is {value!r:.80}, expected a 0-dim Tensor")
     total = torch.stack([value.double() for value in divisors.values()])
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(total, group=group)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import arguments as check
 from . import functional, projection, reference
-from .options import HakdOptions, SegmentationOptions, check_option
+from .options import HakdOptions, SegmentationOptions, check_backend, check_option
 from .reference import Normalizer, SegmentationTerms
 
 
@@ -43,6 +43,7 @@ class PixelProjector(nn.Sequential):
         self, in_channels: int, num_classes: int, projector: str = "conv_bn", *, backend: str | None = None
     ) -> None:
         check_option("projector", projector)
+        check_backend(backend)
         for name, value in (("in_channels", in_channels), ("num_classes", num_classes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}, expected an int >= 1")
@@ -192,6 +193,7 @@ class SegmentationLoss(nn.Module):
     ) -> None:
         super().__init__()
         SegmentationOptions(align_corners, ignore_index)
+        check_backend(backend)
         check.check_temperature("temperature", temperature)
         check.check_number("label_smoothing", label_smoothing, below=1.0)
         check.check_number("task_weight", task_weight)

@@ -14,6 +14,7 @@ Divergence = Literal["kl", "ce"]
 Resolution = Literal["label", "feature"]
 Reduction = Literal["mean", "sum", "none"]
 Projector = Literal["conv_bn", "conv_bn_relu", "conv"]
+BACKENDS = ("reference", "cpu", "cuda", "triton")
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -23,6 +24,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "reduction": get_args(Reduction),
     "projector": get_args(Projector),
 }
+
+
+def check_backend(backend: object, source: str = "backend") -> None:
+    """One of :data:`BACKENDS` or None; whether it is there is seen when it is to run."""
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"{source} is {backend!r}, expected one of {', '.join(map(repr, BACKENDS))} or None")
 
 
 def check_option(name: str, value: object) -> None:

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from .ops import backends
 from .ops import projection as ops
 from .ops.library import compute_dtype
-from .reference import convolve, savable
+from .reference import autocast_dtype, convolve, savable, without_autocast
 
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer, FakeTensor)  # any other type may compute in a way of its own
 
@@ -183,9 +183,9 @@ def run(projector: nn.Module, features: Tensor, backend: str | None) -> Projecte
 
 def dtype_of(features: Tensor, weight: Tensor) -> torch.dtype:
     """Of their projection, as torch has it."""
-    device = features.device.type
-    if torch.is_autocast_enabled(device) and torch.float64 not in (features.dtype, weight.dtype):
-        return torch.get_autocast_dtype(device)
+    region = autocast_dtype(features.device.type)
+    if region is not None and torch.float64 not in (features.dtype, weight.dtype):
+        return region
     return torch.promote_types(features.dtype, weight.dtype)
 
 
@@ -220,10 +220,10 @@ def convolution_of(projector: nn.Module) -> Convolution | None:
 
 def rounding_of(features: Tensor, weight: Tensor) -> str:
     """What ``torch.autocast`` rounds both to where this is called."""
-    device = features.device.type
-    if not torch.is_autocast_enabled(device) or torch.float64 in (features.dtype, weight.dtype):
+    region = autocast_dtype(features.device.type)
+    if region is None or torch.float64 in (features.dtype, weight.dtype):
         return "none"
-    return ops.ROUNDINGS.get(torch.get_autocast_dtype(device), "none")
+    return ops.ROUNDINGS.get(region, "none")
 
 
 def project(layers: Layers, backend: str, features: Tensor) -> Projected:
@@ -231,7 +231,7 @@ def project(layers: Layers, backend: str, features: Tensor) -> Projected:
     :func:`ours` gave."""
     conv, norm, relu = layers
     rounding = rounding_of(features, conv.weight)
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features.device.type):
         batch = norm is not None and uses_the_batch(norm)
         group = _group(norm) if batch else None
         if batch:

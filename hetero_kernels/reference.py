@@ -8,6 +8,7 @@ The public functions have the signatures of :mod:`hetero_kernels.functional`, wh
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -84,7 +85,7 @@ class _Convolution(torch.autograd.Function):
 
         wanted = ctx.needs_input_grad
         of_weight = None
-        with torch.autocast(gradient.device.type, enabled=False):
+        with without_autocast(gradient.device.type):
             if wanted[1] and gradient.device.type == "cpu" and not torch.compiler.is_compiling():
                 of_weight = by_weight(features)
                 if _any(~of_weight.isfinite()):
@@ -122,13 +123,25 @@ def convolve(features: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch
     come back in the inputs' dtypes; pixels whose logits get none contribute exactly 0, NaN and inf included."""
     convolution = _Convolution if torch.compiler.is_compiling() else _EagerConvolution
     bias = None if bias is None else bias.to(dtype)
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features.device.type):
         return convolution.apply(savable(features).to(dtype), savable(weight).to(dtype), bias)
 
 
 def project(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """:func:`convolve` in float32 or, if any argument has it, float64."""
     return convolve(features, weight, bias, _precision(features, weight, *(() if bias is None else (bias,))))
+
+
+def without_autocast(device_type: str) -> torch.autocast | contextlib.nullcontext[None]:
+    """A region in which autocast changes nothing; a device that has none, "meta" say, needs none."""
+    available = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if available else contextlib.nullcontext()
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """What the region that this is called in casts to, if it casts."""
+    available = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if available else None
 
 
 def savable(x: _Tensor) -> _Tensor:
@@ -345,7 +358,7 @@ def hakd_loss(
     return_terms: bool = False,
 ) -> Tensor | HakdTerms:
     """Sections 1 to 6 and 8; see :func:`hetero_kernels.functional.hakd_loss`."""
-    with torch.autocast(student_logits.device.type, enabled=False):
+    with without_autocast(student_logits.device.type):
         z_s, z_t, target = _loss_grid(student_logits, teacher_logits, labels, resolution, align_corners, ignore_index)
         hakd, proj = _hakd_per_pixel(z_s, z_t, target, temperature, kmm, kem, divergence)
         count = target.valid.sum()
@@ -406,7 +419,7 @@ def segmentation_loss(
 ) -> Tensor | SegmentationTerms:
     """Sections 7 and 8; see :func:`hetero_kernels.functional.segmentation_loss`."""
     size = (labels.shape[1], labels.shape[2])
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits.device.type):
         target = _target(labels, logits.shape[1], ignore_index)
         if teacher_logits is None:
             (o_s,), o_t = _same_precision(logits), None
@@ -444,7 +457,7 @@ def hakd_maps(
     ignore_index: int = 255,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sections 1 to 4 as pictures; see :func:`hetero_kernels.functional.hakd_maps`."""
-    with torch.autocast(student_logits.device.type, enabled=False):
+    with without_autocast(student_logits.device.type):
         z_s, z_t, target = _loss_grid(student_logits, teacher_logits, labels, resolution, align_corners, ignore_index)
         labelled = _one_hot(target, z_s.shape[1])
         h_s, h_t = binary_cross_entropy(z_s, labelled), binary_cross_entropy(z_t, labelled)

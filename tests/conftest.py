@@ -9,6 +9,7 @@ from torch import nn
 
 from hetero_kernels import native
 from hetero_kernels.ops import backends
+from hetero_kernels.options import BACKENDS
 
 sys.path.insert(0, str(Path(__file__).parent))
 # For `benchmarks`, wherever pytest was started; last, so that an installed hetero_kernels is what is tested.
@@ -33,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def fused_backends() -> list[str]:
     """Every backend this machine can run, the CPU's once per instruction set: "cpu", "cpu:avx2", ..."""
-    names = [b for b in backends.BACKENDS if b != "reference" and backends.unavailable(b) is None]
+    names = [b for b in BACKENDS if b != "reference" and backends.unavailable(b) is None]
     host = native.host_module()
     return names + [f"cpu:{isa}" for isa in (host.instruction_sets()[1:] if host and "cpu" in names else [])]
 

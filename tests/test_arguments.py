@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from hetero_kernels import HeteroAKDLoss, PixelProjector, functional
+from hetero_kernels import HeteroAKDLoss, PixelProjector, SegmentationLoss, functional
 from hetero_kernels.ops import backends
 
 LOGITS = torch.randn(2, 5, 4, 6)
@@ -201,3 +201,29 @@ def test_a_class_that_is_ignored_is_said_once(loss):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         call(300)
+
+
+def test_a_backend_of_no_such_name_is_refused_where_it_is_said():
+    for build in (
+        lambda backend: HeteroAKDLoss(8, 12, 5, backend=backend),
+        lambda backend: SegmentationLoss(backend=backend),
+        lambda backend: PixelProjector(8, 5, backend=backend),
+    ):
+        for wrong in ("gpu", 3):
+            with pytest.raises(ValueError, match=f"backend is {wrong!r}, expected one of 'reference', 'cpu'"):
+                build(wrong)
+
+
+def test_a_backend_is_selected_for_a_device_by_name_or_object():
+    assert backends.select("reference", torch.device("cpu")) == "reference"
+    assert backends.available(torch.device("cpu")) == backends.available("cpu")
+
+
+def test_shapes_alone_are_enough_for_shapes():
+    """Tensors on torch's "meta" device, which has no autocast."""
+    features = [torch.randn(2, c, 4, 4, device="meta") for c in (8, 12)]
+    logits = [torch.randn(2, 5, 4, 4, device="meta") for _ in range(2)]
+    labels = torch.zeros(2, 8, 8, dtype=torch.long, device="meta")
+    out = HeteroAKDLoss(8, 12, 5, backend="reference").to("meta")(*features, labels, *logits)
+    assert all(term.shape == () and term.device.type == "meta" for term in out)
+    assert all(m.shape == (2, 5, 8, 8) for m in functional.hakd_maps(*logits, labels))

@@ -223,3 +223,12 @@ def test_mean_over_taps_says_what_it_takes():
     maps = distiller.outputs(images)["student_features"]
     with pytest.raises(ValueError, match=r"teacher_features is a tuple .*, expected a tuple of 2 maps"):
         distiller.criterion(maps, maps[:1], labels)
+
+
+def test_what_are_no_taps_or_images_is_said():
+    images, options = make_batch()[0], {"num_classes": CLASSES, "teacher_tap": "stage"}
+    for wrong in (None, 3, ("stage", 3)):
+        with pytest.raises(TypeError, match="student_tap is .*expected a path of named_modules"):
+            Distiller.heteroakd(Network(), Network(), images, student_tap=wrong, **options)
+    with pytest.raises(TypeError, match="images is a ndarray, expected a Tensor"):
+        Distiller.heteroakd(Network(), Network(), images.numpy(), student_tap="stage", **options)

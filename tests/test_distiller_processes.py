@@ -141,3 +141,9 @@ def test_alone_the_helpers_change_nothing():
     mean = mean_over_processes(divisors)
     assert mean.keys() == divisors.keys() and all(torch.equal(mean[n], v.float()) for n, v in divisors.items())
     check_replicas(distiller)
+
+
+@pytest.mark.parametrize("wrong", [{}, {"task": 3}, {"task": torch.ones(2)}, torch.ones(())], ids=str)
+def test_what_are_no_divisors_is_said(wrong):
+    with pytest.raises(TypeError, match="divisors.* is .*expected"):
+        mean_over_processes(wrong)

@@ -70,6 +70,19 @@ def test_the_teacher_is_frozen_follows_to_and_is_in_nothing():
     assert not teacher.head.weight.requires_grad
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_teacher_that_somebody_set_to_train_teaches_in_eval_mode(compiled):
+    distiller = make_distiller()
+    images, labels = make_batch()
+    run = torch.compile(distiller, backend="aot_eager", fullgraph=True) if compiled else distiller
+    run(images, labels)
+    distiller.teacher.train()
+    before = copy.deepcopy(distiller.teacher)
+    run(images, labels)
+    assert not any(module.training for module in distiller.teacher.modules())
+    assert_same(distiller.teacher, before)
+
+
 def test_the_student_is_what_was_given():
     student = Network(6)
     keys = list(student.state_dict())
@@ -235,6 +248,15 @@ OPTIONS_OF_DIVISORS = [
     {"class_weight": torch.linspace(0.5, 2.0, CLASSES), "label_smoothing": 0.1},
     {"several": True, "resolution": "feature"},
 ]
+
+
+def test_a_term_of_no_pair_is_refused_in_a_normalizer():
+    criterion = MeanOverTaps([HeteroAKDLoss(3, 4, CLASSES), HeteroAKDLoss(3, 4, CLASSES)])
+    student, teacher = (torch.randn(2, 3, 4, 4),) * 2, (torch.randn(2, 4, 4, 4),) * 2
+    labels = torch.zeros(2, 8, 8, dtype=torch.long)
+    for wrong in ("taks", "hakd", "proj.2"):
+        with pytest.raises(ValueError, match=rf"normalizer has \['{wrong}'\], expected .*'hakd.0', 'proj.0', 'hakd.1'"):
+            criterion(student, teacher, labels, normalizer={wrong: torch.tensor(3.0)})
 
 
 @pytest.mark.parametrize("options", OPTIONS_OF_DIVISORS, ids=lambda options: "-".join(options) or "defaults")

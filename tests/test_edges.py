@@ -164,6 +164,23 @@ def test_temperatures_around_the_limit_of_the_unguarded_visit(any_backend, tempe
         assert relative_l2(actual, expected) <= max(2e-5, 2 * relative_l2(eager, expected))
 
 
+@pytest.mark.parametrize("temperature", [100.0, 1e4, 1e6])
+def test_high_temperatures_cost_digits(any_backend, temperature):
+    """What T^2 and T multiply is a difference of numbers near log K and 1: float32 rounds these, whoever computes."""
+    torch.manual_seed(0)
+    student, teacher, labels = 3 * torch.randn(2, 19, 5, 6), 3 * torch.randn(2, 19, 5, 6), make_labels(2, (20, 24), 19)
+    options = {"temperature": temperature}
+    results = []
+    for dtype, backend in ((torch.float32, any_backend), (torch.float64, "reference")):
+        s, t = leaves(student, teacher, dtype=dtype)
+        kd = functional.segmentation_loss(s, labels, t, task_weight=0.0, kd_weight=1.0, backend=backend, **options)
+        hakd = functional.hakd_loss(s, t, labels, kem="none", backend=backend, **options)
+        results.append([(value.detach(), torch.autograd.grad(value, s)[0]) for value in (kd, hakd)])
+    for (value, gradient), (expected, expected_gradient) in zip(*results, strict=True):
+        assert (value - expected).abs() <= 2**-23 * temperature**2
+        assert relative_l2(gradient, expected_gradient) <= 5e-8 * temperature
+
+
 @pytest.mark.parametrize("magnitude", [20.0, 1e3, 1e4])
 def test_a_teacher_that_is_very_sure(any_backend, magnitude):
     torch.manual_seed(0)

@@ -25,8 +25,8 @@ MAY_IMPORT = {
     "loss": {"arguments", "functional", "options", "projection", "reference"},
     "taps": {"arguments"},
     "distributed": set(),
-    "distiller": {"loss", "reference", "taps"},
-    "config": {"native", "ops"},
+    "distiller": {"arguments", "loss", "reference", "taps"},
+    "config": {"native", "ops", "options"},
     "__init__": {"functional", "reference", "config", "distiller", "distributed", "loss", "ops"},
 }
 

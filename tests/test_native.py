@@ -183,3 +183,9 @@ def test_the_cuda_library_has_a_cuda_runtime_of_its_own():
     assert [name for name in names if re.match(r"_*(cuda|cu)[A-Z]", name)] == []  # neither asked for nor offered
     needed = subprocess.run(["readelf", "-d", found[0]], capture_output=True, text=True, check=True).stdout
     assert "libtorch.so" in needed and "libcuda" not in needed
+
+
+def test_no_library_names_a_folder_of_the_machine_that_built_it():
+    """Which its messages would show to whoever installed a wheel."""
+    for library in Path(native.__file__).parent.glob("*.so"):
+        assert not re.findall(rb"(?<![\w.])/[\w./-]*csrc/[\w./-]+", library.read_bytes()), library

@@ -14,9 +14,9 @@ import warnings
 import torch
 
 from .. import native
+from ..options import check_backend
 from .library import constant_when_traced
 
-BACKENDS = ("reference", "cpu", "cuda", "triton")
 _BY_DEVICE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 
@@ -42,9 +42,10 @@ def unavailable(backend: str, device: str | None = None) -> str | None:
     return native.problem(backend, device)
 
 
-def available(device: str) -> tuple[str, ...]:
+def available(device: str | torch.device) -> tuple[str, ...]:
     """Names of the backends that can run for tensors on ``device`` ("cpu", "cuda", "cuda:1", ...), the one that an
     automatic choice prefers first; the reference, which runs everywhere, last. "cuda" is torch's current GPU."""
+    device = str(device)
     return tuple(b for b in _candidates(device) if unavailable(b, device) is None)
 
 
@@ -77,19 +78,18 @@ def _automatic(device: str) -> str:
 
 
 @constant_when_traced
-def select(backend: str | None, device: str) -> str:
+def select(backend: str | None, device: str | torch.device) -> str:
     """Name of the backend that runs for tensors on ``device`` ("cpu", "cuda:1", ...; "cuda" is torch's current GPU).
 
     Raises ValueError for a name that does not exist or does not serve the device, RuntimeError for a backend
     that is not available, with the reason.
     """
-    source = "backend"
+    device, source = str(device), "backend"
     if backend is None and os.environ.get("HETERO_KERNELS_BACKEND"):
         backend, source = os.environ["HETERO_KERNELS_BACKEND"], "HETERO_KERNELS_BACKEND"
     if backend is None:
         return _automatic(_with_index(device))
-    if backend not in BACKENDS:
-        raise ValueError(f"{source} is {backend!r}, expected one of {', '.join(map(repr, BACKENDS))} or None")
+    check_backend(backend, source)
     interpreted = backend == "triton" and triton_is_interpreted()
     if backend != "reference" and not interpreted and backend not in _candidates(device):
         raise ValueError(f"{source}={backend!r} does not serve tensors on {device!r}")

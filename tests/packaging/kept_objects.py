@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 WITH_PATH = ("-o", "-MF", "-MT", "-I", "-isystem")  # options whose argument is a file or a folder
+OF_FOLDERS = ("-I", "-isystem", "-fmacro-prefix-map=")  # and those that begin so and name one
 
 
 def parts(command: list[str]) -> tuple[list[str], str, str]:
@@ -26,7 +27,7 @@ def parts(command: list[str]) -> tuple[list[str], str, str]:
             target = value if word == "-o" else target
         elif word == "-c":
             source = next(left)
-        elif not word.startswith(("-I", "-isystem")):
+        elif not word.startswith(OF_FOLDERS):
             options.append(word)
     return options, source, target
 

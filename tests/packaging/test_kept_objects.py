@@ -38,6 +38,13 @@ def test_the_same_in_another_folder_is_copied(build, tmp_path):
     assert "two/number.h" in Path("a.o.d").read_text()  # the next build knows what it depends on
 
 
+def test_what_names_its_own_file_is_copied_where_the_folder_is_left_out(build, tmp_path):
+    text = TEXT + "const char* file() { return __FILE__; }\n"
+    assert build("one", text, f"-fmacro-prefix-map={tmp_path / 'one'}/=") == (0, True)
+    assert build("two", text, f"-fmacro-prefix-map={tmp_path / 'two'}/=") == (0, False)
+    assert build("three", text) == (0, True)
+
+
 def test_what_differs_is_compiled(build, tmp_path):
     assert build("one") == (0, True)
     assert build("macro", TEXT, "-UNUMBER", "-DNUMBER=2") == (0, True)
