@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import timing
 from .gpu_check import chapter
-from .results import BASELINES, COMPARED, GIB, MIB, Row, markdown, milliseconds, number, ours, ratio
+from .results import BASELINES, COMPARED, GIB, MIB, Row, markdown, milliseconds, number, ours, ratio, two_digits
 
 HEAD = """\
 # Performance
@@ -21,8 +21,13 @@ HEAD = """\
 Forward and backward. The providers of a case run in turns in one process, after a warm-up; a time is the median of the
 rounds with its quartiles. An element is one class at one pixel of the loss grid. A ratio is the other's time over ours:
 above 1 we are faster. What is asked of a case stands beside its ratio, the least acceptable in brackets: *met*,
-*acceptable* (the least is met) or **missed**. **slower** marks every case that we lose.
+*acceptable* (the least is met) or **missed**. **slower** marks every case that we lose. Tables are measured minutes
+apart, and a machine's speed wanders: a case that stands in two of them has two times, and a ratio is one row's.
 """
+
+NOWHERE = (
+    "No case of the comparisons below is slower than eager or torch.compile; what was asked is **missed** by some.\n"
+)
 
 WHOLE_TEXT = """\
 `HeteroAKDLoss` in training mode, B = 1, with its defaults (projections with batch norm included, all four terms at the
@@ -206,7 +211,7 @@ def memory_table(rows: Sequence[Row], asked: Mapping[str, float]) -> str:
             eager, mine = peaks["reference"], peaks[backend]
             beyond = [max(p["allocator"] - p["gradients"], 0) for p in (mine, eager)]
             share = beyond[0] / max(beyond[1], 1)
-            cell = f"{100 * share:.2g} %"
+            cell = f"{two_digits(100 * share)} %"
             if row["case"] in asked and backend not in BASELINES:
                 limit = asked[row["case"]]
                 cell += f"; asked {100 * limit:g} %: {'met' if share <= limit else '**missed**'}"
@@ -225,7 +230,7 @@ def predicted_table(rows: Sequence[Row]) -> str:
             mine = row["peaks"][backend]
             peaks = [row["measured"][backend][key] for key in ("allocator", "resident")]
             lines.append([row["case"], row["assumptions"], backend, *(f"{b / GIB:.2f}" for b in (eager, mine, *peaks)),
-                          f"{100 * mine / eager:.2g} %"])  # fmt: skip
+                          f"{two_digits(100 * mine / eager)} %"])  # fmt: skip
     head = ["case", "maps", "ours", "eager GiB (predicted)", "ours GiB (predicted)", "ours GiB (measured, allocator)",
             "ours GiB (measured, resident)", "predicted share"]  # fmt: skip
     return markdown(head, lines)
@@ -285,7 +290,7 @@ def page(results: Row, pictures: Mapping[str, str]) -> str:
     lost = losses(compared)
     if compared:
         parts.append("## Where we lose\n")
-        parts.append("".join(f"- {line}\n" for line in lost) or "No case of the comparisons below.\n")
+        parts.append("".join(f"- {line}\n" for line in lost) or NOWHERE)
         parts.append(picture("ratios", "Our speed against eager and torch.compile, by case"))
     add("whole_loss", "The whole loss", WHOLE_TEXT, comparison_table(results.get("whole_loss", ())))
     pixel, projection, projected = (results.get(p, ()) for p in ("pixel_losses", "projection", "projected_losses"))

@@ -16,6 +16,11 @@ def number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
+def two_digits(value: float) -> str:
+    """Two significant ones, without an exponent."""
+    return f"{float(f'{value:.2g}'):g}"
+
+
 def milliseconds(times: Row, mode: str = "both") -> str:
     """Median and quartiles."""
     median, low, high = (number(1e3 * value) for value in times[mode])
