@@ -9,7 +9,7 @@ import torch
 
 from heteroakd.config.groups import DataConfig
 from heteroakd.data import folder, street
-from heteroakd.data.augmentation import EvalTransform, FixedTransform, TrainTransform
+from heteroakd.data.augmentation import TrainTransform, eval_transform
 from heteroakd.data.files import DataError
 from heteroakd.data.published import PUBLISHED
 from heteroakd.data.samples import (
@@ -69,12 +69,10 @@ def build_data(config: DataConfig) -> SegmentationData:
             train, val = (PUBLISHED[config.name].source(root, part) for part in ("train", config.evaluation_part))
         if config.cache:
             train = CachedSource(train)
-    augmentation: FixedTransform | TrainTransform = FixedTransform(config.crop_size)
-    if config.augment:
-        augmentation = TrainTransform(config.crop_size, config.scale_range, config.scale_step, config.flip_probability)
+    augmentation = TrainTransform(config.crop_size, config.scale_range, config.scale_step, config.flip_probability)
     return SegmentationData(
         SegmentationDataset(train, augmentation),
-        SegmentationDataset(val, EvalTransform()),
+        SegmentationDataset(val, eval_transform),
         classes,
         torch.tensor(colours, dtype=torch.uint8),
     )

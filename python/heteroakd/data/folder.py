@@ -26,10 +26,10 @@ from heteroakd.data.files import (
     FilePair,
     find_files,
     key_of,
-    listed_pairs,
     pair_files,
     read_lines,
     read_list,
+    with_labels,
 )
 from heteroakd.data.reading import FileSource, LabelValues, read_label_values
 from heteroakd.data.samples import IGNORE_INDEX
@@ -152,8 +152,5 @@ def _listed_pairs(
             expected = f"expected one, or an image and its label in {root}"
             raise DataError(f"{list_file}: {line!r}: {several} in {images}; {expected}")
         keys.append(chosen)
-
-    def missing(key: str, kind: str) -> str:
-        return f"{image_files[key]}: no label for it; expected {labels / (key + ending)}{' or '.join(suffixes)}"
-
-    return listed_pairs(keys, image_files, label_files, missing=missing)
+    chosen_files = {key: image_files[key] for key in keys}
+    return with_labels(chosen_files, label_files, labels, f"{ending}{' or '.join(suffixes)}")

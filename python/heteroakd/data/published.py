@@ -29,10 +29,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
-from heteroakd.data.files import DataError, FilePair, find_files, listed_pairs, need_folder, pair_files, read_list
+from heteroakd.data.files import DataError, FilePair, find_files, need_folder, pair_files, read_list
 from heteroakd.data.folder import Colour, read_classes
 from heteroakd.data.reading import FileSource, LabelValues, read_label_values
 from heteroakd.data.samples import IGNORE_INDEX
@@ -82,12 +81,12 @@ def _lists(base: Path) -> Path:
 
 
 def _listed(names: list[str], names_file: Path, base: Path, labels: Path) -> list[FilePair]:
-    def missing(name: str, kind: str) -> str:
-        path = base / "JPEGImages" / f"{name}.jpg" if kind == "image" else labels / f"{name}.png"
-        return f"{path}: no such file; {names_file} names it"
-
-    images = find_files(base / "JPEGImages", (".jpg",))
-    return listed_pairs(names, images, find_files(labels, (".png",)), missing=missing)
+    images, found = find_files(base / "JPEGImages", (".jpg",)), find_files(labels, (".png",))
+    for name in names:
+        for files, path in ((images, base / "JPEGImages" / f"{name}.jpg"), (found, labels / f"{name}.png")):
+            if name not in files:
+                raise DataError(f"{path}: no such file; {names_file} names it")
+    return [FilePair(images[name], found[name]) for name in names]
 
 
 def _with_sbd(root: Path, base: Path, held_out: set[str]) -> list[FilePair]:
@@ -117,12 +116,9 @@ def _read_png_or_mat(path: Path) -> NDArray[Any]:
     except ImportError:
         raise DataError(f"{path}: SBD's label files are read with scipy: pip install scipy") from None
     try:
-        values = np.asarray(loadmat(path)["GTcls"][0]["Segmentation"][0])
+        values: NDArray[Any] = loadmat(path)["GTcls"][0]["Segmentation"][0]
     except Exception as error:  # scipy documents no common kind
         raise DataError(f"{path}: not a label file of SBD ({type(error).__name__}: {error})") from error
-    if values.ndim != 2 or values.dtype.kind not in "ui":
-        raise DataError(f"{path}: expected integers of two dimensions in GTcls.Segmentation, got {values.dtype} "
-                        f"{list(values.shape)}")  # fmt: skip
     return values
 
 
