@@ -274,8 +274,8 @@ def test_root_is_needed_and_must_exist(name: str, tmp_path: Path):
 
 
 def test_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="name must be one of 'street', 'folder', 'camvid', .*got 'pets'"):
-        build_data(DataConfig("pets", "."))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="name must be one of street, cityscapes, .*, folder, got 'pets'"):
+        DataConfig("pets", ".")  # type: ignore[arg-type]
 
 
 def test_unpaired_files_are_named_at_construction(folder: Path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heteroakd.methods import LABELS_ALONE, method_named, objective_of
+from heteroakd.methods import LABELS_ALONE, METHODS, objective_of
 from heteroakd.networks.shapes import tap_paths
 from heteroakd.report.templates import render
 from heteroakd.system.distributed import world_size
@@ -17,7 +17,7 @@ def recipe(run: Run) -> str:
         {"g": "{:g}".format},
         **run.config | {"model": run.model},
         kind=run.kind,
-        uses=method_named(run.config.get("method", LABELS_ALONE)),
+        uses=METHODS[run.config.get("method", LABELS_ALONE)],
         distils=run.distiller.teacher is not None,
         pair=pairs[0] if pairs else None,
         taps=[*zip(tap_paths(run.config["student"]["tap"]), teacher_tap, strict=True)] if pairs else [],

@@ -59,9 +59,6 @@ def build_data(config: DataConfig) -> SegmentationData:
         root = Path(config.root)
         if not root.is_dir():
             raise DataError(f"{root}: no such folder; expected the root of the data set {config.name!r}")
-        if config.name not in ("folder", *PUBLISHED):
-            names = ", ".join(map(repr, ("street", "folder", *PUBLISHED)))
-            raise ValueError(f"name must be one of {names}, got {config.name!r}")
         classes, colours = _classes(config)
         if config.name == "folder":
             train, val = (folder.folder_source(config, part, colours) for part in ("train", config.evaluation_part))
