@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,22 +93,19 @@ def write_contact_sheet(
             label = transforms.resize(label[None], size, interpolation=InterpolationMode.NEAREST_EXACT)[0]
         captioned.extend([(caption, image), ("label", colorize(label, data.palette))])
 
-    for name, dataset in datasets.items():
-        count = min(samples, len(dataset))
-        for number in range(count):
-            index = number * len(dataset) // count
-            try:
-                show(f"{name}: {_name(dataset.source, index)}", *dataset.source[index])
-            except DataError:
-                continue
     torch.manual_seed(0)
-    crops = min(max(1, samples // 2), len(data.train))
-    for number in range(crops):
-        try:
-            image, label = data.train[number * len(data.train) // crops]
-        except DataError:
-            continue
-        show("training crop", denormalize(image), label)
+    for name, pictures, wanted in (
+        *((name, dataset.source, samples) for name, dataset in datasets.items()),
+        ("training crop", data.train, max(1, samples // 2)),
+    ):
+        count = min(wanted, len(pictures))
+        for index in (number * len(pictures) // count for number in range(count)):
+            with suppress(DataError):
+                image, label = pictures[index]
+                if pictures is data.train:
+                    show(name, denormalize(image), label)
+                else:
+                    show(f"{name}: {_name(pictures, index)}", image, label)
     if not captioned:
         return False
     shown = sorted(present - {IGNORE_INDEX})

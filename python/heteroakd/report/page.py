@@ -67,10 +67,6 @@ def _data_uri(picture: Picture) -> str:
     return f"data:image/webp;base64,{base64.b64encode(smaller.getvalue()).decode('ascii')}"
 
 
-def _paragraphs(text: str) -> list[str]:
-    return [paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip()]
-
-
 def write_report(
     path: Path, *, title: str, introduction: str, tables: Sequence[Table] = (), sections: Sequence[Section] = ()
 ) -> None:
@@ -80,6 +76,6 @@ def write_report(
     scheme. The file appears complete or not at all; folders are made as needed. Raises OSError for a file that cannot
     be read or written.
     """
-    filters: dict[str, Any] = {"cell": _cell, "data_uri": _data_uri, "paragraphs": _paragraphs, "svg": svg}
+    filters: dict[str, Any] = {"cell": _cell, "data_uri": _data_uri, "svg": svg}
     page = render("page.html.j2", filters, title=title, introduction=introduction, tables=tables, sections=sections)
     write_text(path, page)
