@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from heteroakd.data import IGNORE_INDEX, DataConfig, DataError, build_data, denormalize
-from heteroakd.data.augmentation import EvalTransform, TrainTransform
+from heteroakd.data.augmentation import TrainTransform, eval_transform
 from heteroakd.data.files import pair_files
 from heteroakd.data.folder import read_classes
 from heteroakd.data.reading import LabelValues, read_image, read_label_values
@@ -78,8 +78,6 @@ def test_val_samples_are_the_pictures_normalised():
     assert torch.equal(denormalize(image), raw_image)
     assert torch.equal(label, raw_label.long())
     assert abs(float(image.mean())) < 2
-    with pytest.raises(ValueError, match=r"\[3, H, W\], got \[1, 2, 2\]"):
-        denormalize(torch.zeros(1, 2, 2))
 
 
 def code_picture(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,7 +163,7 @@ def test_augmentation_scales_come_in_steps_and_mirrors_happen():
 def test_augmentation_does_not_write_to_the_source():
     scenes = CachedSource(StreetScenes("train", 1, SIZE))
     before = [tensor.clone() for tensor in scenes[0]]
-    for transform in (TrainTransform((32, 32)), TrainTransform(SIZE, (1.0, 1.0), 0.0, 0.0), EvalTransform()):
+    for transform in (TrainTransform((32, 32)), TrainTransform(SIZE, (1.0, 1.0), 0.0, 0.0), eval_transform):
         image, label = SegmentationDataset(scenes, transform)[0]
         image.zero_()
         label.zero_()
@@ -276,8 +274,8 @@ def test_root_is_needed_and_must_exist(name: str, tmp_path: Path):
 
 
 def test_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="name must be one of 'street', 'folder', 'camvid', .*got 'pets'"):
-        build_data(DataConfig("pets", "."))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="name must be one of street, cityscapes, .*, folder, got 'pets'"):
+        DataConfig("pets", ".")  # type: ignore[arg-type]
 
 
 def test_unpaired_files_are_named_at_construction(folder: Path):

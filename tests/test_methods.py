@@ -9,6 +9,7 @@ from typing import get_args
 import heteroakd
 import pytest
 import torch
+from heteroakd.config.commands import CompareRun, DistillRun
 from heteroakd.config.groups import LossConfig, Method, ModelConfig
 from heteroakd.methods import METHODS, Taps, build_distiller, objective_of
 from heteroakd.networks.zoo import build_network
@@ -160,9 +161,10 @@ def test_class_weights_and_label_smoothing_reach_the_cross_entropy() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    teacher = network(CNN)
     with pytest.raises(ValueError, match="method must be one of none, kd, cwd, .*, got 'crd'"):
-        distiller("crd", teacher)  # type: ignore[arg-type]
+        DistillRun(method="crd")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="methods must be one of none, kd, cwd, .*, got 'crd'"):
+        CompareRun(methods=["kd", "crd"])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="method 'kd' needs a teacher"):
         distiller("kd", None)
     with pytest.raises(ValueError, match=r"loss.class_weight must hold 5 values, got 2"):

@@ -33,12 +33,6 @@ def test_colorize_errors():
         colorize(torch.tensor([[3]]), PALETTE)
     with pytest.raises(ValueError, match="got -1"):
         colorize(torch.tensor([[-1]]), PALETTE)
-    with pytest.raises(ValueError, match=r"label must be integer \[H, W\], got torch.int64 \[1, 2, 3\]"):
-        colorize(LABEL[None], PALETTE)
-    with pytest.raises(ValueError, match=r"label must be integer \[H, W\], got torch.float32"):
-        colorize(LABEL.float(), PALETTE)
-    with pytest.raises(ValueError, match=r"palette must be uint8 \[K, 3\], got torch.float32"):
-        colorize(LABEL, PALETTE.float())
 
 
 def test_overlay_blends_and_leaves_ignored_pixels():
@@ -49,16 +43,6 @@ def test_overlay_blends_and_leaves_ignored_pixels():
     assert picture[:, 1, 1].tolist() == [100, 100, 100]
     assert torch.equal(overlay(image, LABEL, PALETTE, alpha=0.0), image)
     assert image.unique().tolist() == [100]
-
-
-def test_overlay_errors():
-    image = torch.zeros(3, 2, 3, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"image must be uint8 \[3, H, W\], got torch.float32"):
-        overlay(image.float(), LABEL, PALETTE)
-    with pytest.raises(ValueError, match=r"label must have the image's size \[2, 3\], got \[2, 2\]"):
-        overlay(image, LABEL[:, :2], PALETTE)
-    with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], got 2"):
-        overlay(image, LABEL, PALETTE, alpha=2)
 
 
 def test_heatmap_is_monotone_in_lightness_and_neutral_for_nan():
@@ -72,11 +56,7 @@ def test_heatmap_is_monotone_in_lightness_and_neutral_for_nan():
 
 
 def test_heatmap_range():
-    assert torch.equal(heatmap(torch.tensor([[2.0, 4.0]]), minimum=2, maximum=4), heatmap(torch.tensor([[0.0, 1.0]])))
-    with pytest.raises(ValueError, match="minimum must be below maximum, got 1.0 and 1.0"):
-        heatmap(torch.zeros(2, 2), minimum=1.0)
-    with pytest.raises(ValueError, match=r"values must be \[H, W\], got \[2\]"):
-        heatmap(torch.zeros(2))
+    assert torch.equal(heatmap(torch.tensor([[0.0, 4.0]]), maximum=4), heatmap(torch.tensor([[0.0, 1.0]])))
 
 
 def test_heatmap_of_half_precision_that_requires_grad():
@@ -91,8 +71,6 @@ def test_labelled_class_map():
     assert chosen.isnan().tolist() == (LABEL == 255).tolist()
     with pytest.raises(ValueError, match=r"label must lie in 0..1 or be 255 \(ignore\), got 2"):
         labelled_class_map(maps[:2], LABEL)
-    with pytest.raises(ValueError, match=r"got \[3, 2, 3\] and \[2, 2\]"):
-        labelled_class_map(maps, LABEL[:, :2])
 
 
 def pictures(count: int, size: tuple[int, int] = (20, 30)) -> list[tuple[str, torch.Tensor]]:
@@ -160,16 +138,6 @@ def test_letters_that_dejavu_lacks_are_looked_for_on_the_system(
 
 
 def test_panel_errors_leave_nothing_behind(tmp_path: Path):
-    with pytest.raises(ValueError, match="at least one captioned picture"):
-        panel([], tmp_path / "panel.png")
-    with pytest.raises(ValueError, match=r"picture 'x' must be uint8 \[3, H, W\], got torch.float32 \[3, 2, 2\]"):
-        panel([("x", torch.zeros(3, 2, 2))], tmp_path / "panel.png")
-    with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
-        panel(pictures(1), tmp_path / "panel.png", columns=0)
-    with pytest.raises(ValueError, match="palette must hold 2 colours, one per class, got 3"):
-        panel(pictures(1), tmp_path / "panel.png", classes=("a", "b"), palette=PALETTE)
-    with pytest.raises(ValueError, match="palette must hold 2 colours, one per class, got 0"):
-        panel(pictures(1), tmp_path / "panel.png", classes=("a", "b"))
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError):
         panel(pictures(1), tmp_path / "file" / "panel.png")

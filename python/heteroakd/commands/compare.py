@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from heteroakd.config.groups import Method, to_dict
 from heteroakd.data import build_data
 from heteroakd.methods import METHODS
 from heteroakd.report.read_runs import mean_and_spread, paired_difference
+from heteroakd.report.templates import render
 from heteroakd.system.distributed import say
 from heteroakd.system.files import COMPARISON, COMPARISON_RESULTS, LAST, SUMMARY, write_text
 from heteroakd.system.signals import StoppedError, StopRequest
@@ -41,8 +43,6 @@ def run_compare(config: CompareRun) -> Path:
     its checkpoint), CheckpointError where the folder holds runs of other options or of another teacher, ValueError for
     wrong options.
     """
-    if unknown := [method for method in config.methods if method not in METHODS]:
-        raise ValueError(f"methods must be among {', '.join(METHODS)}, got {', '.join(unknown)}")
     check_parts(config.schedule, config.processes)
     if config.method is not None:
         say(f"method {config.method} is not used: compared are the methods {', '.join(config.methods)}")
@@ -158,10 +158,8 @@ def _train(run: DistillRun, processes: int) -> None:
                 if stop.signal_number is not None and not told:
                     process.terminate()
                     told = True
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=0.2)
-                except subprocess.TimeoutExpired:
-                    continue
         finally:
             if process.poll() is None:  # a second Ctrl-C
                 (process.kill if processes == 1 else process.terminate)()  # torchrun alone can end its processes
@@ -176,17 +174,13 @@ def _write(folder: Path, config: CompareRun, results: Results) -> None:
     write_text(folder / COMPARISON_RESULTS, json.dumps(as_dict(config, results), indent=2) + "\n")
 
 
-def mious(results: Results) -> dict[Method, dict[int, float]]:
-    """mIoU by method and seed; a run without any labelled pixel has none."""
-    return {
+def as_dict(config: CompareRun, results: Results) -> dict[str, Any]:
+    """Everything that was measured, JSON-compatible: runs, means, spreads, differences of all pairs of methods. A run
+    without any labelled pixel has no mIoU."""
+    measured = {
         method: {seed: summary["miou"] for seed, summary in runs.items() if summary["miou"] is not None}
         for method, runs in results.items()
     }
-
-
-def as_dict(config: CompareRun, results: Results) -> dict[str, Any]:
-    """Everything that was measured, JSON-compatible: runs, means, spreads, differences of all pairs of methods."""
-    measured = mious(results)
     pairs = []
     for number, method in enumerate(config.methods):
         for other in config.methods[:number]:
@@ -203,35 +197,8 @@ def markdown(config: CompareRun, results: Results) -> str:
     """The table: a row per method, with its differences from every method before it."""
     found = as_dict(config, results)
     differences = {(pair["method"], pair["minus"]): pair for pair in found["paired_differences"]}
-    before = config.methods[:-1]
-    heads = ["method", "seeds", "mIoU, %", "spread", *(f"minus {method}" for method in before)]
-    lines = [
-        f"# {', '.join(config.methods)}: {config.schedule.steps} steps of {config.schedule.batch_size} images",
-        "",
-        f"| {' | '.join(heads)} |",
-        "|---|" + "---:|" * (len(heads) - 1),
-    ]
-    for method, measured in mious(results).items():
-        values = found["methods"][method]
-        cells = [method, str(len(measured)), percent(values["mean_miou"]), percent(values["standard_deviation"])]
-        cells += [_difference(differences.get((method, other))) for other in before]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"mIoU after the last step, seeds {', '.join(map(str, config.seeds))}; spread: their standard deviation. "
-        "Differences are paired by seed (same student at the start, same batches), in points of mIoU, ± the standard "
-        "error of their mean. Only a difference of at least two standard errors is called better or worse; with few "
-        "seeds even that is weak evidence, and of many comparisons some get there by chance.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _difference(pair: dict[str, Any] | None) -> str:
-    if pair is None:
-        return ""
-    error = "" if pair["standard_error"] is None else f" ± {percent(pair['standard_error'])}"
-    claim = "" if pair["verdict"] == "no claim" else f" **{pair['verdict']}**"
-    return f"{percent(pair['mean'], sign=True)}{error}{claim}"
+    filters, before = {"percent": percent}, config.methods[:-1]
+    return render("comparison.md.j2", filters, **found, before=before, differences=differences) + "\n"
 
 
 def percent(value: float | None, *, sign: bool = False) -> str:

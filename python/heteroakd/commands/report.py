@@ -12,13 +12,14 @@ from PIL import Image
 from heteroakd.commands.compare import percent
 from heteroakd.config.commands import ReportRun
 from heteroakd.config.groups import DataConfig, EvaluationConfig, from_dict
-from heteroakd.evaluation.metrics import Measured
+from heteroakd.evaluation.metrics import how_measured, in_words
 from heteroakd.evaluation.pictures import heatmap, sheet_of
 from heteroakd.evaluation.visualize import load_maps
 from heteroakd.methods import TERMS
 from heteroakd.report.figures import Bars, Curve, Matrix
 from heteroakd.report.page import Picture, Section, Table, write_report
 from heteroakd.report.read_runs import Group, read_groups
+from heteroakd.report.templates import render
 from heteroakd.system.files import REPORT, check_writable
 
 STEPS_SHOWN = 6  # maps in a row
@@ -41,13 +42,12 @@ def run_report(config: ReportRun) -> Path:
     groups, comparisons = read_groups(config.runs)
     path = Path(config.runs[0]) / REPORT if config.output is None else Path(config.output)
     check_writable(path)
-    sections = report_sections(groups)
     write_report(
         path,
         title=f"HeteroAKD: {', '.join(group.name for group in groups)}",
-        introduction=_introduction(groups),
+        introduction=render("introduction.txt.j2", {"measured": _measured}, groups=groups),
         tables=[*(table for comparison in comparisons for table in _comparison(comparison)), _runs(groups)],
-        sections=sections,
+        sections=report_sections(groups),
     )
     print(f"written: {path}", flush=True)
     return path
@@ -58,23 +58,10 @@ def report_sections(groups: Sequence[Group]) -> list[Section]:
     return [_curves(groups), *trust(groups), *_classes(groups), *_panels(groups)]
 
 
-def _introduction(groups: Sequence[Group]) -> str:
-    lines = []
-    for group in groups:
-        run = group.runs[0]
-        schedule, data, summary = run.config["schedule"], run.config["data"], run.summary
-        where = "" if summary is None else f" on {summary.get('machine', summary['device'])}"
-        seeds = ", ".join(str(one.config["schedule"]["seed"]) for one in group.runs)
-        height, width = data["crop_size"]
-        evaluation = from_dict(EvaluationConfig, run.config["evaluation"], "the run's evaluation")
-        measured = Measured.of(from_dict(DataConfig, data, "the run's data"), evaluation)
-        lines.append(
-            f"{group.name}: {run.method}, {data['name']}, {schedule['steps']} steps of {schedule['batch_size']} crops "
-            f"of {height}x{width}, seed {seeds}{where}; mIoU {measured}."
-        )
-    if any(len(group.runs) > 1 for group in groups):
-        lines.append("Curves, classes and confusion matrices are means over the seeds; pictures are of the first seed.")
-    return "\n\n".join(lines)
+def _measured(config: dict[str, Any]) -> str:
+    """How the mIoU of a run is measured, in words, by its configuration."""
+    data = from_dict(DataConfig, config["data"], "the run's data")
+    return in_words(how_measured(data, from_dict(EvaluationConfig, config["evaluation"], "the run's evaluation")))
 
 
 def _runs(groups: Sequence[Group]) -> Table:
@@ -99,22 +86,17 @@ def _comparison(results: dict[str, Any]) -> list[Table]:
         [name, len(values["runs"]), percent(values["mean_miou"]), percent(values["standard_deviation"])]
         for name, values in results["methods"].items()
     ]
-    pairs = []
-    for pair in results["paired_differences"]:
-        error = pair["standard_error"]
-        methods_named = f"{pair['method']} minus {pair['minus']}"
-        difference = percent(pair["mean"], sign=True)
-        pairs.append([methods_named, difference, percent(error), pair["seeds"], pair["verdict"]])
+    pairs = [
+        [f"{pair['method']} minus {pair['minus']}", percent(pair["mean"], sign=True), percent(pair["standard_error"]),
+         pair["seeds"], pair["verdict"]]
+        for pair in results["paired_differences"]
+    ]  # fmt: skip
+    spread = "Spread: standard deviation over the seeds."
+    weak = "Better or worse is said from two standard errors on; with few seeds even that is weak evidence."
+    columns = ("methods", "points of mIoU", "standard error", "seeds", "verdict")
     return [
-        Table(
-            "Methods", ("method", "seeds", "mIoU, %", "spread"), methods, "Spread: standard deviation over the seeds."
-        ),
-        Table(
-            "Differences, paired by seed",
-            ("methods", "points of mIoU", "standard error", "seeds", "verdict"),
-            pairs,
-            "Better or worse is said from two standard errors on; with few seeds even that is weak evidence.",
-        ),
+        Table("Methods", ("method", "seeds", "mIoU, %", "spread"), methods, spread),
+        Table("Differences, paired by seed", columns, pairs, weak),
     ]
 
 
@@ -188,12 +170,8 @@ def _classes(groups: Sequence[Group]) -> list[Section]:
         sections.append(
             Section("IoU per class", diagrams=[bars], tables=[Table("In numbers, %", ("class", *found), rows, note)])
         )
-    matrices = []
-    for group in groups:
-        counts = group.confusion()
-        if counts is not None:
-            matrices.append(Matrix(group.name, list(measured[group.name]), counts))
-    if matrices:
+    counted = {group.name: counts for group in groups if (counts := group.confusion()) is not None}
+    if matrices := [Matrix(name, list(measured[name]), counts) for name, counts in counted.items()]:
         text = "Share of each labelled class's pixels, in %, by the class that was predicted: right is the diagonal."
         sections.append(Section("Confusion matrices", text, matrices))
     return sections

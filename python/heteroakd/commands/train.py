@@ -17,7 +17,7 @@ from heteroakd.config.groups import LossConfig
 from heteroakd.data import build_data
 from heteroakd.data.survey import look
 from heteroakd.evaluation.metrics import Evaluation
-from heteroakd.methods import LABELS_ALONE, Taps, build_distiller, method_named
+from heteroakd.methods import LABELS_ALONE, METHODS, Taps, build_distiller
 from heteroakd.networks.shapes import probe, tap_paths
 from heteroakd.networks.zoo import build_network
 from heteroakd.system.distributed import choose_device, main_first, on_main, process_group, say, world_size
@@ -47,7 +47,6 @@ def run_distill(config: DistillRun, **flags: bool) -> Evaluation:
 
     Under one seed all methods start from the same student and see the same batches.
     """
-    method_named(config.method)
     return _run(fill_names(config, config.method), _Start(**flags))
 
 
@@ -79,7 +78,7 @@ def _build_run(config: TeacherRun | DistillRun, device: torch.device, start: _St
     num_classes, crop_size = len(data.classes), config.data.crop_size
     teacher: nn.Module | None = None
     teacher_tap: list[str] = []
-    if isinstance(config, DistillRun) and method_named(method).needs_teacher:
+    if isinstance(config, DistillRun) and METHODS[method].needs_teacher:
         trusted = [*tap_paths(config.trust_architecture), config.student.architecture]
         teacher, teacher_tap, source = load_teacher(config.teacher, data, trusted)
         say(f"teacher: {source}\n  {describe(teacher, Taps(teacher_tap), crop_size)}")

@@ -31,9 +31,6 @@ class DataConfig(Options):
     """Spacing of the factors within `scale_range`; 0 draws them continuously."""
     flip_probability: float = number(0.5, 0, 1)
     """Probability of mirroring a training image left to right."""
-    augment: bool = True
-    """Random scale, crop and mirror. false: the middle of every training image at its own size, padded where it is
-    smaller than `crop_size`."""
     image_size: tuple[int, int] = number((128, 192), 32, 65536)
     """Height and width of the images that "street" generates, in pixels."""
     train_images: int = number(480, 1, 2**31)
@@ -72,8 +69,6 @@ class DataConfig(Options):
             )
         if self.name != "folder":
             self.refuse_unused(f"by the data set {self.name!r}, only by 'folder'", *_OF_A_FOLDER)
-        if not self.augment:
-            self.refuse_unused("where augment is false", "scale_range", "scale_step", "flip_probability")
         if self.evaluation_part == "test" and self.name not in ("camvid", "folder"):
             raise ValueError(f"evaluation_part must be 'val' for the data set {self.name!r}, got 'test'")
         if self.scale_range[0] > self.scale_range[1]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from jsonargparse import Namespace
 
@@ -59,10 +59,16 @@ def expand_path(path: str) -> str:
 class Options:
     """What every group of options does when it is made: paths are expanded.
 
-    Raises ValueError, naming the option, for numbers out of their bounds and paths without a name.
+    Raises ValueError, naming the option, for numbers out of their bounds, paths without a name, and what is none of the
+    names that an option may be.
     """
 
     def __post_init__(self) -> None:
+        for name, choices in _choices(type(self)).items():
+            value = getattr(self, name)
+            for each in value if isinstance(value, list) else [value]:
+                if isinstance(each, str) and each not in choices:
+                    raise ValueError(f"{name} must be one of {', '.join(choices)}, got {each!r}")
         for name in PATHS & self.__dict__.keys():
             value = getattr(self, name)
             paths = value if isinstance(value, list) else [value] if isinstance(value, str) else []
@@ -88,6 +94,12 @@ class Options:
             default = entry.default if entry.default_factory is MISSING else entry.default_factory()
             if entry.name in names and getattr(self, entry.name) != default:
                 raise ValueError(f"{entry.name} is not used {reason}, got {getattr(self, entry.name)}")
+
+
+def _choices(group: type[Options]) -> dict[str, tuple[str, ...]]:
+    """Of a group's options those that are one of some names, or a list of such, and the names."""
+    hints = {name: (kind, *get_args(kind)) for name, kind in get_type_hints(group).items()}
+    return {name: get_args(kind) for name, kinds in hints.items() for kind in kinds if get_origin(kind) is Literal}
 
 
 Built = TypeVar("Built", bound=Options)

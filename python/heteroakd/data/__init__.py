@@ -9,7 +9,7 @@ import torch
 
 from heteroakd.config.groups import DataConfig
 from heteroakd.data import folder, street
-from heteroakd.data.augmentation import EvalTransform, FixedTransform, TrainTransform
+from heteroakd.data.augmentation import TrainTransform, eval_transform
 from heteroakd.data.files import DataError
 from heteroakd.data.published import PUBLISHED
 from heteroakd.data.samples import (
@@ -59,9 +59,6 @@ def build_data(config: DataConfig) -> SegmentationData:
         root = Path(config.root)
         if not root.is_dir():
             raise DataError(f"{root}: no such folder; expected the root of the data set {config.name!r}")
-        if config.name not in ("folder", *PUBLISHED):
-            names = ", ".join(map(repr, ("street", "folder", *PUBLISHED)))
-            raise ValueError(f"name must be one of {names}, got {config.name!r}")
         classes, colours = _classes(config)
         if config.name == "folder":
             train, val = (folder.folder_source(config, part, colours) for part in ("train", config.evaluation_part))
@@ -69,12 +66,10 @@ def build_data(config: DataConfig) -> SegmentationData:
             train, val = (PUBLISHED[config.name].source(root, part) for part in ("train", config.evaluation_part))
         if config.cache:
             train = CachedSource(train)
-    augmentation: FixedTransform | TrainTransform = FixedTransform(config.crop_size)
-    if config.augment:
-        augmentation = TrainTransform(config.crop_size, config.scale_range, config.scale_step, config.flip_probability)
+    augmentation = TrainTransform(config.crop_size, config.scale_range, config.scale_step, config.flip_probability)
     return SegmentationData(
         SegmentationDataset(train, augmentation),
-        SegmentationDataset(val, EvalTransform()),
+        SegmentationDataset(val, eval_transform),
         classes,
         torch.tensor(colours, dtype=torch.uint8),
     )

@@ -3,7 +3,6 @@
 All randomness is drawn from torch's default generator, which a DataLoader seeds in every worker.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from heteroakd.data.samples import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, Sample
+from heteroakd.data.samples import IGNORE_INDEX, IMAGENET_MEAN, Sample, normalize
 
 _MEAN_COLOUR: dict[torch.dtype, list[float]] = {  # what is padded is 0 after normalisation
     torch.uint8: [round(255 * mean) for mean in IMAGENET_MEAN],
@@ -51,21 +50,13 @@ class RandomRescale(v2.Transform):
         return F.resize(inpt, params["size"], antialias=True)
 
 
-class _Transform:
-    """Apply torchvision's transforms to an image, [3, H, W] of uint8 or float32 in [0, 1], and its label, uint8 [H, W],
-    together; `steps` makes them from the colour that pads."""
-
-    def __init__(self, steps: Callable[[list[float]], Sequence[v2.Transform]] = lambda fill: ()) -> None:
-        dtypes = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
-        last = (v2.ToDtype(dtypes, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD))
-        self.steps = {dtype: v2.Compose([*steps(fill), *last]) for dtype, fill in _MEAN_COLOUR.items()}
-
-    def __call__(self, image: Tensor, label: Tensor) -> Sample:
-        image, label = self.steps[image.dtype](tv_tensors.Image(image), tv_tensors.Mask(label))
-        return image.as_subclass(Tensor).contiguous(), label.as_subclass(Tensor).contiguous()
+def eval_transform(image: Tensor, label: Tensor) -> Sample:
+    """The whole image at its native size, [3, H, W] of uint8 or float32 in [0, 1], and its label, uint8 [H, W]:
+    normalised, and int64."""
+    return normalize(image), label.long()
 
 
-class TrainTransform(_Transform):
+class TrainTransform:
     """Random scale of the native size, padding where needed, random crop, random mirror, normalisation.
 
     Padding is ImageNet's mean colour in the image and 255 in the label; every crop is `crop_size` (H, W).
@@ -78,38 +69,18 @@ class TrainTransform(_Transform):
         scale_step: float = 0.1,
         flip_probability: float = 0.5,
     ) -> None:
-        def steps(fill: list[float]) -> Sequence[v2.Transform]:
+        self.steps = {}
+        for dtype, fill in _MEAN_COLOUR.items():
             fills: dict[Any, Any] = {tv_tensors.Image: fill, tv_tensors.Mask: IGNORE_INDEX}
-            return (
-                RandomRescale(scale_range, scale_step),
-                v2.RandomCrop(crop_size, pad_if_needed=True, fill=fills),
-                v2.RandomHorizontalFlip(flip_probability),
+            self.steps[dtype] = v2.Compose(
+                [
+                    RandomRescale(scale_range, scale_step),
+                    v2.RandomCrop(crop_size, pad_if_needed=True, fill=fills),
+                    v2.RandomHorizontalFlip(flip_probability),
+                ]
             )
 
-        super().__init__(steps)
-
-
-class _MiddleCrop(v2.Transform):
-    """The middle (H, W) of image and mask, padded at the right and bottom where they are smaller."""
-
-    def __init__(self, size: tuple[int, int], fill: list[float]) -> None:
-        super().__init__()
-        self.size = size
-        self.fill = fill
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        height, width = F.get_size(inpt)
-        fill = IGNORE_INDEX if isinstance(inpt, tv_tensors.Mask) else self.fill
-        missing = [max(0, self.size[1] - width), max(0, self.size[0] - height)]
-        return F.center_crop(F.pad(inpt, [0, 0, *missing], fill=fill), list(self.size))
-
-
-class FixedTransform(_Transform):
-    """Nothing random: the middle `crop_size` (H, W) of an image at its own size, padded as `TrainTransform` does."""
-
-    def __init__(self, crop_size: tuple[int, int]) -> None:
-        super().__init__(lambda fill: [_MiddleCrop(crop_size, fill)])
-
-
-class EvalTransform(_Transform):
-    """Normalisation only: the whole image at its native size."""
+    def __call__(self, image: Tensor, label: Tensor) -> Sample:
+        """Image and label as in `eval_transform`."""
+        image, label = self.steps[image.dtype](tv_tensors.Image(image), tv_tensors.Mask(label))
+        return eval_transform(image.as_subclass(Tensor).contiguous(), label.as_subclass(Tensor).contiguous())

@@ -1,7 +1,7 @@
 """Pairs of image and label files: finding them, and saying what is wrong with them."""
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
@@ -89,15 +89,21 @@ def pair_files(
     both = set(find_files(labels, label_suffixes, label_ending).values()) if images == labels else ()
     image_files = find_files(images, IMAGE_SUFFIXES, image_ending, but=both)
     label_files = find_files(labels, label_suffixes, label_ending, skip_label)
-    for key, path in image_files.items():
-        if key not in label_files:
-            wanted = f"{labels / (key + label_ending)}{' or '.join(label_suffixes)}"
-            raise DataError(f"{path}: no label for it; expected {wanted}")
+    pairs = with_labels(image_files, label_files, labels, f"{label_ending}{' or '.join(label_suffixes)}")
     for key, path in label_files.items():
         if key not in image_files:
             suffixes = ", ".join(IMAGE_SUFFIXES)
             raise DataError(f"{path}: no image for it; expected {images / (key + image_ending)} with one of {suffixes}")
-    return [FilePair(path, label_files[key]) for key, path in image_files.items()]
+    return pairs
+
+
+def with_labels(images: Mapping[str, Path], labels: Mapping[str, Path], folder: Path, ending: str) -> list[FilePair]:
+    """Images and their labels of equal key. Raises DataError for the first image without one, saying that it should be
+    in the folder, with what follows the key."""
+    for key, path in images.items():
+        if key not in labels:
+            raise DataError(f"{path}: no label for it; expected {folder / key}{ending}")
+    return [FilePair(path, labels[key]) for key, path in images.items()]
 
 
 def read_lines(path: Path, expected: str) -> list[tuple[int, str]]:
@@ -129,19 +135,3 @@ def read_list(path: Path, name_of: Callable[[str], str] = lambda line: Path(line
     if not names:
         raise DataError(f"{path}: expected image names, one per line, got none")
     return list(names)
-
-
-def listed_pairs(
-    names: Iterable[str], images: Mapping[str, Path], labels: Mapping[str, Path], *, missing: Callable[[str, str], str]
-) -> list[FilePair]:
-    """The pairs that `names` lists out of files by name.
-
-    Raises DataError with the text of `missing(name, "image" or "label")` for the first name without a file.
-    """
-    pairs = []
-    for name in names:
-        for kind, files in (("image", images), ("label", labels)):
-            if name not in files:
-                raise DataError(missing(name, kind))
-        pairs.append(FilePair(images[name], labels[name]))
-    return pairs

@@ -19,18 +19,8 @@ from typing import Literal
 from unicodedata import normalize
 
 from heteroakd.config.groups import DataConfig
-from heteroakd.data.files import (
-    IMAGE_SUFFIXES,
-    LABEL_SUFFIXES,
-    DataError,
-    FilePair,
-    find_files,
-    key_of,
-    listed_pairs,
-    pair_files,
-    read_lines,
-    read_list,
-)
+from heteroakd.data import files
+from heteroakd.data.files import DataError, FilePair
 from heteroakd.data.reading import FileSource, LabelValues, read_label_values
 from heteroakd.data.samples import IGNORE_INDEX
 
@@ -59,7 +49,7 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
     """
     names: list[str] = []
     colours: list[Colour] = []
-    for number, line in read_lines(path, "one class name per line"):
+    for number, line in files.read_lines(path, "one class name per line"):
         if line.startswith(("//", "# ")) or line == "#":
             continue
         match = _LINE.match(line)
@@ -106,11 +96,11 @@ def folder_source(config: DataConfig, part: Part, colours: tuple[Colour, ...]) -
     files, ValueError as `label_values`."""
     root, listed = Path(config.root or ""), config.lists.get(part)
     images, labels = (_place(root, place, part, listed) for place in (config.image_folder, config.label_folder))
-    suffix = next((each for each in LABEL_SUFFIXES if config.label_suffix.lower().endswith(each)), "")
+    suffix = next((each for each in files.LABEL_SUFFIXES if config.label_suffix.lower().endswith(each)), "")
     ending = config.label_suffix[: len(config.label_suffix) - len(suffix)]
-    suffixes = (suffix,) if suffix else LABEL_SUFFIXES
+    suffixes = (suffix,) if suffix else files.LABEL_SUFFIXES
     if listed is None:
-        pairs = pair_files(images, labels, label_ending=ending, label_suffixes=suffixes)
+        pairs = files.pair_files(images, labels, label_ending=ending, label_suffixes=suffixes)
     else:
         pairs = _listed_pairs(root, root / listed, images, labels, ending, suffixes)
     every_picture = any(str(value).startswith("#") for value in config.label_values or {})
@@ -130,30 +120,29 @@ def _listed_pairs(
     """The pairs that a list names, a line each: an image and its label as paths in the root, or an image alone, as a
     path in the root or in the folder of the images, or by its name, with or without its suffix."""
     both: dict[str, FilePair] = {}
-    lines = read_list(list_file, lambda line: line)
+    lines = files.read_list(list_file, lambda line: line)
     for line in lines:
         words = line.split("\t") if "\t" in line else line.split()
         if len(words) == 2 and all((root / word).is_file() for word in words):
             both[line] = FilePair(root / words[0], root / words[1])
     if len(both) == len(lines):
         return list(both.values())
-    label_files = find_files(labels, suffixes, ending)
-    image_files = find_files(images, IMAGE_SUFFIXES, but=set(label_files.values()))  # both may share a folder
+    label_files = files.find_files(labels, suffixes, ending)
+    image_files = files.find_files(
+        images, files.IMAGE_SUFFIXES, but=set(label_files.values())
+    )  # both may share a folder
     names: dict[str, str | None] = {}  # None: of several files
     for key, path in image_files.items():
-        for name in {key, key.rpartition("/")[2], key_of(Path(os.path.relpath(path, root)))}:
+        for name in {key, key.rpartition("/")[2], files.key_of(Path(os.path.relpath(path, root)))}:
             names[name] = None if name in names else key
     keys: list[str] = []
     for line in lines:
-        name = key_of(Path(line)) if Path(line).suffix.lower() in IMAGE_SUFFIXES else line
+        name = files.key_of(Path(line)) if Path(line).suffix.lower() in files.IMAGE_SUFFIXES else line
         chosen = names.get(name.removeprefix("./"))
         if chosen is None:
             several = "several files of this name" if name in names else "no such image"
             expected = f"expected one, or an image and its label in {root}"
             raise DataError(f"{list_file}: {line!r}: {several} in {images}; {expected}")
         keys.append(chosen)
-
-    def missing(key: str, kind: str) -> str:
-        return f"{image_files[key]}: no label for it; expected {labels / (key + ending)}{' or '.join(suffixes)}"
-
-    return listed_pairs(keys, image_files, label_files, missing=missing)
+    chosen_files = {key: image_files[key] for key in keys}
+    return files.with_labels(chosen_files, label_files, labels, f"{ending}{' or '.join(suffixes)}")

@@ -1,38 +1,27 @@
-"""The public data sets as they are downloaded, one declaration each, by the names that `DataConfig.name` takes.
+"""The public data sets as they are downloaded, one declaration each, by the names that `DataConfig.name` takes;
+docs/trainer.md has a table of what lies where.
 
-camvid      root/{train,val,test}/*.png, root/{train,val,test}annot/*.png: 480x360, 11 classes, void is 11
-            (Brostow et al., Pattern Recognition Letters 2009; split of Badrinarayanan et al., PAMI 2017)
-cityscapes  leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, a folder per city: 2048x1024; the 34 label
-            ids are read as the 19 train ids (Cordts et al., CVPR 2016)
-ade20k      ADEChallengeData2016.zip, SceneParse150: 0 is unlabelled, others are class + 1; the full ADE20K is
-            set of files and is refused (Zhou et al., CVPR 2017)
-coco_stuff  COCO-Stuff-164k: train2017.zip, val2017.zip, stuffthingmaps_trainval2017.zip; of its 182 classes 11 occur
-            nowhere, and a mean over the classes leaves out those that are not predicted either (Caesar et al., CVPR
-            2018)
-voc         VOCtrainval_11-May-2012.tar: 21 classes, background included, sizes vary; `root` is the folder VOC2012 or
-            the one that VOCdevkit or VOC2012 lies in (Everingham et al., IJCV 2015):
-
-    root/JPEGImages/*.jpg
-    root/SegmentationClass/*.png                         palette PNGs, whose indices are the classes; 255 is ignored
-    root/ImageSets/Segmentation/{train,val}.txt          1464 and 1449 names
-
+camvid      480x360, 11 classes, void is 11 (Brostow et al., Pattern Recognition Letters 2009; split of Badrinarayanan
+            et al., PAMI 2017)
+cityscapes  2048x1024; the 34 label ids are read as the 19 train ids (Cordts et al., CVPR 2016)
+ade20k      SceneParse150: 0 is unlabelled, others are class + 1; the full ADE20K is another set of files and is
+            refused (Zhou et al., CVPR 2017)
+coco_stuff  COCO-Stuff-164k: of its 182 classes 11 occur nowhere, and a mean over the classes leaves out those that are
+            not predicted either (Caesar et al., CVPR 2018)
+voc         21 classes, background included, sizes vary; `root` is the folder VOC2012 or the one that VOCdevkit or
+            VOC2012 lies in; parts by its lists, of 1464 and 1449 names (Everingham et al., IJCV 2015)
 voc_aug     trains on the 10582 images that VOC and SBD (Hariharan et al., ICCV 2011) label together without VOC's val
-            part, with labels from either of
-
-    root/SegmentationClassAug/*.png                      all labels; with ImageSets/Segmentation/train_aug.txt or
-                                                         trainaug.txt, otherwise all that are not in val.txt
-    root/benchmark_RELEASE/dataset/cls/*.mat             SBD's own download, benchmark.tgz; needs scipy; images that
-                                                         VOC labels too keep VOC's labels
+            part: by SegmentationClassAug/*.png, those of train_aug.txt or trainaug.txt, without such a list all that
+            are not in val.txt; or by SBD's own download, *.mat, which needs scipy, where VOC's own labels go first
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
-from heteroakd.data.files import DataError, FilePair, find_files, listed_pairs, need_folder, pair_files, read_list
+from heteroakd.data.files import DataError, FilePair, find_files, need_folder, pair_files, read_list
 from heteroakd.data.folder import Colour, read_classes
 from heteroakd.data.reading import FileSource, LabelValues, read_label_values
 from heteroakd.data.samples import IGNORE_INDEX
@@ -82,12 +71,12 @@ def _lists(base: Path) -> Path:
 
 
 def _listed(names: list[str], names_file: Path, base: Path, labels: Path) -> list[FilePair]:
-    def missing(name: str, kind: str) -> str:
-        path = base / "JPEGImages" / f"{name}.jpg" if kind == "image" else labels / f"{name}.png"
-        return f"{path}: no such file; {names_file} names it"
-
-    images = find_files(base / "JPEGImages", (".jpg",))
-    return listed_pairs(names, images, find_files(labels, (".png",)), missing=missing)
+    images, found = find_files(base / "JPEGImages", (".jpg",)), find_files(labels, (".png",))
+    for name in names:
+        for files, path in ((images, base / "JPEGImages" / f"{name}.jpg"), (found, labels / f"{name}.png")):
+            if name not in files:
+                raise DataError(f"{path}: no such file; {names_file} names it")
+    return [FilePair(images[name], found[name]) for name in names]
 
 
 def _with_sbd(root: Path, base: Path, held_out: set[str]) -> list[FilePair]:
@@ -117,12 +106,9 @@ def _read_png_or_mat(path: Path) -> NDArray[Any]:
     except ImportError:
         raise DataError(f"{path}: SBD's label files are read with scipy: pip install scipy") from None
     try:
-        values = np.asarray(loadmat(path)["GTcls"][0]["Segmentation"][0])
+        values: NDArray[Any] = loadmat(path)["GTcls"][0]["Segmentation"][0]
     except Exception as error:  # scipy documents no common kind
         raise DataError(f"{path}: not a label file of SBD ({type(error).__name__}: {error})") from error
-    if values.ndim != 2 or values.dtype.kind not in "ui":
-        raise DataError(f"{path}: expected integers of two dimensions in GTcls.Segmentation, got {values.dtype} "
-                        f"{list(values.shape)}")  # fmt: skip
     return values
 
 
@@ -172,18 +158,18 @@ _TRAINED_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31
 _TRAIN_IDS = {**dict.fromkeys(range(34), IGNORE_INDEX), **{label: index for index, label in enumerate(_TRAINED_IDS)}}
 _ADE20K = "the contents of ADEChallengeData2016.zip"
 
-CAMVID = Layout("{part}", "{part}annot", LabelValues.of(11, {11: IGNORE_INDEX}))
+CAMVID = Layout("{part}", "{part}annot", LabelValues(11, ((11, IGNORE_INDEX),)))
 CITYSCAPES = Layout(
     "leftImg8bit/{part}",
     "gtFine/{part}",
-    LabelValues.of(19, _TRAIN_IDS, "a label id of Cityscapes, 0 to 33"),
+    LabelValues(19, tuple(_TRAIN_IDS.items()), "a label id of Cityscapes, 0 to 33"),
     ("the contents of leftImg8bit_trainvaltest.zip", "the contents of gtFine_trainvaltest.zip"),
     endings=("_leftImg8bit", "_gtFine_labelIds"),
 )
 ADE20K = Layout(
     "images/{part}",
     "annotations/{part}",
-    LabelValues.of(150, {0: IGNORE_INDEX} | {value: value - 1 for value in range(1, 151)}, "0 (unlabelled) to 150"),
+    LabelValues(150, ((0, IGNORE_INDEX), *((value, value - 1) for value in range(1, 151))), "0 (unlabelled) to 150"),
     (_ADE20K, _ADE20K),
     {"train": "training", "val": "validation"},
     inside="ADEChallengeData2016",

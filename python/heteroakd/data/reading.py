@@ -1,6 +1,6 @@
 """Pictures as they lie on disk: the one reader of all commands, and what the values of label files mean."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -110,11 +110,6 @@ class LabelValues(NamedTuple):
     """Of labels in RGB: colours as 0xrrggbb and what they are read as."""
     other: int = _WRONG
     """What all other values and colours are read as."""
-
-    @classmethod
-    def of(cls, num_classes: int, remap: Mapping[int, int], described: str | None = None) -> "LabelValues":
-        """From a mapping."""
-        return cls(num_classes, tuple(remap.items()), described)
 
     def __str__(self) -> str:
         also = "".join(f", {value} (read as {replacement})" for value, replacement in self.remap)

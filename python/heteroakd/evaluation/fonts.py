@@ -11,14 +11,12 @@ from PIL import ImageFont
 
 from heteroakd.system.distributed import say
 
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
-
 DEJAVU = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 """Latin, Greek, Cyrillic and more, with every matplotlib."""
 
 
 @cache
-def font_for(letters: str, size: int) -> Font:
+def font_for(letters: str, size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, or a font of the system that has what it lacks, in a size in pixels."""
     return ImageFont.truetype(_file_for(frozenset(letters)), size)
 
@@ -38,16 +36,13 @@ def _file_for(letters: frozenset[str]) -> str:
     needed = {ord(letter) for letter in letters if letter.isprintable()}
     if _has(DEJAVU, needed):
         return DEJAVU
-    fonts = sorted(
-        font_manager.fontManager.ttflist, key=lambda font: (str(font.weight) != "400", font.style != "normal")
-    )
-    found = next((font.fname for font in fonts if _has(font.fname, needed)), None)
-    if found is None:
-        lacking = "".join(sorted(letter for letter in letters if not _has(DEJAVU, {ord(letter)})))
-        _warn(
-            f"no font here has {lacking!r}: boxes stand in pictures for letters; install one, Noto Sans CJK for example"
-        )
-    return found or DEJAVU
+    fonts = font_manager.fontManager.ttflist
+    for font in sorted(fonts, key=lambda font: (str(font.weight) != "400", font.style != "normal")):
+        if _has(font.fname, needed):
+            return str(font.fname)
+    lacking = "".join(sorted(letter for letter in letters if not _has(DEJAVU, {ord(letter)})))
+    _warn(f"no font here has {lacking!r}: boxes stand in pictures for letters; install one, Noto Sans CJK for example")
+    return DEJAVU
 
 
 def _has(file: str, letters: set[int]) -> bool:

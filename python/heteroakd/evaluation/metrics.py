@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from heteroakd.config.groups import DataConfig, EvaluationConfig
+from heteroakd.config.groups import DataConfig, EvaluationConfig, to_dict
 from heteroakd.data import IGNORE_INDEX
 from heteroakd.evaluation.inference import WHOLE, predict, window_stride
 from heteroakd.system.distributed import is_main, rank, sum_over_processes, world_size
@@ -79,34 +78,23 @@ class Evaluation:
         return "\n".join(lines)
 
 
-class Measured(NamedTuple):
-    """How a mIoU was measured: of which images, and how the network was applied to them."""
+def how_measured(data: DataConfig, options: EvaluationConfig) -> dict[str, Any]:
+    """How a mIoU is measured, JSON-compatible: of which images, and how the network is applied to them."""
+    stride = window_stride(options) if options.window else None
+    part = {"data": data.name, "root": data.root, "part": data.evaluation_part}
+    return {**part, **to_dict(replace(options, window_stride=stride))}
 
-    data: str
-    root: str | None
-    part: str
-    window: Sequence[int] | None
-    """Height and width of the sliding windows; None: whole images."""
-    window_stride: Sequence[int] | None
-    scales: list[float]
-    flip: bool
 
-    @classmethod
-    def of(cls, data: DataConfig, options: EvaluationConfig) -> Measured:
-        """By the options of data set and evaluation."""
-        stride = window_stride(options) if options.window else None
-        return cls(
-            data.name, data.root, data.evaluation_part, options.window, stride, list(options.scales), options.flip
-        )
-
-    def __str__(self) -> str:
-        where = self.data + (f" in {self.root}" if self.root else "")
-        how = "whole images"
-        if self.window and self.window_stride:
-            how = "windows of {}x{} every {}x{}".format(*self.window, *self.window_stride)
-        scales = "scale " if len(self.scales) == 1 else "mean of the scales "
-        scales += ", ".join(f"{scale:g}" for scale in self.scales)
-        return f"on the {self.part} part of {where}: {how}, {scales}{', mirrored too' if self.flip else ''}"
+def in_words(measured: dict[str, Any]) -> str:
+    """What `how_measured` says."""
+    where = measured["data"] + (f" in {measured['root']}" if measured["root"] else "")
+    how = "whole images"
+    if measured["window"]:
+        how = "windows of {}x{} every {}x{}".format(*measured["window"], *measured["window_stride"])
+    scales = "scale " if len(measured["scales"]) == 1 else "mean of the scales "
+    scales += ", ".join(f"{scale:g}" for scale in measured["scales"])
+    mirrored = ", mirrored too" if measured["flip"] else ""
+    return f"on the {measured['part']} part of {where}: {how}, {scales}{mirrored}"
 
 
 def none_if_nan(value: float) -> float | None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from heteroakd.data import IGNORE_INDEX
-from heteroakd.evaluation.fonts import Font, font_for
+from heteroakd.evaluation.fonts import font_for
 from heteroakd.system.files import atomic_file
 
 NEUTRAL = (96, 96, 96)
@@ -23,21 +24,9 @@ _GAP = 8  # pixels between the pictures of a panel
 _SMALLEST_WIDTH = 288  # pictures below this width, in pixels, are enlarged by whole factors so that captions fit
 
 
-def _check_picture(picture: Tensor, name: str) -> None:
-    if picture.ndim != 3 or picture.shape[0] != 3 or picture.dtype != torch.uint8:
-        raise ValueError(f"{name} must be uint8 [3, H, W], got {picture.dtype} {list(picture.shape)}")
-
-
 def colorize(label: Tensor, palette: Tensor) -> Tensor:
-    """A label picture in the colours of its classes, uint8 [3, H, W]; 255 becomes NEUTRAL.
-
-    `label` is [H, W] of any integer type in {0..K-1, 255} and `palette` uint8 [K, 3]. Raises ValueError for
-    other shapes, types and values.
-    """
-    if label.ndim != 2 or label.is_floating_point():
-        raise ValueError(f"label must be integer [H, W], got {label.dtype} {list(label.shape)}")
-    if palette.ndim != 2 or palette.shape[1] != 3 or palette.dtype != torch.uint8:
-        raise ValueError(f"palette must be uint8 [K, 3], got {palette.dtype} {list(palette.shape)}")
+    """A label picture in the colours of its classes, uint8 [3, H, W]; 255 becomes NEUTRAL. `label` is [H, W] of any
+    integer type in {0..K-1, 255} and `palette` uint8 [K, 3]. Raises ValueError for other values."""
     colours = torch.cat([palette.cpu(), torch.tensor([NEUTRAL], dtype=torch.uint8)])
     label, ignored = _checked(label.cpu(), len(palette))
     return colours[label.masked_fill(ignored, len(palette))].permute(2, 0, 1).contiguous()
@@ -56,32 +45,17 @@ def _checked(label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
 
 
 def overlay(image: Tensor, label: Tensor, palette: Tensor, alpha: float = 0.55) -> Tensor:
-    """The colours of a label over its picture, uint8 [3, H, W]; ignored pixels show the picture.
-
-    `image` is uint8 [3, H, W], `label` and `palette` as in `colorize`, `alpha` in [0, 1] the share of the
-    colours. Raises ValueError for other shapes, types and values.
-    """
-    _check_picture(image, "image")
-    if image.shape[1:] != label.shape:
-        raise ValueError(f"label must have the image's size {list(image.shape[1:])}, got {list(label.shape)}")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+    """The colours of a label over its picture, uint8 [3, H, W]; ignored pixels show the picture. `image` is uint8
+    [3, H, W], `label` and `palette` as in `colorize`, `alpha` in [0, 1] the share of the colours."""
     image = image.cpu()
     blended = (image.float() + alpha * (colorize(label, palette).float() - image.float())).round().to(torch.uint8)
     return torch.where(label.cpu() == IGNORE_INDEX, image, blended)
 
 
-def heatmap(values: Tensor, *, minimum: float = 0.0, maximum: float = 1.0) -> Tensor:
-    """Values as colours of the perceptually uniform map `viridis` (dark is `minimum`), uint8 [3, H, W].
-
-    `values` is float [H, W]; values outside the range take its end colours, NaN becomes NEUTRAL. Raises
-    ValueError for other shapes and an empty range.
-    """
-    if values.ndim != 2:
-        raise ValueError(f"values must be [H, W], got {list(values.shape)}")
-    if not minimum < maximum:
-        raise ValueError(f"minimum must be below maximum, got {minimum} and {maximum}")
-    scaled = ((values.detach().double().cpu() - minimum) / (maximum - minimum)).clamp(0, 1)
+def heatmap(values: Tensor, *, maximum: float = 1.0) -> Tensor:
+    """Float values [H, W] as colours of the perceptually uniform map `viridis` (dark is 0), uint8 [3, H, W]; values
+    outside 0 to `maximum` take its end colours, NaN becomes NEUTRAL."""
+    scaled = (values.detach().double().cpu() / maximum).clamp(0, 1)
     missing = scaled.isnan()
     colours = matplotlib.colormaps["viridis"](scaled.nan_to_num().numpy(), bytes=True)[..., :3].copy()
     colours[missing.numpy()] = NEUTRAL
@@ -90,59 +64,22 @@ def heatmap(values: Tensor, *, minimum: float = 0.0, maximum: float = 1.0) -> Te
 
 def labelled_class_map(maps: Tensor, label: Tensor) -> Tensor:
     """Of maps per class, float [K, H, W], the value at every pixel's labelled class, [H, W]; NaN where ignored. `label`
-    is integer [H, W] in {0..K-1, 255}. Raises ValueError for sizes that differ and labels out of range."""
-    if maps.ndim != 3 or maps.shape[1:] != label.shape:
-        raise ValueError(f"maps must be [K, H, W] over label [H, W], got {list(maps.shape)} and {list(label.shape)}")
+    is integer [H, W] in {0..K-1, 255}. Raises ValueError for labels out of range."""
     label, ignored = _checked(label, maps.shape[0])
     chosen = maps.gather(0, label.masked_fill(ignored, 0)[None])[0]
     return chosen.masked_fill(ignored, math.nan)
 
 
-def _tile(caption: str, picture: Tensor, size: tuple[int, int], font: Font) -> Image.Image:
-    height, width = size
-    shown = Image.fromarray(picture.cpu().permute(1, 2, 0).contiguous().numpy())
-    shown = shown.resize((width, height), Image.Resampling.NEAREST)
-    line = _line_height(font)
-    tile = Image.new("RGB", (width, height + line), _PAPER)
-    draw = ImageDraw.Draw(tile)
-    while caption and draw.textlength(caption, font=font) > width:
-        caption = caption[:-2] + "…" if len(caption) > 2 else ""
-    draw.text((0, 2), caption, fill=_INK, font=font)
-    tile.paste(shown, (0, line))
-    return tile
-
-
-def _line_height(font: Font) -> int:
-    return int(font.getbbox("Ag|")[3]) + 7
-
-
-def _legend(classes: Sequence[tuple[str, Sequence[int]]], width: int, font: Font) -> Image.Image:
-    """The classes' colours and names in as many lines as `width` pixels need."""
-    line = _line_height(font)
-    swatch = line - 10
-    places: list[tuple[int, int]] = []
-    x, y = 0, 0
-    for name, _ in classes:
-        needed = swatch + 6 + int(font.getlength(name)) + 16
-        if x and x + needed > width:
-            x, y = 0, y + line
-        places.append((x, y))
-        x += needed
-    legend = Image.new("RGB", (width, y + line), _PAPER)
-    draw = ImageDraw.Draw(legend)
-    for (name, colour), (x, y) in zip(classes, places, strict=True):
-        box = (x, y + 5, x + swatch, y + 5 + swatch)
-        draw.rectangle(box, fill=(int(colour[0]), int(colour[1]), int(colour[2])), outline=(140, 140, 140))
-        draw.text((x + swatch + 6, y + 2), name, fill=_INK, font=font)
-    return legend
-
-
 def panel(pictures: Sequence[tuple[str, Tensor]], path: str | Path, **options: Any) -> None:
-    """Write what `sheet_of` makes of the same arguments as a PNG. The file appears complete or not at all; folders are
-    made as needed. Raises as it does, and OSError if the file cannot be written."""
-    sheet = sheet_of(pictures, **options)
-    with atomic_file(Path(path)) as file:
-        sheet.save(file, format="PNG")
+    """Write what `sheet_of` makes of the same arguments, see `save_png`."""
+    save_png(Path(path), sheet_of(pictures, **options))
+
+
+def save_png(path: Path, picture: Image.Image) -> None:
+    """Write a PNG. The file appears complete or not at all; folders are made as needed. Raises OSError if it cannot be
+    written."""
+    with atomic_file(path) as file:
+        picture.save(file, format="PNG")
 
 
 def sheet_of(
@@ -154,40 +91,38 @@ def sheet_of(
 ) -> Image.Image:
     """Captioned pictures, side by side in rows of `columns` (default: one row), as one.
 
-    Pictures are uint8 [3, H, W], enlarged by whole factors where they are small; with `classes` (K names) and
-    `palette` (uint8 [K, 3]) a legend stands below them. Raises ValueError for no picture, other shapes and types, and a
-    palette that does not fit.
+    There is at least one, uint8 [3, H, W], enlarged by whole factors where it is small; with `classes` (K names) and
+    `palette` (uint8 [K, 3]) a legend stands below them.
     """
-    if not pictures:
-        raise ValueError("pictures must hold at least one captioned picture, got none")
-    for caption, picture in pictures:
-        _check_picture(picture, f"picture {caption!r}")
-    if columns is not None and columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
-    if classes and (palette is None or len(palette) != len(classes)):
-        raise ValueError(
-            f"palette must hold {len(classes)} colours, one per class, got {0 if palette is None else len(palette)}"
-        )
     font = font_for("".join([caption for caption, _ in pictures] + list(classes)), FONT_SIZE)
-    tiles = []
-    for caption, picture in pictures:
-        factor = max(1, math.ceil(_SMALLEST_WIDTH / picture.shape[2]))
-        tiles.append(_tile(caption, picture, (factor * picture.shape[1], factor * picture.shape[2]), font))
-    per_row = min(columns or len(tiles), len(tiles))
-    cell_width = max(tile.width for tile in tiles)
+    line = int(font.getbbox("Ag|")[3]) + 7
+    tiles = [(caption, _enlarged(picture)) for caption, picture in pictures]
+    per_row, cell = min(columns or len(tiles), len(tiles)), max(tile.width for _, tile in tiles)
     rows = [tiles[start : start + per_row] for start in range(0, len(tiles), per_row)]
-    heights = [max(tile.height for tile in row) for row in rows]
-    width = per_row * (cell_width + _GAP) + _GAP
-    parts: list[tuple[Image.Image, int, int]] = []
-    y = _GAP
-    for row, height in zip(rows, heights, strict=True):
-        parts += [(tile, _GAP + column * (cell_width + _GAP), y) for column, tile in enumerate(row)]
-        y += height + _GAP
-    if classes and palette is not None:
-        legend = _legend(list(zip(classes, palette.tolist(), strict=True)), width - 2 * _GAP, font)
-        parts.append((legend, _GAP, y))
-        y += legend.height + _GAP
-    sheet = Image.new("RGB", (width, y), _PAPER)
-    for part, x, top in parts:
-        sheet.paste(part, (x, top))
+    width = per_row * (cell + _GAP) + _GAP
+    tops = [*accumulate((line + max(tile.height for _, tile in row) + _GAP for row in rows), initial=_GAP)]
+    places: list[tuple[int, int]] = []
+    x, y = _GAP, tops[-1]
+    for needed in (line + 12 + int(font.getlength(name)) for name in classes):
+        if x > _GAP and x + needed > width - _GAP:
+            x, y = _GAP, y + line
+        places.append((x, y))
+        x += needed
+    sheet = Image.new("RGB", (width, y + line + _GAP if places else y), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for row, top in zip(rows, tops, strict=False):
+        for left, (caption, tile) in zip(range(_GAP, width, cell + _GAP), row, strict=False):
+            while caption and draw.textlength(caption, font=font) > tile.width:
+                caption = caption[:-2] + "…" if len(caption) > 2 else ""
+            draw.text((left, top + 2), caption, fill=_INK, font=font)
+            sheet.paste(tile, (left, top + line))
+    for name, colour, (x, y) in zip(classes, () if palette is None else palette.tolist(), places, strict=True):
+        draw.rectangle((x, y + 5, x + line - 10, y + line - 5), fill=tuple(colour), outline=(140, 140, 140))
+        draw.text((x + line - 4, y + 2), name, fill=_INK, font=font)
     return sheet
+
+
+def _enlarged(picture: Tensor) -> Image.Image:
+    factor = max(1, math.ceil(_SMALLEST_WIDTH / picture.shape[2]))
+    shown = Image.fromarray(picture.cpu().permute(1, 2, 0).contiguous().numpy())
+    return shown.resize((factor * shown.width, factor * shown.height), Image.Resampling.NEAREST)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -70,13 +69,6 @@ METHODS = {
 }
 
 
-def method_named(name: str) -> Method:
-    """Raises ValueError for an unknown name."""
-    if name not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
-    return METHODS[name]
-
-
 @dataclass(frozen=True)
 class Taps:
     """Which modules' outputs a run uses, by their paths."""
@@ -104,16 +96,14 @@ def build_distiller(
 ) -> Distiller:
     """Student, teacher and the objective of a method; channels come from one image of `image_size` (H, W).
 
-    Raises ValueError for an unknown method, a missing teacher, class weights that are not K, networks of another number
-    of classes, other numbers of taps in student and teacher, and as `networks.shapes.probe`.
+    Raises ValueError for a missing teacher, class weights that are not K, networks of another number of classes, other
+    numbers of taps in student and teacher, and as `networks.shapes.probe`.
     """
-    method = method_named(name)
+    method = METHODS[name]
     if config.class_weight is not None and len(config.class_weight) != num_classes:
         raise ValueError(f"loss.class_weight must hold {num_classes} values, got {len(config.class_weight)}")
     if method.needs_teacher and teacher is None:
         raise ValueError(f"method {name!r} needs a teacher, got None")
-    if not (math.isfinite(auxiliary_weight) and auxiliary_weight >= 0):
-        raise ValueError(f"auxiliary_weight must be a finite number from 0 on, got {auxiliary_weight}")
     ours, theirs = (tap_paths(paths) if method.projects else [] for paths in (taps.student, taps.teacher))
     if len(ours) != len(theirs):
         raise ValueError(
@@ -128,15 +118,14 @@ def build_distiller(
         other = probe(teacher, tap_paths(taps.teacher), image_size)
         _check_classes("teacher", other.logits, num_classes)
         pairs = [(maps[path], features) for path, features in zip(ours, other.maps, strict=False)]
-    auxiliary, read = None, ours
-    if auxiliary_weight:  # before the projectors, so that all methods start with the same one
-        if taps.auxiliary is None:
-            raise ValueError("auxiliary_weight needs a network with an auxiliary_tap, got None")
+    auxiliary, read, place = None, ours, -1
+    if auxiliary_weight and taps.auxiliary is not None:
+        # Before the projectors, so that all methods start with the same one.
         auxiliary = AuxiliaryHead(maps[taps.auxiliary].shape[1], num_classes, auxiliary_weight, config)
         read = list(dict.fromkeys([*ours, taps.auxiliary]))
+        place = read.index(taps.auxiliary)
     criterion = method.criterion(config, num_classes, [(mine.shape[1], its.shape[1]) for mine, its in pairs])
     sizes = [(mine.shape[2], mine.shape[3]) for mine, _ in pairs]
-    place = -1 if auxiliary is None or taps.auxiliary is None else read.index(taps.auxiliary)
     objective = Objective(criterion, sizes, auxiliary, place)
     return Distiller(student, teacher, objective, student_tap=read or None, teacher_tap=theirs or None)
 

@@ -30,17 +30,13 @@ def batch_norm_named(network: nn.Module) -> Iterator[None]:
         yield
     except ValueError as error:
         callers = [frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__)]
-        names = [
-            name
-            for name, module in network.named_modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and any(module is caller for caller in callers)
-        ]
-        if not names:
-            raise
-        raise ValueError(
-            f"{names[0]}: {error}; raise schedule.batch_size, of which each process and micro-batch has its part, or "
-            "data.crop_size"
-        ) from error
+        for name, module in network.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and any(module is caller for caller in callers):
+                raise ValueError(
+                    f"{name}: {error}; raise schedule.batch_size, of which each process and micro-batch has its part, "
+                    "or data.crop_size"
+                ) from error
+        raise
 
 
 def probe(network: nn.Module, paths: Sequence[str], image_size: tuple[int, int]) -> Tapped:

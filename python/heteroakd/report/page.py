@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import jinja2
 from PIL import Image
 
 from heteroakd.report.figures import Diagram, svg
+from heteroakd.report.templates import render
 from heteroakd.system.files import write_text
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _QUALITY = 80  # of WebP: photographs take a fifth of their PNGs
 _LARGEST = 16383  # pixels of a side that WebP has; three photographs beside each other may be wider
 
@@ -30,22 +30,14 @@ class Table:
     note: str = ""
     """A remark below the table."""
 
-    def __post_init__(self) -> None:
-        for number, row in enumerate(self.rows):
-            if len(row) != len(self.columns):
-                raise ValueError(
-                    f"table {self.title!r}: row {number} has {len(row)} cells,"
-                    f" expected {len(self.columns)}, one per column"
-                )
-
 
 @dataclass(frozen=True)
 class Picture:
     """A picture with its caption."""
 
     caption: str
-    png: Image.Image | bytes | str | Path
-    """The picture, a PNG of it, or the path of its file."""
+    picture: Image.Image | Path
+    """The picture, or the path of its file."""
 
 
 @dataclass(frozen=True)
@@ -68,36 +60,22 @@ def _cell(value: object) -> str:
 
 
 def _data_uri(picture: Picture) -> str:
-    opened, smaller = picture.png, io.BytesIO()
-    if not isinstance(opened, Image.Image):
-        data = opened if isinstance(opened, bytes) else Path(opened).read_bytes()
-        if not data.startswith(_PNG_SIGNATURE):
-            where = "its bytes" if isinstance(opened, bytes) else opened
-            raise ValueError(f"picture {picture.caption!r}: {where}: expected a PNG")
-        opened = Image.open(io.BytesIO(data))
-    shown = opened.convert("RGB")
+    opened, smaller = picture.picture, io.BytesIO()
+    shown = (opened if isinstance(opened, Image.Image) else Image.open(opened)).convert("RGB")
     shown.thumbnail((_LARGEST, _LARGEST))
     shown.save(smaller, format="WEBP", quality=_QUALITY)
     return f"data:image/webp;base64,{base64.b64encode(smaller.getvalue()).decode('ascii')}"
 
 
-def _paragraphs(text: str) -> list[str]:
-    return [paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip()]
-
-
 def write_report(
-    path: str | Path, *, title: str, introduction: str, tables: Sequence[Table] = (), sections: Sequence[Section] = ()
+    path: Path, *, title: str, introduction: str, tables: Sequence[Table] = (), sections: Sequence[Section] = ()
 ) -> None:
     """Write a self-contained HTML file: title, introduction, tables, sections, in this order.
 
     `introduction` is plain text; empty lines separate its paragraphs. The page follows the reader's light or dark
-    scheme. The file appears complete or not at all; folders are made as needed. Raises ValueError for a diagram of the
-    wrong length and for a picture that is no PNG, OSError for a file that cannot be read or written.
+    scheme. The file appears complete or not at all; folders are made as needed. Raises OSError for a file that cannot
+    be read or written.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("heteroakd.report", "."), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"cell": _cell, "data_uri": _data_uri, "paragraphs": _paragraphs, "svg": svg}
-    page = environment.get_template("page.html.j2")
-    write_text(Path(path), page.render(title=title, introduction=introduction, tables=tables, sections=sections))
+    filters: dict[str, Any] = {"cell": _cell, "data_uri": _data_uri, "svg": svg}
+    page = render("page.html.j2", filters, title=title, introduction=introduction, tables=tables, sections=sections)
+    write_text(path, page)

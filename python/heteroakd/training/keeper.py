@@ -10,18 +10,7 @@ from hetero_kernels import Distiller
 from heteroakd.methods import TERMS, objective_of
 from heteroakd.system.distributed import gather, on_main, rank, say
 from heteroakd.system.files import LAST
-from heteroakd.training.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    check_same_run,
-    load_checkpoint,
-    load_latest,
-    load_state,
-    random_states,
-    restore_random_states,
-    save_checkpoint,
-    state_digest,
-)
+from heteroakd.training import checkpoint
 from heteroakd.training.run import Run
 from heteroakd.training.step import TrainingStep
 from heteroakd.training.trained import files_digest, may_differ
@@ -40,7 +29,7 @@ class Keeper:
         self.saved: int | None = None
         """The step of the youngest checkpoint."""
         teacher = run.distiller.teacher
-        self.teacher = "" if teacher is None else state_digest(teacher.state_dict())
+        self.teacher = "" if teacher is None else checkpoint.state_digest(teacher.state_dict())
         """What tells the run's teacher from others."""
         self.files = files_digest(run.data, run.config["data"]["root"])
         """What tells the data set's files from others."""
@@ -48,7 +37,7 @@ class Keeper:
     def save(self, name: str, step: int, miou: float, best_miou: float) -> None:
         """Write a checkpoint; of LAST older ones are kept, but not several of one step. Every process must call this;
         one writes."""
-        states = gather(random_states())
+        states = gather(checkpoint.random_states())
         on_main(lambda: self._save(name, step, {"miou": miou, "best_miou": best_miou}, states))
         if name == LAST:
             self.saved = step
@@ -56,7 +45,7 @@ class Keeper:
     def _save(self, name: str, step: int, metrics: dict[str, float], states: list[dict[str, Any]]) -> None:
         if wrong := _not_finite(self.run.distiller):
             raise DivergedError(f"the network is not finite after step {step} ({wrong}); {self._advice()}")
-        checkpoint = Checkpoint(
+        saved = checkpoint.Checkpoint(
             kind=self.run.kind,
             step=step,
             config=self.run.config,
@@ -69,7 +58,7 @@ class Keeper:
             **{name: part.state_dict() for name, part in self._parts().items()},
         )
         keep = self.run.runtime.keep if name == LAST and step != self.saved else 1
-        save_checkpoint(self.run.output / name, checkpoint, keep=keep)
+        checkpoint.save_checkpoint(self.run.output / name, saved, keep=keep)
 
     def _parts(self) -> dict[str, Any]:
         """What has a state_dict, by its name in the checkpoint."""
@@ -91,24 +80,24 @@ class Keeper:
         """
         last = self.run.output / LAST
         on_main(self._find)
-        checkpoint = load_checkpoint(last)
+        found = checkpoint.load_checkpoint(last)
         for name, part in self._parts().items():
-            load_state(part.load_state_dict, getattr(checkpoint, name), str(last))
+            checkpoint.load_state(part.load_state_dict, getattr(found, name), str(last))
         if self.training.average is not None:
-            self.training.average.n_averaged.fill_(checkpoint.step)
-        if rank() < len(checkpoint.random_states):  # of more processes than before the new ones keep their seed
-            restore_random_states(checkpoint.random_states[rank()])
-        self.saved = checkpoint.step
-        return checkpoint.step, checkpoint.metrics
+            self.training.average.n_averaged.fill_(found.step)
+        if rank() < len(found.random_states):  # of more processes than before the new ones keep their seed
+            checkpoint.restore_random_states(found.random_states[rank()])
+        self.saved = found.step
+        return found.step, found.metrics
 
     def _find(self) -> None:
         """Make the youngest checkpoint that can be read last.pt."""
         last = self.run.output / LAST
-        path, checkpoint = load_latest(last, lambda error: say(f"passed over: {error}"))
-        say(f"resuming from {path}, step {checkpoint.step}")
-        check_same_run(path, checkpoint.config, self.run.config, may_differ=may_differ(checkpoint, self.files))
-        if checkpoint.teacher and checkpoint.teacher != self.teacher:
-            raise CheckpointError(
+        path, found = checkpoint.load_latest(last, lambda error: say(f"passed over: {error}"))
+        say(f"resuming from {path}, step {found.step}")
+        checkpoint.check_same_run(path, found.config, self.run.config, may_differ=may_differ(found, self.files))
+        if found.teacher and found.teacher != self.teacher:
+            raise checkpoint.CheckpointError(
                 f"{path}: has another teacher than the one that is there now, though their options are the same: it "
                 "was trained again since. Put the old one back, or begin another run by another --output"
             )

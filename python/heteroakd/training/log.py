@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class RunLog:
     Each line of the file is an object with `event` (train, evaluation or knowledge), `step` (steps taken) and numbers.
 
     Args:
-        folder: output folder of the run.
+        folder: output folder of the run; None: a process that writes nothing.
         first_step: steps already taken; what the files say beyond it, of a run that was cut off, is dropped.
         evaluated: whether the evaluation after them was completed; else what the files say of it is dropped, too.
         steps: steps of the whole run.
@@ -43,7 +43,7 @@ class RunLog:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None,
         *,
         first_step: int,
         evaluated: bool = True,
@@ -51,16 +51,20 @@ class RunLog:
         progress: Literal["auto", "bar", "lines", "none"],
         tensorboard: bool,
     ) -> None:
-        self.path = folder / METRICS
-        self._events = folder / EVENTS
-        kept = [
-            line
-            for line in (read_metrics(self.path) if first_step else [])
-            if line["step"] < first_step or (line["step"] == first_step and (evaluated or line["event"] == "train"))
-        ]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder), purge_step=first_step + 1) if tensorboard else None
+        self._file: IO[str] | None = None
+        self._board: SummaryWriter | None = None
+        if folder is None:
+            progress = "none"
+        else:
+            self.path, self._events = folder / METRICS, folder / EVENTS
+            kept = [
+                line
+                for line in (read_metrics(self.path) if first_step else [])
+                if line["step"] < first_step or (line["step"] == first_step and (evaluated or line["event"] == "train"))
+            ]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._file = self.path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(folder), purge_step=first_step + 1) if tensorboard else None
         if progress == "auto":
             progress = "bar" if sys.stderr.isatty() else "lines"
         self._lines = progress == "lines"
@@ -90,8 +94,7 @@ class RunLog:
 
     def train(self, step: int, values: dict[str, float]) -> None:
         """Numbers averaged over the steps since the last call: loss terms, learning rate, seconds."""
-        self._write({"event": "train", "step": step, **values})
-        self._scalars("train", step, values)
+        self._write("train", step, values, train=values)
         used = {name: value for name, value in values.items() if name == "loss" or (name in TERMS and value != 0)}
         shown = {name: f"{value:.3f}" for name, value in used.items()}
         if self._miou is not None:
@@ -101,27 +104,28 @@ class RunLog:
         now = time.monotonic()
         if self._lines and (now - self._last_line >= SECONDS_BETWEEN_LINES or step == self._steps):
             self._last_line = now
+            eta = tqdm.format_interval((now - self._started) / max(1, step - self._first_step) * (self._steps - step))
             terms = " ".join(f"{name} {value}" for name, value in shown.items())
             self.say(
                 f"step {step}/{self._steps}  {terms}  {values['seconds_per_step']:.3f} s/step  "
-                f"{values['images_per_second']:.1f} images/s  ETA {self._eta(step)}"
+                f"{values['images_per_second']:.1f} images/s  ETA {eta}"
             )
 
     def evaluation(self, step: int, evaluation: Evaluation, seconds: float) -> None:
         """The result of an evaluation after `step` steps that took `seconds`."""
         values = evaluation.to_dict()
         self._miou = evaluation.miou
-        self._write({"event": "evaluation", "step": step, "seconds": seconds, **values})
-        self._scalars("val", step, {"miou": evaluation.miou, "pixel_accuracy": evaluation.pixel_accuracy})
-        self._scalars("val_iou", step, {name: iou for name, iou in values["iou"].items() if iou is not None})
+        val = {"miou": evaluation.miou, "pixel_accuracy": evaluation.pixel_accuracy}
+        val_iou = {name: iou for name, iou in values["iou"].items() if iou is not None}
+        self._write("evaluation", step, {"seconds": seconds, **values}, val=val, val_iou=val_iou)
         if self._lines:
             self.say(f"step {step}/{self._steps}  mIoU {evaluation.miou:.4f}  ({seconds:.1f} s)")
 
     def knowledge(self, step: int, reliability: float, weight: float) -> None:
         """Means of KMM's reliability and KEM's weight over the labelled pixels of the val pictures; NaN without any."""
         values = {"reliability": reliability, "weight": weight}
-        self._write({"event": "knowledge", "step": step} | {name: none_if_nan(value) for name, value in values.items()})
-        self._scalars("knowledge", step, values)
+        known = {name: none_if_nan(value) for name, value in values.items()}
+        self._write("knowledge", step, known, knowledge=values)
 
     def picture(self, name: str, step: int, image: Tensor) -> None:
         """A uint8 [3, H, W] picture for TensorBoard."""
@@ -135,33 +139,17 @@ class RunLog:
             self._bar.write(text, file=sys.stdout)
             sys.stdout.flush()
 
-    def _eta(self, step: int) -> str:
-        per_step = (time.monotonic() - self._started) / max(1, step - self._first_step)
-        return str(tqdm.format_interval(per_step * (self._steps - step)))
-
-    def _write(self, line: dict[str, Any]) -> None:
-        with naming(self.path):
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-
-    def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
+    def _write(self, event: str, step: int, values: dict[str, Any], **scalars: dict[str, float]) -> None:
+        """A line of the file; TensorBoard gets the groups of `scalars`."""
+        if self._file is not None:
+            with naming(self.path):
+                self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+                self._file.flush()
         if self._board is not None:
             with naming(self._events):
-                for name, value in values.items():
-                    self._board.add_scalar(f"{group}/{name}", value, step)
-
-
-class NoLog(RunLog):
-    """The log of a process that writes nothing; it is made and used like the other."""
-
-    def __init__(self, folder: Path, **options: object) -> None:
-        pass
-
-    def __getattribute__(self, name: str) -> Any:
-        return lambda *arguments, **options: None
-
-    def __exit__(self, *exception: object) -> None:
-        pass
+                for group, numbers in scalars.items():
+                    for name, value in numbers.items():
+                        self._board.add_scalar(f"{group}/{name}", value, step)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -233,14 +221,10 @@ class Meter:
         """Terms, seconds_per_step, seconds_waiting_for_data and images_per_second since the last call; the terms are
         those of all processes, which must call this together."""
         terms = sum_over_processes(self._sums) / (self._steps * world_size())
-        means = dict(zip(TERMS, terms.tolist(), strict=True))
-        seconds, waits = fmean(self._seconds[-self._steps :]), fmean(self._waits[-self._steps :])
-        means["seconds_per_step"] = seconds
-        means["seconds_waiting_for_data"] = waits
-        means["images_per_second"] = self._batch_size / (seconds + waits)
+        speed = self._speed(self._seconds[-self._steps :], self._waits[-self._steps :])
         self._sums.zero_()
         self._steps = 0
-        return means
+        return dict(zip(TERMS, terms.tolist(), strict=True)) | speed
 
     def summary(self) -> dict[str, float | None]:
         """Of all steps but the first ones: median seconds_per_step (transfer, networks, loss and optimiser, without
@@ -249,8 +233,9 @@ class Meter:
         if not self._seconds:
             return dict.fromkeys(("seconds_per_step", "seconds_waiting_for_data", "images_per_second"))
         seconds, waits = (times[UNTIMED_STEPS:] or times for times in (self._seconds, self._waits))
-        return {
-            "seconds_per_step": median(seconds),
-            "seconds_waiting_for_data": fmean(waits),
-            "images_per_second": self._batch_size / (fmean(seconds) + fmean(waits)),
-        }
+        return {**self._speed(seconds, waits), "seconds_per_step": median(seconds)}
+
+    def _speed(self, seconds: list[float], waits: list[float]) -> dict[str, float]:
+        step, wait = fmean(seconds), fmean(waits)
+        rate = self._batch_size / (step + wait)
+        return {"seconds_per_step": step, "seconds_waiting_for_data": wait, "images_per_second": rate}

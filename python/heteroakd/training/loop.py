@@ -23,7 +23,7 @@ from heteroakd.system.files import LAST, SUMMARY, remove_leftovers, write_text
 from heteroakd.system.signals import StopRequest, stopped
 from heteroakd.training.checkpoint import seed_generators
 from heteroakd.training.keeper import Keeper
-from heteroakd.training.log import Meter, NoLog, RunLog, peak_memory
+from heteroakd.training.log import Meter, RunLog, peak_memory
 from heteroakd.training.run import Run, due
 from heteroakd.training.step import TrainingStep, build_optimizer, synchronize_batch_norm
 from heteroakd.training.validation import Validation
@@ -70,8 +70,8 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
     meter = Meter(device, schedule.batch_size)
     memory_before = peak_memory(device)
     distiller.train()
-    log = (RunLog if is_main() else NoLog)(
-        run.output,
+    log = RunLog(
+        run.output if is_main() else None,
         first_step=first_step,
         evaluated=evaluated and first_step < schedule.steps,  # the last one is repeated where there is no summary
         steps=schedule.steps,
@@ -119,7 +119,7 @@ def train(run: Run, *, resume: bool = False) -> Evaluation:
         "teacher": keeper.teacher,
         "parameters": sum(parameter.numel() for parameter in distiller.student.parameters()),
         **evaluation.to_dict(),
-        "measured": run.measured._asdict(),
+        "measured": run.measured,
         "confusion": evaluation.confusion.tolist(),
     }
     on_main(partial(write_text, run.output / SUMMARY, json.dumps(summary, indent=2) + "\n"))

@@ -9,7 +9,7 @@ from hetero_kernels import Distiller
 from heteroakd.config.commands import DistillRun, TeacherRun
 from heteroakd.config.groups import ModelConfig, to_dict
 from heteroakd.data import SegmentationData
-from heteroakd.evaluation.metrics import Measured
+from heteroakd.evaluation.metrics import how_measured
 
 
 class Run:
@@ -35,7 +35,7 @@ class Run:
         self.kind: Literal["teacher", "student"] = "student" if isinstance(options, DistillRun) else "teacher"
         self.schedule, self.optimizer, self.runtime = options.schedule, options.optimizer, options.runtime
         self.evaluation, self.align_corners = options.evaluation, options.loss.logits_align_corners
-        self.measured = Measured.of(options.data, options.evaluation)
+        self.measured = how_measured(options.data, options.evaluation)
         self.output, self.config, self.model = Path(options.output), to_dict(options), to_dict(model)
 
 

@@ -23,8 +23,8 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 def build_optimizer(distiller: Distiller, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Optimiser over parameter groups: encoder, head (and auxiliary head), projectors, each with and without decay.
 
-    Every group carries its own peak learning rate as `peak_lr`. Raises ValueError for an unknown name, and where
-    encoder and head are to differ and nothing says which the encoder is.
+    Every group carries its own peak learning rate as `peak_lr`. Raises ValueError where encoder and head are to differ
+    and nothing says which the encoder is.
     """
     learning_rates = {
         "encoder": config.lr,
@@ -54,9 +54,7 @@ def build_optimizer(distiller: Distiller, config: OptimizerConfig) -> torch.opti
     ]
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr)
-    raise ValueError(f"optimizer.name must be 'sgd' or 'adamw', got {config.name!r}")
+    return torch.optim.AdamW(groups, lr=config.lr)
 
 
 def encoder_prefixes(distiller: Distiller, config: OptimizerConfig) -> tuple[str, ...]:
@@ -135,8 +133,6 @@ class TrainingStep:
         schedule: ScheduleConfig,
         runtime: RuntimeConfig,
     ) -> None:
-        if config.precision not in PRECISIONS:
-            raise ValueError(f"optimizer.precision must be one of {', '.join(PRECISIONS)}, got {config.precision!r}")
         check_parts(schedule, world_size())
         self.distiller = distiller
         self.optimizer = optimizer

@@ -16,7 +16,7 @@ from hetero_kernels import Distiller
 from heteroakd.config.commands import CheckpointUse
 from heteroakd.config.groups import EvaluationConfig, LossConfig, ModelConfig, TeacherConfig, from_dict, to_dict
 from heteroakd.data import DataConfig, SegmentationData, build_data, reading
-from heteroakd.evaluation.metrics import Measured
+from heteroakd.evaluation.metrics import how_measured
 from heteroakd.methods import objective_of
 from heteroakd.networks.shapes import tap_paths
 from heteroakd.networks.weights import SUFFIXES, is_weights_file
@@ -41,9 +41,9 @@ class Trained(NamedTuple):
     """Of the interpolation of its logits."""
 
     @property
-    def measured(self) -> Measured:
+    def measured(self) -> dict[str, Any]:
         """How a mIoU of it is measured."""
-        return Measured.of(self.data, self.evaluation)
+        return how_measured(self.data, self.evaluation)
 
     def build_data(self) -> SegmentationData:
         """The data set, which need not be here before. Raises CheckpointError where it has other classes."""

@@ -11,19 +11,7 @@ from heteroakd.data.street import things as t
 from heteroakd.data.street.canvas import FAR, NEAR, Array, Camera, Canvas, Label
 from heteroakd.data.street.painter import Painter, Part, Point, Range, Thing, Weather
 
-GROUND = {
-    "asphalt": ((96, 96, 98), (112, 110, 108), (82, 84, 90), (126, 122, 118)), "white": ((228, 226, 216),),
-    "paving": ((150, 146, 140), (168, 160, 150), (132, 130, 130), (158, 136, 122), (120, 118, 120)),
-    "grass": ((96, 122, 62), (116, 130, 70), (130, 126, 76)),
-}  # fmt: skip
-WEATHERS = (
-    Weather((84, 140, 214), (196, 216, 236), (1.12, 1.06, 0.98), 0.6, 0.004, 0.0, 0.9),
-    Weather((64, 118, 200), (218, 222, 224), (1.06, 1.06, 1.04), 0.4, 0.003, 0.0, 1.0),
-    Weather((176, 182, 190), (190, 190, 188), (0.82, 0.84, 0.87), 1.0, 0.008, 0.4, 0.35),  # overcast
-    Weather((84, 92, 146), (246, 166, 122), (0.86, 0.66, 0.56), 0.7, 0.008, 0.3, 0.6, 0.3),  # dusk
-    Weather((16, 18, 34), (46, 45, 56), (0.3, 0.31, 0.4), 0.5, 0.005, 0.4, 0.3, 1.0),  # night
-    Weather((192, 196, 200), (192, 196, 200), (0.86, 0.87, 0.88), 0.0, 0.035, 0.3, 0.3),  # haze
-)
+WEATHERS = [Weather(**entry) for entry in t.TABLES["weathers"]]
 IN_SHADOW = (0.5, 0.53, 0.62)  # factor on the light where the sun does not reach
 
 
@@ -41,17 +29,8 @@ class Row(NamedTuple):
     long: bool = False
 
 
-FRONTAGE = (
-    Row(t.BUILDINGS, (-1.5, 4.0), True, (-6, 2), FAR, (8, 19), 0.75, True),
-    Row((t.TREE,), (0.5, 4.0), True, (5, 15), FAR, (6, 18)),
-    Row(t.BORDERS, (0.1, 0.1), True, (2, 9), FAR, (6, 12), 0.6, True),
-)
-LIFE = (
-    Row((t.LAMP_POST,), (0.35, 0.35), False, (5, 14), 55, (12, 24)),
-    Row(t.SIGNS, (0.35, 0.7), False, (6, 16), 30, (6, 24)),
-    Row((t.TREE,), (0.9, 0.9), False, (6, 40), 60, (9, 18), 0.4),
-    Row(t.PEOPLE, (0.5, 2.0), False, (5, 20), 32, (0.1, 14)),
-    Row(tuple(views[0] for views in t.VEHICLES[:2]), (-1.1, -1.1), False, (5, 14), 60, (5.8, 7), 0.4),  # parked
+FRONTAGE, LIFE = (
+    [Row(**{**entry, "things": t.THINGS[entry["things"]]}) for entry in t.TABLES[rows]] for rows in ("frontage", "life")
 )
 Placed = tuple[float, float, Thing, Point]
 """Distance of its nearest point, x of its middle, what, and its width, height and depth."""
@@ -96,15 +75,15 @@ class Street:
     def groups(self) -> list[list[Placed]]:
         """What is painted one after the other: the street's end, the ground, the frontages, all before them."""
         random, near = self.random, self.near
-        skyline = [self.placed(t.SKYLINE, self.end * (0.12 * step - 1.6), self.end) for step in range(27)]
+        skyline = [self.placed(t.THINGS["skyline"][0], self.end * (0.12 * step - 1.6), self.end) for step in range(27)]
         frontage, life = ([one for row in rows for one in self.row(row)] for rows in self.rows)
         for step in range(self.own + self.other):
             for z in self.along(random.uniform(4, 14), 60, (12, 40)):
                 views = random.choice((*t.VEHICLES, *t.VEHICLES[:1] * 5))
                 life.append(self.placed(views[step >= self.own], self.curb - self.lane * (step + 0.5), z))
         if near < 1e3:
-            at = [(t.TRAFFIC_LIGHTS, x, near - 1) for x in (self.right + 0.4, self.left - 0.4)]
-            at += [(t.PEOPLE, random.uniform(self.left, self.right), near - 2) for _ in range(2)]
+            at = [(t.THINGS["traffic lights"], x, near - 1) for x in (self.right + 0.4, self.left - 0.4)]
+            at += [(t.THINGS["people"], random.uniform(self.left, self.right), near - 2) for _ in range(2)]
             at += [(tuple(views[2] for views in t.VEHICLES), random.uniform(self.left + 2, self.right - 2), near + 2.5)]
             life += [self.placed(random.choice(kinds), x, z) for kinds, x, z in at if random.random() < 0.6]
         return [skyline, [(0.0, 0.0, self.ground(), (2.0, 1.0, 1.0))], frontage, life]
@@ -157,7 +136,8 @@ class Street:
             x0, x1 = left + 0.3, right - 0.3
             stripes = ((x0, 0, z), (x1, 0, z), (x1, 0, z + 2.8), (x0, 0, z + 2.8))
             parts.append(Part("white", stripes, label=Label.LANE_MARKING, cells=(1.05, 9.0, 0.48, 1.0)))
-        return Thing(Label.ROAD, t.METRES, GROUND, tuple(parts), 0.06, 0)
+        palettes = t.palettes("asphalt", "white", "paving", "grass")
+        return Thing(Label.ROAD, t.METRES, palettes, tuple(parts), 0.06, 0)
 
 
 def _smooth(noise: np.random.Generator, rows: int, columns: int, size: tuple[int, int]) -> Array:
