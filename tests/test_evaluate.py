@@ -278,8 +278,8 @@ def test_scales_windows_and_mirroring_together_are_the_mean_of_their_softmax() -
     ("options", "message"),
     [
         ({"scales": [1.0, -0.5]}, "scales must"),
-        ({"window": (8,)}, "window must be 2 numbers"),
-        ({"window": (0, 8)}, "window must be 2 numbers"),
+        ({"window": (8,)}, "window must be 2 whole numbers"),
+        ({"window": (0, 8)}, "window must be 2 whole numbers"),
         ({"window": (8, 8), "window_stride": (8, 9)}, r"window_stride must be at most window \(8, 8\).* got \(8, 9\)"),
         ({"window": (8, 8), "window_stride": (0, 8)}, "window_stride"),
         ({"window_stride": (8, 8)}, "window, which is null"),

@@ -188,7 +188,7 @@ def test_no_large_or_built_files_are_tracked():
 TRAINER = ROOT / "python" / "heteroakd"
 FLOORS = ("config", "system", "data", "networks", "methods", "evaluation", "training", "report", "commands", "cli")
 """Each imports only from itself and what stands before it."""
-TRAINER_LINES = 7887
+TRAINER_LINES = 7930
 
 
 def trainer_imports(path: Path, source: str | None = None) -> set[str]:

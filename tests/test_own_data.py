@@ -116,6 +116,34 @@ def test_palette_pictures_are_read_by_colour_where_the_map_names_colours(tmp_pat
     assert np.array_equal(label_of(root, 1, label_values={"#000000": 0, "#ffffff": 1}), MASK // 255)  # gray, too
 
 
+def test_a_palette_in_another_order_than_the_classes_is_no_picture_of_classes(tmp_path: Path) -> None:
+    """As Pillow makes one of colours: by how often each occurs."""
+    root = make(tmp_path, MASK // 255)
+    (root / "classes.txt").write_text("car #ff0000\nroad #00ff00\n")
+    path = root / "labels" / "val" / "a.png"
+    colours = np.array([[255, 0, 0], [0, 255, 0]], np.uint8)
+    for order in ([0, 1], [1, 0]):
+        picture = Image.fromarray((MASK > 0).astype(np.uint8) if order == [0, 1] else (MASK == 0).astype(np.uint8))
+        picture.putpalette(colours[order].tobytes())
+        assert np.array_equal(np.asarray(picture.convert("RGB")), colours[MASK // 255])
+        picture.save(path)
+        if order == [0, 1]:
+            assert np.array_equal(label_of(root), MASK // 255)
+    with pytest.raises(DataError, match=r"a\.png: index 0 has the colour #00ff00 of class 1 in the picture's palette"):
+        label_of(root)
+    assert np.array_equal(label_of(root, label_values={"#ff0000": 0, "#00ff00": 1}), MASK // 255)
+    picture.putpalette([0, 0, 0] * 2)  # says nothing: indices are classes
+    picture.save(path)
+    assert np.array_equal(label_of(root), 1 - MASK // 255)
+
+
+def test_a_value_of_labels_in_two_spellings_is_an_error(tmp_path: Path) -> None:
+    root = str(make(tmp_path, MASK))
+    for wrong in ({"#FF0000": 0, "#ff0000": 1}, {0: 0, "00": 1}, {"Other": 0, "other": 1}):
+        with pytest.raises(ValueError, match="label_values must say each value once, got .* twice"):
+            DataConfig("folder", root, label_values=wrong)
+
+
 def test_a_map_to_classes_that_are_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"label_values must map to 0 to 1 or 255 \(ignore\), got 2 for 255"):
         label_of(make(tmp_path, MASK), label_values={0: 0, 255: 2})

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from heteroakd.cli import COMMANDS, build_parser, main
 from heteroakd.config.commands import DistillRun, EvaluateRun, ExportRun
-from heteroakd.config.groups import DataConfig, ModelConfig, OptimizerConfig, TeacherConfig, from_dict
+from heteroakd.config.groups import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TeacherConfig, from_dict
 from heteroakd.config.options import PATHS, Options, build, expand_path
 from heteroakd.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -59,7 +59,7 @@ def test_a_root_without_a_name_and_values_out_of_bounds_are_an_error(
 ) -> None:
     for options, message in (
         (["--data.root", str(tmp_path)], "root is not used by the data set 'street'"),
-        (["--data.crop_size", "[-64,64]"], "data.crop_size must be 2 numbers between 1 and 65536, got"),
+        (["--data.crop_size", "[-64,64]"], "data.crop_size must be 2 whole numbers between 1 and 65536, got"),
         (["--data.root", "$NOT_SET/x"], "the variable NOT_SET is not set"),
     ):
         assert message in refused(["check-data", *options, "--output", str(tmp_path / "out")], capsys)
@@ -67,7 +67,12 @@ def test_a_root_without_a_name_and_values_out_of_bounds_are_an_error(
 
 
 @pytest.mark.parametrize(
-    "text", ["data: {seed: 1}\nschedule: {steps: 3}\ndata: {seed: 2}\n", "data:\n  seed: 1\n  seed: 2\n"]
+    "text",
+    [
+        "data: {seed: 1}\nschedule: {steps: 3}\ndata: {seed: 2}\n",
+        "data:\n  seed: 1\n  seed: 2\n",
+        "data:\n  label_values: {128: 1,\n  0x80: 2}\n",
+    ],
 )
 def test_a_doubled_key_is_an_error(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "double.yaml"
@@ -122,6 +127,29 @@ REQUIRED = {"evaluate": ["--checkpoint", "x"], "predict": ["--checkpoint", "x"],
 REQUIRED |= {"report": ["--runs", "[x]"], "distill": ["--teacher.model.architecture", "fpn"]}
 
 
+@pytest.mark.parametrize(
+    ("group", "options", "message"),
+    [
+        (ScheduleConfig, {"steps": True}, "steps must be a whole number between 1 and .*, got True"),
+        (ScheduleConfig, {"steps": 1.5}, "steps must be a whole number between 1 and .*, got 1.5"),
+        (ScheduleConfig, {"steps": None}, "steps must be a whole number between 1 and .*, got None"),
+        (OptimizerConfig, {"lr": True}, "lr must be a number between 0 and .*, got True"),
+        (OptimizerConfig, {"name": "adam"}, "name must be one of sgd, adamw, got 'adam'"),
+        (DataConfig, {"name": 3}, "name must be one of street, .*, got 3"),
+        (DataConfig, {"crop_size": 64}, "crop_size must be 2 whole numbers between 1 and .*, got 64"),
+        (DataConfig, {"crop_size": (64, 2.5)}, r"crop_size must be 2 whole numbers .*, got \(64, 2.5\)"),
+        (DataConfig, {"lists": {"tarin": "x"}}, "lists must be one of train, val, test, got 'tarin'"),
+        (DataConfig, {"label_values": {0: 1.5}}, "label_values must map to classes 0 to 254 .*, got 1.5"),
+    ],
+)
+def test_options_of_another_type_are_refused_from_python_too(
+    group: type[Any], options: dict[str, Any], message: str
+) -> None:
+    folder = {"name": "folder", "root": "/data"} if "label_values" in options or "lists" in options else {}
+    with pytest.raises(ValueError, match=message):
+        group(**folder, **options)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_number_has_bounds(command: str) -> None:
     """What lies just outside of them, no number and no finite one are refused by the option's full name."""
@@ -148,7 +176,7 @@ def test_every_number_has_bounds(command: str) -> None:
         before = group[name]
         for wrong in wrongs:
             group[name] = wrong
-            with pytest.raises(ValueError, match=rf"^{re.escape(path)} must be .*, got {re.escape(str(wrong))}"):
+            with pytest.raises(ValueError, match=rf"^{re.escape(path)} must be .*, got {re.escape(repr(wrong))}"):
                 build(COMMANDS[command][0], parsed)
         group[name] = before
         found += 1
@@ -159,11 +187,11 @@ def test_every_number_has_bounds(command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "options", "message"),
     [
-        ("distill", ["--schedule.steps", "0"], "schedule.steps must be a number between 1 and 1000000000, got 0"),
+        ("distill", ["--schedule.steps", "0"], "schedule.steps must be a whole number between 1 and 1000000000, got 0"),
         (
             "distill",
             ["--schedule.seed", str(2**64)],
-            "schedule.seed must be a number between 0 and 9223372036854775807, got",
+            "schedule.seed must be a whole number between 0 and 9223372036854775807, got",
         ),
         ("distill", ["--optimizer.lr", "-1"], "optimizer.lr must be a number between 0 and 1000000000, got -1.0"),
         (
@@ -195,15 +223,15 @@ def test_every_number_has_bounds(command: str) -> None:
         ),
         ("teacher", ["--output", " "], "output must name a file or a folder, got ' '"),
         ("compare", ["--methods", "[kd, kd]"], "methods must name at least one, and each once, got ['kd', 'kd']"),
-        ("compare", ["--seeds", "[]"], "seeds must be one or more numbers between 0"),
+        ("compare", ["--seeds", "[]"], "seeds must be one or more whole numbers between 0"),
         ("compare", ["--seeds", "[1, 1]"], "seeds must name at least one, and each once, got [1, 1]"),
-        ("compare", ["--processes", "0"], "processes must be a number between 1 and 4096, got 0"),
+        ("compare", ["--processes", "0"], "processes must be a whole number between 1 and 4096, got 0"),
         ("demo", ["--methods", "[kd, kd]"], "methods must name at least one, and each once"),
-        ("check-data", ["--workers", "-1"], "workers must be a number between 0 and 4096, got -1"),
+        ("check-data", ["--workers", "-1"], "workers must be a whole number between 0 and 4096, got -1"),
         (
             "evaluate",
             ["--checkpoint", "x.pt", "--limit", "0"],
-            "limit must be a number between 1 and 1000000000, got 0",
+            "limit must be a whole number between 1 and 1000000000, got 0",
         ),
         ("predict", ["--checkpoint", "x.pt", "--alpha", "2"], "alpha must be a number between 0 and 1, got 2"),
         (

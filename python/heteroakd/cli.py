@@ -60,13 +60,14 @@ def _check_node(node: Any, above: tuple[Any, ...], checked: set[Any]) -> None:
     if node in checked or not isinstance(node, yaml.CollectionNode):
         return
     checked.add(node)
-    keys: set[str] = set()
+    keys: set[object] = set()
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ((None, each) for each in node.value):
         if isinstance(key, yaml.ScalarNode):
-            if key.value in keys:
+            meant = yaml.SafeLoader("").construct_object(key)  # 128 and 0x80 are one
+            if meant in keys:
                 line = key.start_mark.line + 1
                 raise ValueError(f"{key.value!r} stands twice in one mapping, the second time in line {line}")
-            keys.add(key.value)
+            keys.add(meant)
         _check_node(value, (*above, node), checked)
 
 

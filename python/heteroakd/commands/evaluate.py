@@ -34,6 +34,8 @@ def run_evaluate(config: EvaluateRun) -> Evaluation:
     """`heteroakd evaluate`: print IoU per class and mIoU of a checkpoint on a val set."""
     if config.output is not None:
         check_writable(Path(config.output))
+        if Path(config.output).suffix != ".json":
+            raise ValueError(f"output must end in .json, got {config.output!r}")
     with process_group(choose_device(config.device, config.threads)):
         trained = load_trained(config, config.device, config.data, config.evaluation)
         data, measured = trained.build_data(), trained.measured

@@ -74,16 +74,20 @@ class DataConfig(Options):
         if self.scale_range[0] > self.scale_range[1]:
             raise ValueError(f"scale_range must be smallest and largest, got {self.scale_range}")
         if self.label_values is not None:  # as JSON has it, so that a checkpoint gives back what it was given
-            values = {str(value).lower(): index for value, index in self.label_values.items()}
-            for name in values:
+            values: dict[str, int] = {}
+            for value, index in self.label_values.items():
+                name = str(int(value)) if str(value).isdecimal() else str(value).lower()
+                if name in values:
+                    raise ValueError(f"label_values must say each value once, got {name} twice")
+                values[name] = index
                 if not re.fullmatch(r"#[0-9a-f]{6}|\d{1,5}|other", name) or (name.isdigit() and int(name) > 65535):
                     names = 'numbers from 0 to 65535, colours #rrggbb or "other"'
                     raise ValueError(f"label_values must map {names}, got {name!r}")
-            if wrong := [index for index in values.values() if not 0 <= index <= 255]:
+            if wrong := [index for index in values.values() if type(index) is not int or not 0 <= index <= 255]:
                 raise ValueError(f"label_values must map to classes 0 to 254 or 255 (ignore), got {wrong[0]}")
             if len({name[0] == "#" for name in values if name != "other"}) > 1:
                 raise ValueError(f"label_values must map numbers or colours, not both, got {values}")
-            self.label_values = {name: values[name] for name in values}
+            self.label_values = dict(values.items())
 
 
 _OF_A_FOLDER = ("image_folder", "label_folder", "label_suffix", "lists", "label_values")

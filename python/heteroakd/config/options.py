@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -31,15 +32,17 @@ def number(default: Default, least: float = 0, most: float = 10**9, count: int |
     return field(default=default, metadata=bounds)
 
 
-def check_number(name: str, value: Any, least: float, most: float, count: int | None) -> None:
-    """Raises ValueError, naming the option, where one of its numbers is not within its bounds, where there is none, or
-    where they are not `count`."""
+def check_number(name: str, value: Any, kinds: set[Any], least: float, most: float, count: int | None) -> None:
+    """Raises ValueError, naming the option, where one of its numbers is not within its bounds or not whole where its
+    `kinds` have no float, where there is none, or where they are not `count`."""
     several = isinstance(value, list | tuple)
     values = value if several else [value]
-    numbers = all(isinstance(each, int | float) and least <= each <= most for each in values)
-    if not numbers or len(values) != (count or len(values) or 1):
-        wanted = f"{count} numbers" if count else "one or more numbers" if several else "a number"
-        raise ValueError(f"{name} must be {wanted} between {least} and {most}, got {value}")
+    kind = int | float if float in kinds else int
+    numbers = all(isinstance(each, kind) and not isinstance(each, bool) and least <= each <= most for each in values)
+    if not numbers or several != bool({list, tuple} & kinds) or len(values) != (count or len(values) or 1):
+        whole = "number" if float in kinds else "whole number"
+        wanted = f"{count} {whole}s" if count else f"one or more {whole}s" if several else f"a {whole}"
+        raise ValueError(f"{name} must be {wanted} between {least} and {most}, got {value!r}")
 
 
 def expand_path(path: str) -> str:
@@ -64,10 +67,11 @@ class Options:
     """
 
     def __post_init__(self) -> None:
+        kinds = {name: set(_parts(kind)) for name, kind in get_type_hints(type(self)).items()}
         for name, choices in _choices(type(self)).items():
             value = getattr(self, name)
-            for each in value if isinstance(value, list) else [value]:
-                if isinstance(each, str) and each not in choices:
+            for each in value if isinstance(value, list | dict) else [value]:
+                if each not in choices and not isinstance(each, tuple(kinds[name] - {str, list, dict, Literal})):
                     raise ValueError(f"{name} must be one of {', '.join(choices)}, got {each!r}")
         for name in PATHS & self.__dict__.keys():
             value = getattr(self, name)
@@ -78,8 +82,8 @@ class Options:
                 setattr(self, name, [*map(expand_path, paths)] if isinstance(value, list) else expand_path(value))
         for option in fields(self):
             value = getattr(self, option.name)
-            if "bounds" in option.metadata and value is not None:
-                check_number(option.name, value, *option.metadata["bounds"])
+            if "bounds" in option.metadata and not (value is None and type(None) in kinds[option.name]):
+                check_number(option.name, value, kinds[option.name], *option.metadata["bounds"])
 
     def refuse_twice(self, *names: str) -> None:
         """Raises ValueError where one of the fields, a list, is empty or names something twice."""
@@ -94,6 +98,13 @@ class Options:
             default = entry.default if entry.default_factory is MISSING else entry.default_factory()
             if entry.name in names and getattr(self, entry.name) != default:
                 raise ValueError(f"{entry.name} is not used {reason}, got {getattr(self, entry.name)}")
+
+
+def _parts(kind: Any) -> Iterator[Any]:
+    """What a type is made of: list, int and None of list[int] | None; of names Literal."""
+    yield get_origin(kind) or kind
+    for part in get_args(kind) if get_origin(kind) is not Literal else ():
+        yield from _parts(part)
 
 
 def _choices(group: type[Options]) -> dict[str, tuple[str, ...]]:

@@ -103,8 +103,10 @@ def folder_source(config: DataConfig, part: Part, colours: tuple[Colour, ...]) -
         pairs = files.pair_files(images, labels, label_ending=ending, label_suffixes=suffixes)
     else:
         pairs = _listed_pairs(root, root / listed, images, labels, ending, suffixes)
+    meanings = label_values(config, colours)
     every_picture = any(str(value).startswith("#") for value in config.label_values or {})
-    return FileSource(pairs, label_values(config, colours), partial(read_label_values, colours=every_picture))
+    classes = {} if config.label_values else dict(meanings.colours)
+    return FileSource(pairs, meanings, partial(read_label_values, colours=every_picture, classes=classes))
 
 
 def _place(root: Path, place: str, part: str, listed: str | None) -> Path:

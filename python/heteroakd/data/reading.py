@@ -1,9 +1,10 @@
 """Pictures as they lie on disk: the one reader of all commands, and what the values of label files mean."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,18 +75,40 @@ def _gray_of_16_bits(picture: Image.Image) -> NDArray[np.float32] | None:
     return 1 - gray if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else gray
 
 
-def read_label_values(path: Path, *, colours: bool = False) -> NDArray[Any]:
+def read_label_values(
+    path: Path, *, colours: bool = False, classes: Mapping[int, int] = MappingProxyType({})
+) -> NDArray[Any]:
     """The integers [H, W] in a gray or palette picture, or the colours uint8 [H, W, 3] of a picture in RGB, with
-    `colours` of every picture. Raises DataError for an unreadable file and for pictures of other kinds."""
+    `colours` of every picture.
+
+    Raises DataError for an unreadable file, for pictures of other kinds, and for a palette that shows indices in the
+    colours (0xrrggbb) that are given of other `classes`: what saved it has numbered the colours anew.
+    """
     picture = _open(path)
     if picture.mode in _COLOUR_MODES or (colours and picture.mode in ("1", "L", "P")):
         return np.asarray(picture.convert("RGB"))
+    if picture.mode == "P" and classes:
+        _check_palette(picture, path, classes)
     if picture.mode == "LA":
         picture = picture.getchannel("L")
     if picture.mode not in _INDEX_MODES:
         raise DataError(f"{path}: a label must be a single-channel picture of class indices, got mode {picture.mode}")
     values = np.asarray(picture)
     return values.astype(np.uint8) if values.dtype == np.bool_ else values
+
+
+def _check_palette(picture: Image.Image, path: Path, classes: Mapping[int, int]) -> None:
+    palette = picture.getpalette("RGB") or []
+    used = [index for index in np.unique(np.asarray(picture)).tolist() if index != IGNORE_INDEX]
+    colours = [int.from_bytes(bytes(palette[3 * index : 3 * index + 3]), "big") for index in used]
+    if len(used) < 2 or len({*colours}) < len(used) or not classes.keys() >= {*colours}:
+        return  # a palette that is none of the classes' says nothing of them
+    for index, colour in zip(used, colours, strict=True):
+        if classes[colour] != index:
+            raise DataError(
+                f"{path}: index {index} has the colour #{colour:06x} of class {classes[colour]} in the picture's "
+                "palette; expected classes as indices: save labels in colours as RGB, or name them in data.label_values"
+            )
 
 
 @lru_cache(maxsize=4)
