@@ -44,15 +44,15 @@ OLD_TRITON := 3.7.0
 OLD_TRITON_TESTS := test_options_compile or test_no_vector
 OLDEST_TRITON_TESTS := (test_budgets and not L_proj)
 
-# The Triton kernels without a GPU: interpreted on the CPU, and compiled ahead of time for every architecture.
+# The Triton kernels without a GPU: interpreted on the CPU, and compiled ahead of time for every architecture; there
+# gpu_check/ is run, too: by itself it would import torch in three processes more.
 test-triton: $(VENV)/installed $(VENV)/triton-$(OLDEST_TRITON)/installed $(VENV)/triton-$(OLD_TRITON)/installed
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/triton_backend tests/test_projected_losses.py -k triton
-	$(BIN)/python -m pytest -q -n 2 tests/triton_backend
+	$(BIN)/python -m pytest -q -n 2 tests/triton_backend tests/gpu_check
 	PYTHONPATH=$(VENV)/triton-$(OLDEST_TRITON) TRITON_OPTIONS=values $(BIN)/python -m pytest -q -n 2 tests/triton_backend \
 		-k "$(OLD_TRITON_TESTS) or $(OLDEST_TRITON_TESTS)"
 	PYTHONPATH=$(VENV)/triton-$(OLD_TRITON) TRITON_OPTIONS=values $(BIN)/python -m pytest -q -n 2 tests/triton_backend \
 		-k "$(OLD_TRITON_TESTS)"
-	$(BIN)/python -m pytest -q -n 2 tests/gpu_check
 
 # Every combination of the options that choose branches, some 1,200 sets, on the Triton that torch brings: an hour and more.
 test-gpu-compile: $(VENV)/installed

@@ -2,6 +2,7 @@
 kernels. `python tests/mutations.py` plants all."""
 
 import pytest
+import witnesses
 from mutations import CUDA, CUDA_MUTATIONS, Mutation, caught_by
 
 CHOSEN = {
@@ -31,3 +32,8 @@ def test_the_check_can_fail():
 def test_applies(mutation):
     """The text that a mutation replaces is still there."""
     assert mutation.old in mutation.path().read_text()
+
+
+def test_what_noticed_is_still_run(request):
+    """The tests that tests/README.md names beside the mistakes."""
+    witnesses.check(CUDA, request.session)

@@ -59,7 +59,8 @@ def flags(source: Path | None = None) -> list[str]:
     common = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", "-Wno-psabi",
               "-march=native", "-ffp-contract=fast", "-fno-math-errno"]  # fmt: skip
     if sanitized() and (source is None or source.stem != "bridge"):  # pybind11's templates, and nothing of the kernels
-        return [*common, "-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+        level = 2 if source is not None and source.stem == "emulation" else 0  # what every access goes through
+        return [*common, f"-O{level}", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     # Most kernels run on little, so that optimizing them would take longer than it saves; pybind11's templates, too.
     level = {"bridge": 0, "emulation": 2}.get(source.stem if source else "", 1)
     return [*common, f"-O{level}"]

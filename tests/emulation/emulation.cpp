@@ -68,6 +68,11 @@ struct Buffer {
   int64_t bytes_read = 0, bytes_written = 0, loads = 0;
 };
 
+// Lanes in a collective, and those that have exited.
+struct Warp {
+  unsigned waiting = 0, exited = 0;
+};
+
 constexpr int64_t kWatched = 256 << 20;  // larger buffers are checked for their bounds alone
 constexpr int64_t kGuard = 256;
 constexpr unsigned char kGuardByte = 0xa5, kPoison = 0xff;  // four poison bytes are a NaN
@@ -76,6 +81,7 @@ struct Machine {
   Order order = Order::kForward;
   unsigned seed = 0;
   std::vector<Thread> threads;
+  std::vector<Warp> warps;
   std::vector<int> warp_epochs;
   std::vector<std::array<uint64_t, 32>> gathered;  // by warp
   std::vector<Grain> grains;
@@ -108,20 +114,27 @@ void wait(State state) {
   machine.fibers.suspend();
 }
 
-// Completes a collective when all of its lanes are there.
+// Completes a collective when all of its lanes are there; until then each that comes is compared with one that waits.
 void try_collective(int thread) {
-  const int first = thread / 32 * 32;
-  const unsigned mask = machine.threads[thread].mask;
-  for (int lane = 0; lane < 32; ++lane) {
-    if (!(mask >> lane & 1)) continue;
-    if (first + lane >= static_cast<int>(machine.threads.size())) fail("a collective's mask names a lane that does not exist");
-    const Thread& t = machine.threads[first + lane];
-    if (t.state == State::kDone) fail("a collective waits for lane " + std::to_string(lane) + ", which has exited");
-    if (t.state != State::kCollective) return;
-    if (t.mask != mask || t.kind != machine.threads[thread].kind) {
-      fail("lane " + std::to_string(lane) + " is in another collective, or has another mask");
-    }
+  const int first = thread / 32 * 32, lanes = static_cast<int>(machine.threads.size()) - first;
+  const Thread& mine = machine.threads[thread];
+  const unsigned mask = mine.mask;
+  Warp& warp = machine.warps[thread / 32];
+  if (lanes < 32 && mask >> lanes) fail("a collective's mask names a lane that does not exist");
+  if (const unsigned gone = mask & warp.exited) {
+    fail("a collective waits for lane " + std::to_string(__builtin_ctz(gone)) + ", which has exited");
   }
+  const auto compare = [&](int lane) {
+    const Thread& t = machine.threads[first + lane];
+    if (t.mask != mask || t.kind != mine.kind) fail("lane " + std::to_string(lane) + " is in another collective, or has another mask");
+  };
+  if (const unsigned others = mask & warp.waiting) compare(__builtin_ctz(others));
+  warp.waiting |= 1u << (thread - first);
+  if ((warp.waiting & mask) != mask) return;
+  for (int lane = 0; lane < 32; ++lane) {
+    if (mask >> lane & 1) compare(lane);
+  }
+  warp.waiting &= ~mask;
   if (machine.threads[thread].kind == Collective::kSyncWarp) ++machine.warp_epochs[thread / 32];
   uint64_t ballot = 0;
   for (int lane = 0; lane < 32; ++lane) {
@@ -147,6 +160,7 @@ void try_collective(int thread) {
 void body() {
   (*machine.kernel)();
   self().state = State::kDone;
+  machine.warps[machine.current / 32].exited |= 1u << machine.current % 32;
 }
 
 void run_block(int threads, std::mt19937& random) {
@@ -154,6 +168,7 @@ void run_block(int threads, std::mt19937& random) {
   machine.grains.assign((machine.shared.size() + kGrain - 1) / kGrain, Grain{});
   std::fill(machine.shared.begin(), machine.shared.end(), kPoison);
   machine.epoch = 0;
+  machine.warps.assign((threads + 31) / 32, Warp{});
   machine.warp_epochs.assign((threads + 31) / 32, 0);
   machine.gathered.resize((threads + 31) / 32);
   machine.fibers.prepare(threads, &body);

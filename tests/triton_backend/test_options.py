@@ -350,13 +350,8 @@ def test_wrong_types_are_seen_in_the_branch_that_is_chosen():
 pairs_only = pytest.mark.skipif(MODE != "pairs", reason="once is enough: on the Triton that torch brings")
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_defaults_compile(operator):
-    compile_all(operator)
-
-
 # Classes for which blocks and tiles differ, each with another dtype; float32 with 19, 150 and 384 has budgets
-# (test_compiled.py). More than 192 are not for features.
+# (test_compiled.py). More than 192 are not for features. {}: all defaults at once, those of raw logits there as well.
 WITH_CLASSES: dict[str, dict[int, dict]] = {
     "hakd": {
         1: {},
@@ -405,7 +400,8 @@ def test_every_architecture_has_its_share(operator):
 def test_no_vector_load_believes_the_hint(operator, classes, grids):
     """tile.py calls neighbouring pixels contiguous where they need not be: in channels_last with a multiple of 16
     classes a load of two would be aligned, and wrong."""
-    kernel = compile_all(operator, classes=classes, layout="channels_last", grids=grids)[0]
+    launch = launches_of(operator, "sm_90", classes, {"layout": "channels_last", "grids": grids})[0]
+    kernel = triton_static.compile_launch(launch, triton_static.TARGETS["sm_90"])
     loads = [line for line in kernel.asm["ptx"].splitlines() if "ld.global" in line]
     assert loads and not [line for line in loads if ".v2" in line or ".v4" in line]
 

@@ -29,13 +29,15 @@ HK_DEVICE uint32_t to_tf32(float x) { return (__builtin_bit_cast(uint32_t, x) + 
 
 namespace host {
 
-// As tensor cores round their sums.
+// As tensor cores round their sums: the double's bits beyond a float's are cut off.
 inline float towards_zero(double x) {
   const float nearest = static_cast<float>(x);
-  return std::fabs(double(nearest)) > std::fabs(x) ? std::nextafterf(nearest, 0.f) : nearest;
+  if (!(std::fabs(double(nearest)) > std::fabs(x))) return nearest;
+  return __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, nearest) - 1);  // its neighbour below, of either sign
 }
 
-// Element (row, column) of C += A B for a warp's fragments.
+// Rows g and g + 8 of C += A B for a warp's fragments, columns 2 t and 2 t + 1. `element_a(fragments of the lanes, row, k)` and
+// `element_b(..., k, column)` are the factors' elements.
 template <int K, class ElementA, class ElementB>
 void multiply(FragmentC& c, const FragmentA& a, const FragmentB& b, ElementA element_a, ElementB element_b) {
   struct Operands {
@@ -45,16 +47,17 @@ void multiply(FragmentC& c, const FragmentA& a, const FragmentB& b, ElementA ele
   const Operands mine{&a, &b};
   const uint64_t* all = emulation::gather(reinterpret_cast<uint64_t>(&mine));
   const auto lane_of = [&](int lane) { return reinterpret_cast<const Operands*>(all[lane]); };
-  const int g = emulation::lane() / 4, t = emulation::lane() % 4;
-  for (int i = 0; i < 4; ++i) {
-    const int row = g + (i < 2 ? 0 : 8), column = 2 * t + i % 2;
-    double sum = c.x[i];
-    for (int k = 0; k < K; ++k) {
-      sum += double(element_a([&](int lane) -> const FragmentA& { return *lane_of(lane)->a; }, row, k)) *
-             element_b([&](int lane) -> const FragmentB& { return *lane_of(lane)->b; }, k, column);
+  const int lane = emulation::lane(), g = lane / 4, t = lane % 4;
+  double sums[4] = {c.x[0], c.x[1], c.x[2], c.x[3]};
+  for (int k = 0; k < K; ++k) {
+    double rows[2], columns[2];
+    for (int i = 0; i < 2; ++i) {
+      rows[i] = element_a([&](int of) -> const FragmentA& { return *lane_of(of)->a; }, g + 8 * i, k);
+      columns[i] = element_b([&](int of) -> const FragmentB& { return *lane_of(of)->b; }, k, 2 * t + i);
     }
-    c.x[i] = towards_zero(sum);
+    for (int i = 0; i < 4; ++i) sums[i] += rows[i / 2] * columns[i % 2];
   }
+  for (int i = 0; i < 4; ++i) c.x[i] = towards_zero(sums[i]);
   emulation::hold();
 }
 
