@@ -323,8 +323,12 @@ CUDA_MUTATIONS = (
          CUDA_FEATURES),
     cuda("narrow-always", "positions that do not fit 32 bits are calculated in them", "call.cuh",
          "return n.rows.narrow() && n.columns.narrow();", "return true;", "beyond_32_bits"),
+    cuda("narrow-rows", "or rows' alone", "call.cuh",
+         "return n.rows.narrow() && n.columns.narrow();", "return n.columns.narrow();", "beyond_32_bits"),
+    cuda("narrow-columns", "or columns'", "call.cuh",
+         "return n.rows.narrow() && n.columns.narrow();", "return n.rows.narrow();", "beyond_32_bits"),
     cuda("undivided-in-place", "a gradient that is in place lacks the number of valid pixels", "call.cuh",
-         "gradients |= n->gradient && n->direct && !n->scale;", "gradients |= false;", "shapes and feature"),
+         "gradients |= n->in_place();", "gradients |= false;", "shapes and feature"),
     cuda("uncounted-divisor", "the number of valid pixels is not counted beforehand", "call.cuh",
          "!(gradients && (counts(0) || counts(1)))", "true", "values", CUDA_FEATURES),
     # The projection on its own, and the losses on raw logits.

@@ -37,6 +37,13 @@ HK_INLINE SourcePosition source_position(int64_t index, int64_t fine, int64_t co
   return {lower, lower == coarse - 1 ? 0.0 : fraction};
 }
 
+// a / b of numbers that are not negative: without a sign 32 bits take a GPU half the instructions.
+template <class Int>
+HK_INLINE Int quotient(Int a, Int b) {
+  using Unsigned = std::make_unsigned_t<Int>;
+  return static_cast<Int>(static_cast<Unsigned>(a) / static_cast<Unsigned>(b));
+}
+
 // The same positions in exact integers, for GPUs, whose float64 is slow: pixel i lies at (i step + offset) / unit on the
 // coarse grid, not below 0. Functions of an Int calculate in it: int32_t where the axis is `narrow`, as 64 bits take a GPU longer.
 struct ExactAxis {
@@ -77,14 +84,6 @@ struct ExactAxis {
     if (step == 0) return Int(fine);
     const Int i = quotient(at * Int(unit) - Int(offset) + Int(step) - 1, Int(step));
     return i < Int(fine) ? i : Int(fine);
-  }
-
- private:
-  // Of numbers that are not negative: without a sign 32 bits take half the instructions.
-  template <class Int>
-  static HK_INLINE Int quotient(Int a, Int b) {
-    if constexpr (sizeof(Int) == 4) return static_cast<Int>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
-    return a / b;
   }
 };
 

@@ -43,14 +43,28 @@ def test_launches():
     assert launches(segmentation, student, labels, class_weight=weight) == early
 
 
-def test_positions_beyond_32_bits():
-    """Twice the product of a coarse and a fine width is more than 2^31."""
+@pytest.mark.parametrize(
+    "axis, align_corners, coarse, fine",
+    [(2, False, 28_000, 39_000), (3, True, 40_000, 55_000)],
+    ids=["rows", "columns, corners aligned"],
+)
+def test_positions_beyond_32_bits(axis, align_corners, coarse, fine):
+    """Twice the product of a coarse and a fine length, or the product, is more than 2^31: there torch's positions on
+    aligned corners are float32's, so that these are compared with exact ones."""
     torch.manual_seed(0)
-    student, teacher = torch.randn(2, 1, 2, 1, 28_000)
-    labels = make_labels(1, (1, 39_000), 2)
+    student, teacher = torch.randn(2, 1, 2, 1, coarse).transpose(4, axis + 1).contiguous()
+    labels = make_labels(1, (1, fine), 2).transpose(2, axis - 1)
+    step, offset, unit = (coarse - 1, 0, fine - 1) if align_corners else (2 * coarse, coarse - fine, 2 * fine)
+    at = (torch.arange(fine) * step + offset).clamp(min=0)
+    lower, part = at // unit, (at % unit / unit).double().unsqueeze(3 - axis)
+
+    def sampled(x):
+        upper = x.index_select(axis, (lower + 1).clamp(max=coarse - 1))
+        return x.index_select(axis, lower).lerp(upper, part)
+
     ours, theirs = leaves(student, student.double())
-    emulation.hakd_loss(ours, teacher, labels).backward()
-    reference.hakd_loss(theirs, teacher.double(), labels).backward()
+    emulation.hakd_loss(ours, teacher, labels, align_corners=align_corners).backward()
+    reference.hakd_loss(sampled(theirs), sampled(teacher.double()), labels).backward()
     assert relative_l2(ours.grad, theirs.grad) <= 1e-6
 
 

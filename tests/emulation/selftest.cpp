@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "../../csrc/cuda/core/async.cuh"
+#include "../../csrc/cuda/core/value.cuh"
 #include "selftest_mma.h"
 
 namespace selftest {
@@ -131,6 +132,16 @@ inline void strided(float* out) {
   values.set(threadIdx.x * 8, read(out + threadIdx.x % 8 * 8));
 }
 
+// The hardware's 2^x and 1 / x take subnormal numbers for 0 and make 0 of them; the smallest that are none they leave.
+inline void subnormals(float* out) {
+  namespace hardware = approximate;
+  const float least = 0x1p-126f, below = 0x1p-127f;
+  const bool given = hardware::reciprocal(below) == INFINITY && hardware::reciprocal(-below) == -INFINITY && hardware::exp2(-below) == 1.f;
+  const bool made = hardware::exp2(-126.5f) == 0.f && hardware::reciprocal(0x1.8p126f) == 0.f && std::signbit(hardware::reciprocal(-0x1.8p126f));
+  const bool others = hardware::exp2(-125.5f) > least && hardware::reciprocal(0x1p125f) > least && hardware::reciprocal(2 * least) < INFINITY;
+  write(out + threadIdx.x, given && made && others ? 1.f : 0.f);
+}
+
 double run(const std::string& name) {
   const auto start = [&](void (*kernel)(float*), int blocks = 1, int64_t shared_bytes = 64 * 4) {
     float* out = static_cast<float*>(emulation::allocate(64 * 4));
@@ -164,6 +175,7 @@ double run(const std::string& name) {
   if (name == "products") return start(products);
   if (name == "special_factors") return start(special_factors<true>);
   if (name == "unconverted_factors") return start(special_factors<false>);
+  if (name == "subnormals") return start(subnormals);
   if (name == "conversions") return start(conversions);
   if (name == "unasked_shared") limits(false);
   if (name == "lowered_limit") limits(true);

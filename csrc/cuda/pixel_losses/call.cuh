@@ -62,7 +62,7 @@ class LossCall {
     const auto counts = [&](int i) { return term[i].divisor == Divisor::kCount && (term[i].weight != 0 || i == 0); };
     const auto given = [&](int i) { return term[i].divisor != Divisor::kCount && term[i].weight != 0; };
     const bool gradient = problem_.student.gradient || problem_.teacher.gradient;
-    for (const Network* n : {&problem_.student, &problem_.teacher}) gradients |= n->gradient && n->direct && !n->scale;
+    for (const Network* n : {&problem_.student, &problem_.teacher}) gradients |= n->in_place();
     const bool weighted = class_weight && counts(0);
     if (!weighted && !(gradients && (counts(0) || counts(1))) && !(gradient && ((counts(0) && given(1)) || (counts(1) && given(0))))) return;
     float* parts = allocate<float>(2 * kDivisorBlocks);
@@ -95,7 +95,7 @@ class Call : public LossCall {
   void finish() {
     bool deferred = false;
     for (const Term& term : problem_.term) deferred |= term.divisor == Divisor::kCount && term.weight != 0;
-    const auto blocks = [&](const Network& n) { return n.gradient && (!n.direct || n.scale) ? finish_blocks(problem_, n) : int64_t(0); };
+    const auto blocks = [&](const Network& n) { return n.gradient && !n.in_place() ? finish_blocks(problem_, n) : int64_t(0); };
     const Finish f{a_.student.gradient, a_.teacher.gradient, blocks(problem_.student), blocks(problem_.teacher), plan.blocks, deferred};
     const int64_t total = f.student_blocks + f.teacher_blocks + !problem_.output.maps;
     const auto narrow = [](const Network& n) { return n.rows.narrow() && n.columns.narrow(); };

@@ -22,6 +22,9 @@ struct Network {
   const float *scale, *shift;  // [K], of what raw logits mean, or null
   bool relu;
   float* normalization_parts;  // [pieces, 2, K]: what each piece of the gradient adds to scale's and shift's
+
+  // Whether the main launch leaves the gradient as it is to be: the last one has nothing to add up and no raw logits to turn it to.
+  bool in_place() const { return gradient && direct && !scale; }
 };
 
 struct Labels {

@@ -33,8 +33,7 @@ struct AxisTiles {
   }
   template <class Int = int64_t>
   HK_INLINE Int of(std::type_identity_t<Int> pixel) const {
-    using Unsigned = std::make_unsigned_t<Int>;
-    return static_cast<Int>(static_cast<Unsigned>(pixel + Int(shift)) / static_cast<Unsigned>(size));
+    return quotient(pixel + Int(shift), Int(size));
   }
 
   // Coarse positions that a tile reaches on an axis.
