@@ -10,7 +10,7 @@ import pytest
 import torch
 from heteroakd.cli import main
 from heteroakd.training.checkpoint import load_checkpoint
-from test_distributed import start_torchrun, torchrun
+from test_distributed import on_two_processes, start_torchrun
 from test_interruption import wait_for_step
 
 CONFIG = """
@@ -46,7 +46,7 @@ def test_comparison_on_two_processes_and_its_evaluation(workplace: Path, monkeyp
     assert checkpoint.updated and checkpoint.teacher and len(checkpoint.random_states) == 2
     evaluate = ["evaluate", "--checkpoint", str(run / "last.pt"), "--projections", "true", "--threads", "1", "--output"]
     assert main([*evaluate, "alone.json"]) == 0
-    together = torchrun("-m", "heteroakd", *evaluate, "together.json", folder=workplace)
+    together = on_two_processes("-m", "heteroakd", *evaluate, "together.json", folder=workplace)
     assert together.returncode == 0, together.stderr
     alone = json.loads(Path("alone.json").read_text())
     assert alone == json.loads(Path("together.json").read_text())
