@@ -145,7 +145,7 @@ def _become(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    del sys.path[0]  # this folder, which no user has
+    sys.path[:] = [place for place in sys.path if place != str(Path(__file__).parent)]  # which no user has
     for module in sys.argv[1:]:
         importlib.import_module(module)
     if cli := sys.modules.get("heteroakd.cli"):  # as conftest.one_parser
