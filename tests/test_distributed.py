@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import processes
@@ -185,12 +184,10 @@ def on_two_processes(*arguments: str, folder: Path, restarts: int = 0) -> subpro
     return processes.run(*command, cwd=folder, env=environment(), modules=processes.TRAINER)
 
 
-def start_torchrun(*arguments: str, folder: Path) -> subprocess.Popen[str]:
-    """Two processes on this machine."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments],
-        env=environment(), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def start_torchrun(*arguments: str, folder: Path) -> processes.Process:
+    """Two fresh processes on this machine, as the command starts them."""
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments)
+    return processes.Process(*command, cwd=folder, env=environment(), modules=processes.TRAINER)
 
 
 @pytest.fixture(scope="module")

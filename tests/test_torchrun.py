@@ -65,7 +65,7 @@ def test_notice_to_torchrun_is_followed_by_a_checkpoint(workplace: Path) -> None
         _, errors = process.communicate(timeout=120)
     finally:
         if process.poll() is None:
-            process.terminate()  # torchrun alone can end its processes
+            process.send_signal(signal.SIGTERM)  # torchrun alone can end its processes
             process.communicate(timeout=120)
     assert process.returncode != 0 and "DataLoader worker" not in errors
     checkpoint = load_checkpoint(workplace / "noticed" / "last.pt")
