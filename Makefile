@@ -67,8 +67,11 @@ test-emulation: $(VENV)/installed $(VENV)/cutlass-$(CUTLASS)/installed
 test-trainer: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests $(addprefix --ignore=,$(KERNEL_TESTS)) --ignore=tests/packaging --ignore=tests/wheels --ignore=tests/triton_backend --ignore=tests/cuda_backend --ignore=tests/gpu_check
 
-# Wheels, source distribution, build isolation, and one build under the oldest torch (of which it downloads 3.5 GB).
-test-packaging: $(VENV)/installed
+# Of those that pyproject.toml allows: "torch>=2.10" is 2.10.0.
+OLDEST_TORCH := $(shell sed -n 's/^dependencies = .*"torch>=\([0-9.]*\)".*/\1.0/p' pyproject.toml)
+
+# Wheels, source distribution, build isolation, and one build under the oldest torch, which has an environment of its own.
+test-packaging: $(VENV)/installed $(VENV)/torch-$(OLDEST_TORCH)/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup tests/packaging
 
 # For this python two wheels in dist/: without the CUDA library ("+cpu") and with it, for the release list of architectures
@@ -118,6 +121,13 @@ $(VENV)/torch:
 
 $(VENV)/cutlass-%/installed: $(VENV)/torch
 	$(BIN)/pip install -q --no-deps --target $(@D) nvidia-cutlass==$*
+	touch $@
+
+# There is no wheel of it without CUDA's libraries: 3.5 GB to download, 7 GB.
+$(VENV)/torch-%/installed: $(VENV)/torch
+	@echo "installing torch $*, too: gigabytes"
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q --no-compile torch==$* numpy pytest pytest-xdist
 	touch $@
 
 $(VENV)/triton-%/installed: $(VENV)/torch

@@ -25,7 +25,8 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # of two
 # What takes a minute begins first, so that no process waits for another at the end.
 LONG = (
     "test_sanitizers.py", "test_mutations.py", "test_compiled_pixel_losses.py", "test_examples.py", "test_torchrun.py",
-    "test_distributed.py", "test_interruption.py", "test_cli.py", "test_documentation.py", "test_export.py",
+    "test_interruption.py", "test_cli.py", "test_export.py", "test_engine.py", "test_distributed.py",
+    "test_documentation.py",
 )  # fmt: skip
 
 
@@ -79,3 +80,13 @@ def uninitialized(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("kaiming_uniform_", "kaiming_normal_", "uniform_", "trunc_normal_"):
         monkeypatch.setattr(nn.init, name, lambda tensor, *arguments, **options: tensor)
     monkeypatch.setattr("segmentation_models_pytorch.encoders.mix_transformer.trunc_normal_", lambda *a, **k: None)
+
+
+@pytest.fixture
+def one_block_in_each_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of encoders: every layer takes its time, and a stage's second block has none that its first has not."""
+    from segmentation_models_pytorch.encoders import encoders
+
+    for name, blocks in (("resnet18", "layers"), ("mit_b0", "depths")):
+        assert encoders[name]["params"][blocks] == [2] * 4
+        monkeypatch.setitem(encoders[name]["params"], blocks, [1] * 4)

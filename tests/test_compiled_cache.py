@@ -2,10 +2,9 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -15,9 +14,11 @@ from hetero_kernels.ops import backends, library
 # What functional.hakd_loss calls, without the scalars' packing, for which a compiler would run.
 STEP = """
 import torch
+import torch._inductor.config
 from hetero_kernels import functional
 from hetero_kernels.ops.library import pack_scalars
 from hetero_kernels.ops.pixel_losses import _differentiable_hakd
+torch._inductor.config.cpp_cache_precompile_headers = False  # for one kernel
 functional.backends.select("cpu", "cpu")
 def step(student, teacher, labels, scalars):
     options = (True, "class", "kl", "label", False, 255, "mean", True, False)
@@ -49,9 +50,7 @@ def test_two_versions_share_a_cache(tmp_path):
             **os.environ, "PYTHONPATH": str(copy.parent), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
             "TORCHINDUCTOR_FX_GRAPH_CACHE": "1", "TORCHINDUCTOR_AUTOGRAD_CACHE": "1",
         }  # fmt: skip
-        run = subprocess.run(
-            [sys.executable, "-c", STEP], env=environment, cwd=copy.parent, capture_output=True, text=True, check=False
-        )
+        run = processes.run("-c", STEP, env=environment, cwd=copy.parent)
         assert run.returncode == 0, run.stderr
         results.append([float(x) for x in run.stdout.split()])
         assert any((tmp_path / "cache" / "aotautograd").rglob("*")) and any((tmp_path / "cache" / "fxgraph").rglob("*"))

@@ -1,12 +1,11 @@
 """Which backend runs on which device: machines with GPUs of several kinds, forked processes, and none at all."""
 
 import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import pytest
 import torch
 
@@ -92,7 +91,7 @@ def test_the_compilers_error_is_shown_where_it_is_missed(machine, capsys):
 
 def script(text: str, **environment: str) -> str:
     environment = {**os.environ, **environment}
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, env=environment)
+    done = processes.run("-c", text, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from distiller_cases import by_hand, loss_by_hand, make_batch, make_distiller
@@ -89,10 +89,9 @@ def found(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("processes"))
     program = "import sys; sys.path[:0] = {!r}; from test_distiller_processes import worker; worker({!r}, {})"
     path = [str(Path(__file__).parent), *sys.path]
-    workers = [
-        subprocess.Popen([sys.executable, "-W", "ignore", "-c", program.format(path, folder, r)]) for r in (0, 1)
-    ]
-    assert [each.wait(300) for each in workers] == [0, 0]
+    workers = [processes.Process("-c", program.format(path, folder, rank)) for rank in (0, 1)]
+    ended = [worker.communicate(300) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], ended
     return [torch.load(f"{folder}/{rank}.pt") for rank in (0, 1)]
 
 

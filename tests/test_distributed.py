@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from heteroakd.cli import main
@@ -153,38 +153,47 @@ with distributed.process_group(torch.device("cpu")):
     results |= {"confusion": confusion(), "told": agreements(), "unused": unused_head()}
     torch.save(results, f"{sys.argv[1]}.{distributed.rank()}")
 """
+# torchrun without its command line: its agent, whose processes begin with what this one has imported.
+AGENT = """
+import runpy, sys
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+def worker(kind, what, *arguments):
+    sys.argv = [what, *arguments]
+    if kind == "-m":
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        exec(what, {})
+restarts, *command = sys.argv[1:]
+config = LaunchConfig(
+    1, 1, 2, run_id="test", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=int(restarts),
+    start_method="fork", monitor_interval=0.02,
+)
+elastic_launch(config, worker)(*command)
+"""
 
 
-def start_torchrun(*arguments: str, folder: Path, restarts: int = 0) -> subprocess.Popen[str]:
-    """Two processes on this machine."""
+def environment() -> dict[str, str]:
+    """Of a process that imports what this one does."""
     path = [str(Path(__file__).parent), str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *("--max-restarts", str(restarts), *arguments),
-        ],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
 
 
-def torchrun(*arguments: str, folder: Path, restarts: int = 0) -> subprocess.CompletedProcess[str]:
-    """As `start_torchrun`, to the end."""
-    process = start_torchrun(*arguments, folder=folder, restarts=restarts)
-    try:
-        printed, errors = process.communicate(timeout=300)
-    except BaseException:
-        process.terminate()  # its processes with it
-        process.communicate()
-        raise
-    return subprocess.CompletedProcess(process.args, process.returncode, printed, errors)
+def on_two_processes(*arguments: str, folder: Path, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """`python *arguments` on two processes of torchrun's agent, to the end."""
+    command = ("-c", AGENT, str(restarts), *arguments)
+    return processes.run(*command, cwd=folder, env=environment(), modules=processes.TRAINER)
+
+
+def start_torchrun(*arguments: str, folder: Path) -> processes.Process:
+    """Two fresh processes on this machine, as the command starts them."""
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments)
+    return processes.Process(*command, cwd=folder, env=environment(), modules=processes.TRAINER)
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
     folder = tmp_path_factory.mktemp("two")
-    (folder / "program.py").write_text(PROGRAM)
-    finished = torchrun("program.py", "result", folder=folder)
+    finished = on_two_processes("-c", PROGRAM, "result", folder=folder)
     assert finished.returncode == 0, finished.stderr
     return [torch.load(folder / f"result.{rank}", weights_only=True) for rank in (0, 1)]
 
@@ -268,11 +277,11 @@ def test_torchrun_restarts_a_killed_worker_from_the_last_checkpoint(
     (tmp_path / "fragile.py").write_text(FRAGILE)
     (tmp_path / "config.yaml").write_text(CONFIG)
     command = ["teacher", "--config", "config.yaml", "--resume_or_start", "--output"]
-    whole = torchrun("-m", "heteroakd", *command, "whole", folder=tmp_path)
+    whole = on_two_processes("-m", "heteroakd", *command, "whole", folder=tmp_path)
     assert whole.returncode == 0, whole.stderr
     assert whole.stdout.count("written: ") == 1  # one process prints
     monkeypatch.setenv("FRAGILE", "1")
-    killed = torchrun("-m", "heteroakd", *command, "killed", folder=tmp_path, restarts=1)
+    killed = on_two_processes("-m", "heteroakd", *command, "killed", folder=tmp_path, restarts=1)
     assert killed.returncode == 0, killed.stdout + killed.stderr
     assert "resuming from killed/last.pt, step 4" in killed.stdout
     a, b = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "killed"))

@@ -43,6 +43,7 @@ TRANSFORMER = ModelConfig(encoder="mit_b0", options={"decoder_segmentation_chann
 QUIET = RuntimeConfig(
     device="cpu", threads=1, pictures=0, progress="none", tensorboard=False, log_every=2, save_every=3
 )
+pytestmark = pytest.mark.usefixtures("one_block_in_each_stage")
 
 
 @pytest.fixture(scope="module")

@@ -25,21 +25,13 @@ from heteroakd.networks.zoo import build_network
 from heteroakd.training.checkpoint import Checkpoint, save_checkpoint
 from heteroakd.training.trained import restore_network
 from PIL import Image
-from segmentation_models_pytorch.encoders import encoders
 from torch import Tensor, nn
 
 RESNET = ModelConfig(architecture="fpn", encoder="resnet18", options={"decoder_segmentation_channels": 32})
 TRANSFORMER = ModelConfig(options={"decoder_segmentation_channels": 16})
 PYRAMID = ModelConfig(architecture="pspnet", encoder="resnet18")
 TRUSTED = ("--trust_architecture", f"{__name__}:Branching")
-
-
-@pytest.fixture(autouse=True)
-def one_block_in_each_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every layer takes its time to export, and an encoder's second blocks have none that the first have not."""
-    for name, blocks in (("resnet18", "layers"), ("mit_b0", "depths")):
-        assert encoders[name]["params"][blocks] == [2] * 4
-        monkeypatch.setitem(encoders[name]["params"], blocks, [1] * 4)
+pytestmark = pytest.mark.usefixtures("one_block_in_each_stage")
 
 
 def branching(when: str) -> ModelConfig:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from heteroakd.cli import main
@@ -136,12 +137,21 @@ def test_sigterm_that_comes_twice_is_one_notice(tmp_path: Path, monkeypatch: pyt
     assert load_checkpoint(tmp_path / "run" / "last.pt").step == 3
 
 
+EVALUATED = ("--runtime.evaluate_every", "2", "--runtime.save_every", "0", "--data.val_images", "2")
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `whole`, with evaluations."""
+    output = tmp_path_factory.mktemp("evaluated") / "run"
+    assert main(arguments(output, *EVALUATED)) == 0
+    return output
+
+
 @pytest.mark.parametrize(("at", "step"), [(1, 2), (2, 4), (3, 6)])
 def test_signal_during_an_evaluation_leaves_it_for_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, step: int
+    tmp_path: Path, evaluated: Path, monkeypatch: pytest.MonkeyPatch, at: int, step: int
 ) -> None:
-    options = ("--runtime.evaluate_every", "2", "--runtime.save_every", "0", "--data.val_images", "2")
-    assert main(arguments(tmp_path / "whole", *options)) == 0
     predicted: Callable[..., Any] = evaluation.predict
     images = 0
 
@@ -154,39 +164,38 @@ def test_signal_during_an_evaluation_leaves_it_for_later(
 
     with monkeypatch.context() as context:
         context.setattr(evaluation, "predict", predict)
-        assert main(arguments(tmp_path / "cut", *options)) == 143
+        assert main(arguments(tmp_path / "cut", *EVALUATED)) == 143
     assert images == 2 * at - 1 and load_checkpoint(tmp_path / "cut" / "last.pt").step == step
-    resume_and_compare_evaluations(tmp_path, options)
+    resume_and_compare_evaluations(tmp_path / "cut", evaluated)
 
 
-def test_evaluation_whose_result_was_not_saved_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_whose_result_was_not_saved_is_done_again(
+    tmp_path: Path, evaluated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As if it had been killed between its line in the metrics and its checkpoint."""
-    options = ("--runtime.evaluate_every", "2", "--runtime.save_every", "0", "--data.val_images", "2")
-    assert main(arguments(tmp_path / "whole", *options)) == 0
 
     def killed(*inputs: Any, **named: Any) -> None:
         raise OSError("killed")
 
     with monkeypatch.context() as context:
         context.setattr(validation.Validation, "_write_pictures", killed)
-        assert main(arguments(tmp_path / "cut", *options)) == 1
+        assert main(arguments(tmp_path / "cut", *EVALUATED)) == 1
     assert read_metrics(tmp_path / "cut" / "metrics.jsonl")[-1]["event"] == "evaluation"
-    resume_and_compare_evaluations(tmp_path, options)
+    resume_and_compare_evaluations(tmp_path / "cut", evaluated)
 
 
-def resume_and_compare_evaluations(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """Of the run in cut/ with the one in whole/."""
-    assert main(arguments(tmp_path / "cut", *options, "--resume")) == 0
+def resume_and_compare_evaluations(output: Path, whole: Path) -> None:
+    assert main(arguments(output, *EVALUATED, "--resume")) == 0
     ours, theirs = (
         [
             {key: value for key, value in line.items() if not key.startswith(("seconds", "images"))}
-            for line in read_metrics(tmp_path / name / "metrics.jsonl")
+            for line in read_metrics(folder / "metrics.jsonl")
         ]
-        for name in ("cut", "whole")
+        for folder in (output, whole)
     )
     assert ours == theirs and [line["step"] for line in ours if line["event"] == "evaluation"] == [2, 4, 6]
     for name in ("last.pt", "best.pt"):
-        ours, theirs = (load_checkpoint(tmp_path / folder / name) for folder in ("cut", "whole"))
+        ours, theirs = (load_checkpoint(folder / name) for folder in (output, whole))
         assert (ours.step, ours.metrics) == (theirs.step, theirs.metrics)
         assert all(torch.equal(value, ours.network[key]) for key, value in theirs.network.items())
 
@@ -215,21 +224,26 @@ def test_other_threads_leave_the_handlers_alone() -> None:
 
 
 @contextmanager
-def command(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+def command(
+    arguments: list[str], fresh: bool = False, **files: Path
+) -> Iterator[subprocess.Popen[str] | processes.Process]:
     """The command in a process group of its own, as a terminal starts it; killed if it is still there afterwards."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "heteroakd", *arguments], start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    if fresh:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "heteroakd", *arguments], start_new_session=True, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    else:
+        process = processes.Process("-m", "heteroakd", *arguments, modules=processes.TRAINER, **files)
     try:
         yield process
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
 
 
-def wait_for_step(output: Path, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for_step(output: Path, step: int, process: subprocess.Popen[str] | processes.Process) -> None:
     deadline = time.monotonic() + 120
     while True:
         ended = process.poll() is not None  # before the look at the file: it may end in between
@@ -248,7 +262,7 @@ def test_signal_to_the_process_group_leaves_the_workers_alone(
     tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     """As a terminal sends Ctrl-C, and torchrun SIGTERM."""
-    with command(arguments(tmp_path / "run", *LONG)) as process:
+    with command(arguments(tmp_path / "run", *LONG), fresh=number == signal.SIGINT) as process:
         wait_for_step(tmp_path / "run", 2, process)
         os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=60)
@@ -262,14 +276,16 @@ def test_signal_to_the_process_group_leaves_the_workers_alone(
 def test_reader_of_the_output_that_is_gone_costs_no_checkpoint(tmp_path: Path, progress: str) -> None:
     """As of `2>&1 | tee log` on a terminal, where Ctrl-C ends tee at once."""
     options = (*LONG, "--runtime.save_every", "0", "--runtime.progress", progress)
-    with command(arguments(tmp_path / "run", *options)) as process:
+    files = {name: tmp_path / name for name in ("stdout", "stderr")}
+    for path in files.values():
+        os.mkfifo(path)
+    readers = [os.open(path, os.O_RDONLY | os.O_NONBLOCK) for path in files.values()]
+    with command(arguments(tmp_path / "run", *options), **files) as process:
         wait_for_step(tmp_path / "run", 2, process)
-        assert process.stdout is not None and process.stderr is not None
-        process.stdout.close()
-        process.stderr.close()
+        for reader in readers:
+            os.close(reader)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
-        process.stdout = process.stderr = None
     assert load_checkpoint(tmp_path / "run" / "last.pt").step >= 2
 
 

@@ -24,6 +24,7 @@ TRANSFORMER = ModelConfig(encoder="mit_b0", options={"decoder_segmentation_chann
 
 
 TAPS = Taps("encoder", "encoder")
+pytestmark = pytest.mark.usefixtures("one_block_in_each_stage")
 
 
 def network(config: ModelConfig) -> nn.Module:

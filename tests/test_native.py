@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from cases import make_case
@@ -35,7 +36,7 @@ except RuntimeError as error:
 
 def run(folder: Path, **environment: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(folder), **environment}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, cwd=folder)
+    done = processes.run("-c", SCRIPT, env=environment, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

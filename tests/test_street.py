@@ -1,11 +1,11 @@
 """The procedural street scenes."""
 
 import hashlib
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from heteroakd.data import IGNORE_INDEX, DataConfig, build_data
@@ -28,11 +28,8 @@ def test_street_is_a_function_of_seed_part_and_index_in_every_process():
     here = digest("val", 3, range(2, 5))
     program = "from test_street import digest; print(digest('val', 3, range(2, 5)))"
     path = [str(Path(__file__).parent), *sys.path]
-    there = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}; {program}"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert there.stdout.strip() == here
+    there = processes.run("-c", f"import sys; sys.path[:0] = {path!r}; {program}", modules=processes.TRAINER)
+    assert there.returncode == 0 and there.stdout.strip() == here
     assert digest("val", 3, range(2, 5)) == here  # whatever was drawn before
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from heteroakd.cli import main
 from heteroakd.training.checkpoint import load_checkpoint
-from test_distributed import start_torchrun, torchrun
+from test_distributed import on_two_processes, start_torchrun
 from test_interruption import wait_for_step
 
 CONFIG = """
@@ -46,7 +46,7 @@ def test_comparison_on_two_processes_and_its_evaluation(workplace: Path, monkeyp
     assert checkpoint.updated and checkpoint.teacher and len(checkpoint.random_states) == 2
     evaluate = ["evaluate", "--checkpoint", str(run / "last.pt"), "--projections", "true", "--threads", "1", "--output"]
     assert main([*evaluate, "alone.json"]) == 0
-    together = torchrun("-m", "heteroakd", *evaluate, "together.json", folder=workplace)
+    together = on_two_processes("-m", "heteroakd", *evaluate, "together.json", folder=workplace)
     assert together.returncode == 0, together.stderr
     alone = json.loads(Path("alone.json").read_text())
     assert alone == json.loads(Path("together.json").read_text())
@@ -65,7 +65,7 @@ def test_notice_to_torchrun_is_followed_by_a_checkpoint(workplace: Path) -> None
         _, errors = process.communicate(timeout=120)
     finally:
         if process.poll() is None:
-            process.terminate()  # torchrun alone can end its processes
+            process.send_signal(signal.SIGTERM)  # torchrun alone can end its processes
             process.communicate(timeout=120)
     assert process.returncode != 0 and "DataLoader worker" not in errors
     checkpoint = load_checkpoint(workplace / "noticed" / "last.pt")

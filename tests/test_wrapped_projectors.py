@@ -1,8 +1,6 @@
 """Projectors within wrappers, who alone know where the parameters are: FSDP, DistributedDataParallel, torch.compile."""
 
-import subprocess
-import sys
-
+import processes
 import pytest
 import torch
 import torch.distributed as dist
@@ -81,8 +79,9 @@ def test_sharded_and_replicated(tmp_path):
         for configuration in CONFIGURATIONS
     }
     torch.save({"modules": modules, "batch": make_batch()}, tmp_path / "case.pt")
-    workers = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", WORKER, str(tmp_path), str(r)]) for r in (0, 1)]
-    assert [w.wait(120) for w in workers] == [0, 0]
+    workers = [processes.Process("-c", WORKER, str(tmp_path), str(rank)) for rank in (0, 1)]
+    ended = [worker.communicate() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], ended
     for (_, *configuration), losses in torch.load(tmp_path / "out.pt").items():
         expected = two_steps(make(*configuration), make_batch())
         assert expected[0] != expected[1]

@@ -1,16 +1,17 @@
-"""What the packaging tests share: clean copies of the tree, and an environment with the oldest torch that we name."""
+"""What the packaging tests share: clean copies of the tree, and the environment with the oldest torch that we name."""
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
-from installing import OLDEST_TORCH, ROOT, make_environment, run
+from installing import OLDEST_TORCH, ROOT
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process for all tests with the oldest torch, which is installed once; first, as they take longest."""
+    """One process for all tests with the oldest torch, as one of them installs into it; first, as they take longest."""
     first = [item for item in items if "oldest_torch" in getattr(item, "fixturenames", ())]
     for item in first:
         item.add_marker(pytest.mark.xdist_group("oldest torch"))
@@ -43,22 +44,8 @@ def no_kernels(source, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def oldest_torch(tmp_path_factory):
-    """The python of a fresh environment with the oldest torch. There is no wheel of it without CUDA's libraries: 7 GB,
-    which do not stay."""
-    folder = tmp_path_factory.mktemp("oldest") / "env"
-    python = make_environment(folder)
-    run(
-        python,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-compile",
-        f"torch=={OLDEST_TORCH}",
-        "numpy",
-        "pytest",
-        "pytest-xdist",
-    )
-    yield python
-    shutil.rmtree(folder)
+def oldest_torch() -> Path:
+    """The python of the environment with the oldest torch, which is part of the set-up."""
+    folder = Path(sys.prefix, f"torch-{OLDEST_TORCH}")
+    assert (folder / "installed").exists(), f"make {folder}/installed, from the sources' folder"
+    return folder / "bin" / "python"

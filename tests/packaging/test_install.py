@@ -1,5 +1,5 @@
 """Installation as users do it: wheel, source distribution, with and without build isolation, without torch; and one
-build under the oldest torch. Slow (minutes): it compiles, and installs that torch."""
+build under the oldest torch. Slow: it compiles."""
 
 import os
 import re
@@ -44,19 +44,22 @@ def test_source_distribution_installs_against_the_environments_torch(source, old
     for folder in ("csrc", "hetero_kernels", "python/heteroakd"):
         files = {str(path.relative_to(source)) for path in (source / folder).rglob("*.*") if path.is_file()}
         assert files and files <= packed, sorted(files - packed)
-    out = run(oldest_torch, "-m", "pip", "install", "-v", sdist, cwd=tmp_path, HETERO_KERNELS_CUDA="0")
-    assert f"building against torch {OLDEST_TORCH}" in out
-    assert run(oldest_torch, "-c", "import torch; print(torch.__version__)").startswith(OLDEST_TORCH)
-    shown = run(oldest_torch, "-c", "import hetero_kernels; hetero_kernels.show_config()", cwd=tmp_path)
+    try:
+        out = run(oldest_torch, "-m", "pip", "install", "-v", sdist, cwd=tmp_path, HETERO_KERNELS_CUDA="0")
+        assert f"building against torch {OLDEST_TORCH}" in out
+        shown = run(oldest_torch, "-c", "import hetero_kernels; hetero_kernels.show_config()", cwd=tmp_path)
+    finally:  # the environment stays
+        run(oldest_torch, "-m", "pip", "uninstall", "-y", "-q", "hetero-kernels")
+    assert f", torch {OLDEST_TORCH}" in shown, shown  # no other has come with it
     assert "cpu        available" in shown and f"build: torch {OLDEST_TORCH}" in shown
     assert "cuda       not available: the CUDA library was not built: HETERO_KERNELS_CUDA=0" in shown
-    run(oldest_torch, "-m", "pip", "uninstall", "-y", "-q", "hetero-kernels")
 
 
 def test_one_build_serves_another_torch(oldest_torch, tmp_path):
     """Stable ABI: the very files built against the newer torch pass the CPU tests under the older one, and the CUDA
-    library loads there, whatever that torch's CUDA. Without what the same code answers the same under any torch:
-    other instruction sets, and the kernels' mathematics at special values."""
+    library loads there, whatever that torch's CUDA. Without what the same code answers the same under any torch, as it
+    asks none: other instruction sets, the kernels' accuracy and mathematics at special values, offsets beyond 31 bits,
+    what is allocated; and of what is compiled each value of an option once, not each pair."""
     package = Path(hetero_kernels.__file__).parent
     built_with = hetero_kernels.native.host_module().build_info()["torch"]
     shutil.copytree(package, tmp_path / "hetero_kernels", ignore=shutil.ignore_patterns("__pycache__"))
@@ -67,8 +70,9 @@ def test_one_build_serves_another_torch(oldest_torch, tmp_path):
     shown = run(oldest_torch, "-c", "import hetero_kernels; hetero_kernels.show_config()", cwd=tmp_path)
     for expected in (f"torch {OLDEST_TORCH}", f"build: torch {built_with}", "cpu        available"):
         assert expected in shown
-    special = "(temperatures_around or very_sure or large_logits)"
-    code = f"not cpu: and not ({special} and not reference)"
+    special = "(temperatures_around or very_sure or large_logits or accuracy_is_absolute)"
+    left_out = f"cpu: or ({special} and not reference) or more_than_two_to_the_31 or no_tensor_of_the_loss_grid"
+    code = f"not ({left_out} or (compile_fullgraph and (mean-True or none-False)))"
     options = ("-q", "-n", "2", "-p", "no:cacheprovider", "-k", code)
     out = run(oldest_torch, "-m", "pytest", *options, *tests, cwd=tmp_path)
     assert " passed" in out and "failed" not in out
