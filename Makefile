@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 # Tests and demo need one CUDA architecture compiled, not the release list: this machine's GPU's, else an H100's.
-CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .),90)
+HETERO_KERNELS_CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .),90)
 # What compiling needs: pyproject.toml's build-system. Installed, not isolated, so that two builds in a row are one.
 BUILD_TOOLS := "setuptools>=77" "pybind11>=2.13" "cmake>=3.25" ninja
 # What is compiled once is not compiled again: the tests of installation use the objects of the set-up.
@@ -142,7 +142,7 @@ compile = export PATH="$(abspath $(BIN)):$$PATH" HETERO_KERNELS_BUILD_DIR="$(abs
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	$(BIN)/pip install -q $(BUILD_TOOLS)
 	@echo "compiling the kernels: about five minutes on two idle cores"
-	$(call compile,$(VENV),HETERO_KERNELS_CUDA_ARCHS="$(CUDA_ARCHS)" $(KEPT)) \
+	$(call compile,$(VENV),HETERO_KERNELS_CUDA_ARCHS="$(HETERO_KERNELS_CUDA_ARCHS)" $(KEPT)) \
 		$(BIN)/pip install -q --no-build-isolation -e ".[train,export,bench,test]"
 	touch $@
 

@@ -351,6 +351,10 @@ def test_numbers_that_a_full_disk_takes_are_an_error(
     assert "/proc/nowhere/e.json: cannot be written there" in capsys.readouterr().err
     assert main([*arguments, str(tmp_path)]) == 1
     assert f"{tmp_path} is a folder: --output names the file" in capsys.readouterr().err
+    (tmp_path / "photo.png").write_bytes(b"photo")
+    assert main([*arguments, str(tmp_path / "photo.png")]) == 1
+    assert "output must end in .json" in capsys.readouterr().err
+    assert (tmp_path / "photo.png").read_bytes() == b"photo"
 
 
 @pytest.mark.parametrize("labels", ["true", "false"])
