@@ -25,9 +25,9 @@ above 1 we are faster. What is asked of a case stands beside its ratio, the leas
 apart, and a machine's speed wanders: a case that stands in two of them has two times, and a ratio is one row's.
 """
 
-NOWHERE = (
-    "No case of the comparisons below is slower than eager or torch.compile; what was asked is **missed** by some.\n"
-)
+NOWHERE = """\
+No case of the comparisons below is slower than eager or torch.compile. What was asked and **missed** is said there.
+"""
 
 WHOLE_TEXT = """\
 `HeteroAKDLoss` in training mode, B = 1, with its defaults (projections with batch norm included, all four terms at the

@@ -194,9 +194,9 @@ class Distiller(nn.Module):
             ValueError: also for logits of other than K classes, different numbers of taps, and networks that fail.
         """
         for name, value in (("student_tap", student_tap), ("teacher_tap", teacher_tap)):
-            if not isinstance(value, str | list | tuple) or not all(isinstance(path, str) for path in value):
+            if not isinstance(value, Sequence) or not all(isinstance(path, str) for path in value):
                 raise TypeError(f"{name} is {value!r}, expected a path of named_modules() or a list of paths")
-        if not isinstance(images, Tensor) or images.dim() != 4:
+        if not isinstance(images, Tensor):
             raise TypeError(f"images is {taps.describe(images)}, expected a Tensor [B, 3, H, W]")
         counts = [1 if isinstance(paths, str) else len(paths) for paths in (student_tap, teacher_tap)]
         if counts[0] != counts[1]:
@@ -269,7 +269,7 @@ class Distiller(nn.Module):
             given["student_features"] = ours.maps if self._several["student"] else ours.maps[0]
         if self.teacher is not None and {"teacher_features", "teacher_logits"} & set(self._named):
             wanted = self._teacher_taps if "teacher_features" in self._named else ()
-            if self.teacher.training:  # somebody called its train(): what it teaches would depend on the batch
+            if self.teacher.training:  # by somebody's train(): what it teaches would depend on the batch
                 self.teacher.eval()
             with torch.no_grad():  # not inference_mode: autograd saves these maps, and would have to copy them
                 theirs = taps.run(self.teacher, wanted, images)

@@ -65,11 +65,12 @@ class Process:
 
     def _words(self, count: int, deadline: float) -> list[str]:
         """What the server has written of the process: its number and, once it has ended, its status."""
+        began = time.monotonic()
         while time.monotonic() < deadline:
             if self._status.exists() and len(words := self._status.read_text().splitlines()) >= count:
                 return words
             time.sleep(0.005)
-        raise subprocess.TimeoutExpired(self.args, count)
+        raise subprocess.TimeoutExpired(self.args, deadline - began)
 
     def poll(self) -> int | None:
         if self.returncode is None and len(words := self._status.read_text().splitlines()) == 2:

@@ -7,13 +7,14 @@ import dataclasses
 import math
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
 from heteroakd.cli import COMMANDS, build_parser, main
-from heteroakd.config.commands import DistillRun, EvaluateRun, ExportRun
+from heteroakd.config.commands import CompareRun, DistillRun, EvaluateRun, ExportRun
 from heteroakd.config.groups import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TeacherConfig, from_dict
 from heteroakd.config.options import PATHS, Options, build, expand_path
 from heteroakd.training.checkpoint import load_checkpoint, save_checkpoint
@@ -82,6 +83,12 @@ def test_a_doubled_key_is_an_error(text: str, tmp_path: Path, capsys: pytest.Cap
     )
 
 
+def test_a_merged_key_of_yaml_is_no_doubled_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "merged.yaml"
+    file.write_text("schedule: &of_all {steps: 3}\ndata: {<<: *of_all}\n")  # data knows no steps: it was merged
+    assert "steps" in refused(["teacher", "--config", str(file)], capsys)
+
+
 def test_a_doubled_key_in_a_groups_file_and_on_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +155,31 @@ def test_options_of_another_type_are_refused_from_python_too(
     folder = {"name": "folder", "root": "/data"} if "label_values" in options or "lists" in options else {}
     with pytest.raises(ValueError, match=message):
         group(**folder, **options)
+
+
+def groups_of_options(group: type[Options] = Options) -> Iterator[type[Options]]:
+    for each in group.__subclasses__():
+        yield each
+        yield from groups_of_options(each)
+
+
+def test_every_name_of_some_is_checked() -> None:
+    """What is none of them is a ValueError that says so, None where it may be none is not, and a tuple is a list."""
+    found = 0
+    for group in groups_of_options():
+        required = {entry.name: "x" for entry in dataclasses.fields(group) if entry.default is entry.default_factory}
+        options = group(**required)
+        for name, kind in get_type_hints(group).items():
+            kinds = (kind, *get_args(kind))
+            for choices in (get_args(each) for each in kinds if get_origin(each) is Literal):
+                for wrong in (3, "none of them"):
+                    with pytest.raises(ValueError, match=f"^{name} must be one of {', '.join(choices)}, got {wrong!r}"):
+                        dataclasses.replace(options, **{name: wrong})
+                if type(None) in kinds:
+                    dataclasses.replace(options, **{name: None})
+                found += 1
+    assert found >= 15
+    assert CompareRun(methods=("kd", "none")).methods == ("kd", "none")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

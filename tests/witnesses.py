@@ -30,6 +30,6 @@ def check(suite: Suite, session: pytest.Session) -> None:
     """As ``make test`` runs the suite's folder; who asks for files or names of tests does not ask for witnesses."""
     folder, config = Path(suite.tests).parent.name, session.config
     whole = folder in (Path(argument).name for argument in config.args) and config.option.keyword in ("", "triton")
-    if not whole:
+    if not whole or config.option.lf or config.option.deselect:
         pytest.skip(f"where all of {folder} is run")
     assert lost(suite, session.items) == []

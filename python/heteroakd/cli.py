@@ -63,7 +63,8 @@ def _check_node(node: Any, above: tuple[Any, ...], checked: set[Any]) -> None:
     keys: set[object] = set()
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ((None, each) for each in node.value):
         if isinstance(key, yaml.ScalarNode):
-            meant = yaml.SafeLoader("").construct_object(key)  # 128 and 0x80 are one
+            plain = key.tag.endswith((":merge", ":value"))  # << and =, which make nothing
+            meant = key.value if plain else yaml.SafeLoader("").construct_object(key)  # 128 and 0x80 are one
             if meant in keys:
                 line = key.start_mark.line + 1
                 raise ValueError(f"{key.value!r} stands twice in one mapping, the second time in line {line}")

@@ -47,5 +47,5 @@ def no_kernels(source, tmp_path) -> Path:
 def oldest_torch() -> Path:
     """The python of the environment with the oldest torch, which is part of the set-up."""
     folder = Path(sys.prefix, f"torch-{OLDEST_TORCH}")
-    assert (folder / "installed").exists(), f"make {folder}/installed, from the sources' folder"
+    assert (folder / "installed").exists(), f"make {folder.relative_to(ROOT)}/installed, from the sources' folder"
     return folder / "bin" / "python"

@@ -123,7 +123,7 @@ class ProjectedNetwork(nn.Module):
 def run_with_projectors(path: str, checkpoint: Checkpoint) -> DistillRun:
     """The configuration of a run with projectors. Raises ValueError, naming `path`, for any other."""
     method = checkpoint.config.get("method", LABELS_ALONE)
-    if not METHODS[method].projects:
+    if method not in METHODS or not METHODS[method].projects:
         raise ValueError(f"projections: {path} is of the method {method!r}, and only heteroakd's runs have projectors")
     return from_dict(DistillRun, checkpoint.config, path)
 

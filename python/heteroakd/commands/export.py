@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
+import importlib
 import io
 import json
 import re
@@ -162,11 +162,13 @@ def as_pt2(program: ExportedProgram, metadata: dict[str, Any]) -> tuple[bytes, R
 
 def _need_onnx() -> None:
     for package in ONNX_PACKAGES:
-        if importlib.util.find_spec(package) is None:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
             raise MissingPackageError(
                 f"ONNX needs the package {package}: pip install 'hetero-kernels[export]' (or "
                 f"pip install {' '.join(ONNX_PACKAGES)})"
-            )
+            ) from error
 
 
 def as_onnx(program: ExportedProgram, metadata: dict[str, Any]) -> tuple[bytes, Runner]:

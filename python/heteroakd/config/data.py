@@ -87,7 +87,7 @@ class DataConfig(Options):
                 raise ValueError(f"label_values must map to classes 0 to 254 or 255 (ignore), got {wrong[0]}")
             if len({name[0] == "#" for name in values if name != "other"}) > 1:
                 raise ValueError(f"label_values must map numbers or colours, not both, got {values}")
-            self.label_values = dict(values.items())
+            self.label_values = {name: values[name] for name in values}
 
 
 _OF_A_FOLDER = ("image_folder", "label_folder", "label_suffix", "lists", "label_values")

@@ -35,11 +35,11 @@ def number(default: Default, least: float = 0, most: float = 10**9, count: int |
 def check_number(name: str, value: Any, kinds: set[Any], least: float, most: float, count: int | None) -> None:
     """Raises ValueError, naming the option, where one of its numbers is not within its bounds or not whole where its
     `kinds` have no float, where there is none, or where they are not `count`."""
-    several = isinstance(value, list | tuple)
-    values = value if several else [value]
+    several = bool({list, tuple} & kinds)
+    values = value if isinstance(value, list | tuple) else [value]
     kind = int | float if float in kinds else int
     numbers = all(isinstance(each, kind) and not isinstance(each, bool) and least <= each <= most for each in values)
-    if not numbers or several != bool({list, tuple} & kinds) or len(values) != (count or len(values) or 1):
+    if not numbers or several != isinstance(value, list | tuple) or len(values) != (count or len(values) or 1):
         whole = "number" if float in kinds else "whole number"
         wanted = f"{count} {whole}s" if count else f"one or more {whole}s" if several else f"a {whole}"
         raise ValueError(f"{name} must be {wanted} between {least} and {most}, got {value!r}")
@@ -70,8 +70,8 @@ class Options:
         kinds = {name: set(_parts(kind)) for name, kind in get_type_hints(type(self)).items()}
         for name, choices in _choices(type(self)).items():
             value = getattr(self, name)
-            for each in value if isinstance(value, list | dict) else [value]:
-                if each not in choices and not isinstance(each, tuple(kinds[name] - {str, list, dict, Literal})):
+            for each in value if isinstance(value, list | tuple | dict) else [value]:
+                if each not in choices and not (each is None and type(None) in kinds[name]):
                     raise ValueError(f"{name} must be one of {', '.join(choices)}, got {each!r}")
         for name in PATHS & self.__dict__.keys():
             value = getattr(self, name)

@@ -130,9 +130,8 @@ def _listed_pairs(
     if len(both) == len(lines):
         return list(both.values())
     label_files = files.find_files(labels, suffixes, ending)
-    image_files = files.find_files(
-        images, files.IMAGE_SUFFIXES, but=set(label_files.values())
-    )  # both may share a folder
+    # Both may share a folder.
+    image_files = files.find_files(images, files.IMAGE_SUFFIXES, but=set(label_files.values()))
     names: dict[str, str | None] = {}  # None: of several files
     for key, path in image_files.items():
         for name in {key, key.rpartition("/")[2], files.key_of(Path(os.path.relpath(path, root)))}:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from heteroakd.data.files import DataError, FilePair, find_files, need_folder, pair_files, read_list
@@ -106,9 +107,12 @@ def _read_png_or_mat(path: Path) -> NDArray[Any]:
     except ImportError:
         raise DataError(f"{path}: SBD's label files are read with scipy: pip install scipy") from None
     try:
-        values: NDArray[Any] = loadmat(path)["GTcls"][0]["Segmentation"][0]
+        values = np.asarray(loadmat(path)["GTcls"][0]["Segmentation"][0])
     except Exception as error:  # scipy documents no common kind
         raise DataError(f"{path}: not a label file of SBD ({type(error).__name__}: {error})") from error
+    if values.ndim != 2 or values.dtype.kind not in "ui":
+        raise DataError(f"{path}: expected integers of two dimensions in GTcls.Segmentation, got {values.dtype} "
+                        f"{list(values.shape)}")  # fmt: skip
     return values
 
 

@@ -99,9 +99,10 @@ def read_label_values(
 
 def _check_palette(picture: Image.Image, path: Path, classes: Mapping[int, int]) -> None:
     palette = picture.getpalette("RGB") or []
-    used = [index for index in np.unique(np.asarray(picture)).tolist() if index != IGNORE_INDEX]
+    used = [index for index, count in enumerate(picture.histogram()) if count and index != IGNORE_INDEX]
     colours = [int.from_bytes(bytes(palette[3 * index : 3 * index + 3]), "big") for index in used]
-    if len(used) < 2 or len({*colours}) < len(used) or not classes.keys() >= {*colours}:
+    whole = len(used) > 1 and 3 * used[-1] + 3 <= len(palette)
+    if not whole or len({*colours}) < len(used) or not classes.keys() >= {*colours}:
         return  # a palette that is none of the classes' says nothing of them
     for index, colour in zip(used, colours, strict=True):
         if classes[colour] != index:

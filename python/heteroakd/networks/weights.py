@@ -239,12 +239,17 @@ def load_lite_weights(encoder: nn.Module, encoder_name: str) -> str:
     """Load the packaged weights into `encoder.model`, timm's feature extractor, and say in a line what was loaded.
 
     The packages hold the state dict of another implementation, equal to timm's in order and shape and not in names.
+
+    Raises ValueError where file and network do not match tensor by tensor.
     """
     file = lite_weights_file(encoder_name)
     packaged = torch.load(file, map_location="cpu", weights_only=True).values()
     with torch.device("meta"):  # names only
         names = timm.create_model(encoder_name.removeprefix("tu-")).state_dict()
-    renamed = dict(zip(names, packaged, strict=True))
-    used = {name: tensor for name, tensor in renamed.items() if not name.startswith(("conv_head", "bn2", "classifier"))}
-    cast(nn.Module, encoder.model).load_state_dict(used)
+    try:
+        renamed = dict(zip(names, packaged, strict=True))
+        used = {name: renamed[name] for name in names if not name.startswith(("conv_head", "bn2", "classifier"))}
+        cast(nn.Module, encoder.model).load_state_dict(used)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{file}: its tensors are not those of timm's {encoder_name}: {error}") from error
     return f"{len(used)} ImageNet tensors from {file.name} ({len(renamed) - len(used)} of the classifier unused)"
