@@ -1,6 +1,7 @@
 """The CUDA kernels' machine code for sm_90, where there is an nvcc: no spills, and a budget per element."""
 
 import dataclasses
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,13 @@ __global__ void kernel(const float* in, float* out) {{
   const FragmentC alone = product_tf32(a, {{{{factor(0), factor(3)}}}});
   for (int i = 0; i < 4; ++i) write(out + 4 * threadIdx.x + i, c.x[i] + alone.x[i]);
 }}
+"""
+
+# A host's function that a kernel comes to through one that is the host's and the device's.
+HOSTS_FUNCTION = """
+{constexpr} int twice(int n) {{ return 2 * n; }}
+{template}__host__ __device__ inline int twofold(int n) {{ return twice(n); }}
+__global__ void kernel(int n, int* out) {{ *out = twofold{arguments}(n); }}
 """
 
 # Instructions and special functions per (pixel, class); predicted cycles of an H100's scheduler for a warp's row of
@@ -143,6 +151,23 @@ def test_features_take_tensor_cores_and_asynchronous_copies(kernels):
         k = kernels[name]
         assert k.code["HMMA"] >= 3 and k.warps("sm_90", 256) >= 8, name
         assert name == "project_back_kernel" or k.code["LDGSTS"] >= 4, name
+
+
+@pytest.mark.parametrize("template, arguments", [("", ""), ("template <int N> ", "<1>")], ids=["function", "template"])
+@pytest.mark.parametrize("constexpr", ["constexpr", "inline"])
+def test_a_hosts_function_in_a_kernel_is_refused(constexpr, template, arguments, tmp_path):
+    """By what the library is built with, too: its value is undefined on the device, of which nvcc only warns."""
+    source = tmp_path / "hosts.cu"
+    mistake = HOSTS_FUNCTION.format(constexpr=constexpr, template=template, arguments=arguments)
+    source.write_text(mistake)
+    with pytest.raises(subprocess.CalledProcessError) as refusal:
+        cuda_static.compile_file(source, "sm_90", tmp_path)
+    assert "__host__ function" in refusal.value.stderr
+    source.write_text(mistake.replace(" int twice", " __host__ __device__ int twice"))
+    assert cuda_static.compile_file(source, "sm_90", tmp_path).exists()
+    flags = ";".join(cuda_static.STRICT)
+    build = cuda_static.SOURCES.parents[1] / "CMakeLists.txt"
+    assert f"$<$<COMPILE_LANGUAGE:CUDA>:{flags}>" in build.read_text()
 
 
 def test_the_wrappers_become_single_instructions(tmp_path):
