@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .cards import Card
 
 WARPS, SLICE, BACK_PIXELS, WEIGHT_TILES = 8, 16, 32, 24  # csrc/cuda/projection/features.h
+TILES_AT_ONCE = {4: 1, 12: 1, 24: 2}  # by the tiles that a kernel is compiled for, csrc/cuda/projection/weights.cuh
 PRODUCTS = 3  # of float32 factors, in parts of 11 bits
 MULTIPLICATIONS = 16 * 8 * 8  # of a tensor core instruction
 ISSUED = 4  # warps' instructions of a multiprocessor, a clock
@@ -89,11 +90,18 @@ def plan_of(call: Call, target: str, multiprocessors: int) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def packed_bytes(call: Call, compiled: int) -> int:
+    """Of both networks' weights, in as many tiles of 8 classes as are multiplied side by side."""
+    some = TILES_AT_ONCE[compiled]
+    return 4 * (-(-call.class_tiles // some) * some * 8) * sum(call.slices) * SLICE
+
+
 def launch_bytes(call: Call, plan: dict[str, Any], multiprocessors: int) -> dict[str, int]:
     """Bytes that each launch reads and writes."""
     pixels, classes, blocks = call.all_pixels, call.classes, plan["blocks"]
     features, logits = 4 * pixels * sum(call.channels), 4 * pixels * classes  # logits: of one network
     weights, biases = 4 * classes * sum(call.channels), 8 * classes
+    packed = 0 if plan["resident_weights"] else packed_bytes(call, plan["class_tiles"])
     labels, divisors = 8 * pixels, 4 * DIVISORS
     back_blocks = min(call.batch * -(-(pixels // call.batch) // BACK_PIXELS), 2 * multiprocessors)
     slots = blocks if plan["on_chip"] else plan["weight_splits"]
@@ -101,10 +109,12 @@ def launch_bytes(call: Call, plan: dict[str, Any], multiprocessors: int) -> dict
     moved = {
         "divisors_kernel": labels + 2 * divisors,
         "projected_hakd_kernel": features + labels + (1 if plan["on_chip"] else 2) * logits
-        + blocks * (weights * (2 if plan["on_chip"] else 1) + 2 * biases + divisors + terms),
+        + blocks * ((packed or weights) + weights * plan["on_chip"] + 2 * biases + divisors + terms),
         "finish_projected_kernel": (slots + 1) * weights + (blocks + 1) * biases + blocks * terms + divisors,
         "project_back_kernel": logits + 4 * pixels * call.channels[0] + back_blocks * 4 * classes * call.channels[0],
     }  # fmt: skip
+    if packed:
+        moved["pack_weights_kernel"] = weights + packed
     if not plan["on_chip"]:
         columns, tiles = plan["weight_columns"], plan["tiles"]
         moved["projected_hakd_kernel"] += 4 * tiles

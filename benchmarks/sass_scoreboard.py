@@ -22,7 +22,8 @@ from .sass import NO_SCOREBOARD, Instruction
 SCHEDULERS = 4  # of a multiprocessor
 OPERANDS_READ = 10  # cycles, by a unit that has a queue
 SPECIAL = frozenset({"MUFU", "I2F", "F2I", "F2F", "I2FP", "POPC", "FLO"})
-# Generic accesses are to shared memory that the compiler no longer knows for such; what is global it does know.
+# Generic accesses would be to shared memory that the compiler no longer knows for such, as what is global it does know;
+# no kernel has any (test_compiled_pixel_losses.py).
 SHARED = frozenset({"LDS", "STS", "LDSM", "SHFL", "ATOMS", "LDL", "STL", "LD", "ST"})
 GLOBAL = frozenset({"LDG", "STG", "LDGSTS", "RED", "ATOMG"})
 FLOAT = frozenset({"FFMA", "FADD", "FMUL", "IMAD", "HFMA2"})

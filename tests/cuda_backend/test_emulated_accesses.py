@@ -30,11 +30,12 @@ BUDGETS = {
         "finish_kernel": (1.0, 1.0, 6.1, 7.4),
     },
     ("features", 19): {
-        "projected_hakd_kernel": (1.0, 1.0, 1.1, 1.4),
+        "projected_hakd_kernel": (1.0, 1.0, 1.0, 1.0),
         "project_back_kernel": (1.0, 1.0, 1.0, 1.0),
     },
     ("features", 150): {
-        "projected_hakd_kernel": (1.3, 2.0, 1.8, 2.0),
+        "pack_weights_kernel": (0.0, 0.0, 1.5, 2.0),
+        "projected_hakd_kernel": (1.3, 2.0, 1.0, 1.0),
         "weight_gradients_kernel": (1.2, 2.0, 1.0, 1.0),
         "project_back_kernel": (1.0, 1.0, 1.0, 1.0),
     },

@@ -268,13 +268,13 @@ def launches(shape, options, trained=NAMES):
 
 
 def test_launches(backend):
-    """The number of valid pixels, one pass, a small launch; the features' gradients in the backward. More channels than
-    a block can keep sums for: one more."""
+    """The number of valid pixels, one pass, a small launch; the features' gradients in the backward. Weights that
+    do not fit shared memory are packed before; more channels than a block can keep sums for: one more after."""
     back = ["project_back", "project_back"]
     assert launches("odd", SUPERVISED) == ["divisors", "projected_hakd", "finish_projected", *back]
     assert launches("odd", {**SUPERVISED, "reduction": "sum"}) == ["projected_hakd", "finish_projected", *back]
     assert launches("odd", SUPERVISED, NAMES[2:4]) == ["divisors", "projected_hakd", "finish_projected"]
-    expected = ["divisors", "projected_hakd", "weight_gradients", "finish_projected", *back]
+    expected = ["divisors", "pack_weights", "projected_hakd", "weight_gradients", "finish_projected", *back]
     assert launches("two reads", SUPERVISED) == expected
 
 
@@ -299,14 +299,15 @@ def total(moved):
     "classes, dtype, grid, channels_last",
     [
         (19, torch.float32, (32, 32), False),
-        (32, torch.float32, (24, 64), True),
+        (32, torch.float32, (32, 64), True),
         (19, torch.bfloat16, (40, 64), False),
     ],
     ids=["K19", "K32", "bf16"],
 )
 def test_one_read_and_one_write(backend, classes, dtype, grid, channels_last):
     """At most 1.15 times both features and the student's gradient. The block has 1024 pixels and more here: its weights
-    and its slot of their gradient, which count once for each block, are small beside that."""
+    and its slot of their gradient, which count once for each block, are small beside that; so are packed weights (32
+    classes do not fit shared memory), written once for all blocks."""
     moved, student, teacher = traffic((256, 512), classes, grid, 1.0, 1, dtype, channels_last)
     assert moved["student"] == (student, 0) and moved["teacher"] == (teacher, 0)
     assert moved["features_gradient"] == (0, student)

@@ -12,11 +12,12 @@ from benchmarks import cuda_model
 
 @pytest.mark.parametrize(
     "channels, classes, grid, multiprocessors",
-    [((256, 512), 19, 16, 3), ((512, 512), 19, 16, 3), ((64, 96), 150, 12, 4)],
-    ids=["one read", "two reads", "many classes"],
+    [((256, 512), 19, 16, 3), ((512, 512), 19, 16, 3), ((64, 96), 40, 12, 4), ((64, 96), 150, 12, 4)],
+    ids=["one read", "two reads", "forty classes", "many classes"],
 )
 def test_the_emulation_counts_the_same_bytes(channels, classes, grid, multiprocessors):
-    """But for biases, read and summed by every block, which the emulation's call lacks."""
+    """But for biases, read and summed by every block, which the emulation's call lacks. Packed weights have an odd
+    number of tiles of classes, so that it tells how many are multiplied side by side (``TILES_AT_ONCE``)."""
     moved = traffic(channels, classes, (grid, grid), 1.0, multiprocessors)[0]
     call = cuda_model.Call(1, classes, (grid, grid), channels)
     plan = cuda_model.plan_of(call, "sm_90", multiprocessors)

@@ -14,6 +14,7 @@ namespace hetero::cuda {
 struct ProjectedProblem : HakdProblem {
   FeatureNetwork features[2];  // student, teacher
   FeatureGrid grid;
+  const uint64_t* packed;  // weights, see pack_weights_kernel; null where they are in shared memory
   unsigned* valid;  // [tiles]: bits of the pixels that count, for the weights' gradient in a launch of its own; or null
 };
 
@@ -25,7 +26,6 @@ struct ProjectedShape {
   static constexpr bool OnChip = OnChip_, Resident = Resident_;
   static constexpr int Lanes = kFeatureThreads / Pixels, ClassesPerLane = Classes / Lanes;
   static constexpr int LaneShift = Lanes == 8 ? 3 : 4;
-  static constexpr int AtOnce = OnChip ? 1 : 4;  // class tiles whose weights a lane reads: as registers allow
 };
 
 // A block's tile on its way through the kernel.
@@ -35,31 +35,37 @@ struct ProjectedTile {
 
   const ProjectedProblem& p;
   const CommonArrays common;
-  Shared<float> logits[2], gradient[2];  // [8 class tiles][pixels]
-  Shared<float> bias_sums[2];            // of the gradient over the block's pixels, by class: a thread's own
-  Shared<float> parts;                   // of logits, by warp
-  Shared<float> scales;                  // of both terms' gradients
-  Shared<int> counts;                    // whether a pixel counts
+  Shared<float> logits[2];      // [8 class tiles][pixels]
+  Shared<float> gradients;      // [networks][8 class tiles][pixels]
+  Shared<float> bias_sums[2];   // of the gradient over the block's pixels, by class: a thread's own
+  Shared<float> parts;          // of logits, by warp
+  Shared<float> scales;         // of both terms' gradients
+  Shared<int> counts;           // whether a pixel counts
   const int class_tiles;
 
   HK_DEVICE ProjectedTile(const ProjectedProblem& problem, SharedAllocator& memory)
       : p(problem), common(memory, ClassOrder(1, 1)), class_tiles(class_tiles_of(problem.classes)) {
     for (int i = 0; i < 2; ++i) {
       logits[i] = memory.take<float>(8 * class_tiles * kPitch);
-      gradient[i] = memory.take<float>(8 * class_tiles * kPitch);
       bias_sums[i] = memory.take<float>(p.classes);
       if (int(threadIdx.x) < p.classes) bias_sums[i].set(threadIdx.x, 0.f);
     }
+    gradients = memory.take<float>(2 * gradient_of(1));
     parts = memory.take<float>(kWarps * kRoundFragments * 4 * kWarp);
     scales = memory.take<float>(2);
     counts = memory.take<int>(Shape::Pixels);
   }
 
+  // Where a network's gradients begin. A number and no pointer: of one that is chosen among two the compiler no longer knows that
+  // it is to shared memory.
+  HK_DEVICE int gradient_of(int which) const { return which * 8 * class_tiles * kPitch; }
+
   // One network's logits from the warp's slices, of which `taken` were the other network's. Returns whether the thread saw one
   // beyond the limit of the unguarded mathematics; a barrier must follow.
-  HK_DEVICE bool project(int which, SliceStream<Shape::Pixels>& stream, const Weights<Shape::Resident, Shape::AtOnce>& weights, int& taken) const {
+  template <class Weights>
+  HK_DEVICE bool project(int which, SliceStream<Shape::Pixels>& stream, Weights& weights, int& taken) const {
     const FeatureNetwork& network = p.features[which];
-    const bool exact = network.dtype != DType::kFloat;
+    const bool exact = network.dtype != DType::kFloat, exact_weights = network.weight.dtype != DType::kFloat;
     FragmentC sums[Shape::RowTiles][Shape::ClassTiles];
 #pragma unroll
     for (int r = 0; r < Shape::RowTiles; ++r) {
@@ -71,8 +77,14 @@ struct ProjectedTile {
     for (; taken * kWarps + int(threadIdx.x / kWarp) - first < network.slices; ++taken) {
       const int channel = (taken * kWarps + int(threadIdx.x / kWarp) - first) * kSliceChannels;
       stream.wait(Shape::OnChip ? taken : 0);
-      project_slice(sums, stream, network, weights, channel, class_tiles, exact);
+      SliceElements<Shape::RowTiles> x;
+      read_slice<Shape::RowTiles>(x, stream, network);
       if (!Shape::OnChip) stream.refill();
+      if (exact) {
+        project_slice<true>(sums, x, weights, which, channel, class_tiles, exact_weights);
+      } else {
+        project_slice<false>(sums, x, weights, which, channel, class_tiles, false);
+      }
       stream.pass();
     }
     return add_up(which, network, sums);
@@ -123,16 +135,16 @@ struct ProjectedTile {
     const HakdPixelLoss<false, 0, true, false, Shape::ClassesPerLane> loss(p, share, scale);
     const auto at = [&](int i) { return share.number(i) * kPitch + column; };
     const auto errors = [&](int i, Value s, Value t) {
-      gradient[0].set(at(i), s.v);
-      gradient[1].set(at(i), t.v);
+      gradients.set(at(i), s.v);
+      gradients.set(gradient_of(1) + at(i), t.v);
     };
-    const auto add = [&](int i, Value g) { gradient[0].set(at(i), gradient[0][at(i)] + g.v); };
+    const auto add = [&](int i, Value g) { gradients.set(at(i), gradients[at(i)] + g.v); };
     const auto record = [&](Value hakd, Value proj) {
       if (share.member == 0) terms.record(pixel, [&] { return inside ? tile.image * p.grid.pixels + n : -1; }, hakd, proj);
     };
     for (int c = p.classes + share.member; c < 8 * class_tiles; c += Shape::Lanes) {
-      gradient[0].set(c * kPitch + column, 0.f);
-      gradient[1].set(c * kPitch + column, 0.f);
+      gradients.set(c * kPitch + column, 0.f);
+      gradients.set(gradient_of(1) + c * kPitch + column, 0.f);
     }
     if (bounded) {
       const float unit = loss.unit();
@@ -151,12 +163,12 @@ struct ProjectedTile {
       float* out = network.logit_gradient + tile.image * p.classes * p.grid.pixels + tile.first;
       for (int i = threadIdx.x; i < p.classes * Shape::Pixels; i += kFeatureThreads) {
         const int c = i / Shape::Pixels, pixel = i % Shape::Pixels;
-        if (pixel < tile.count) write(out + c * p.grid.pixels + pixel, gradient[which][c * kPitch + pixel]);
+        if (pixel < tile.count) write(out + c * p.grid.pixels + pixel, gradients[gradient_of(which) + c * kPitch + pixel]);
       }
     }
     if (network.bias_slots && int(threadIdx.x) < p.classes) {
       float sum = 0.f;
-      for (int pixel = 0; pixel < Shape::Pixels; ++pixel) sum += gradient[which][threadIdx.x * kPitch + pixel];
+      for (int pixel = 0; pixel < Shape::Pixels; ++pixel) sum += gradients[gradient_of(which) + threadIdx.x * kPitch + pixel];
       bias_sums[which].set(threadIdx.x, bias_sums[which][threadIdx.x] + sum);
     }
   }
@@ -173,9 +185,17 @@ __global__ void __launch_bounds__(kFeatureThreads, 1) projected_hakd_kernel(cons
   SharedAllocator memory(dynamic_shared_memory());
   const ProjectedTile<Shape> block(p, memory);
   const FeatureNetwork &student = p.features[0], &teacher = p.features[1];
-  const Weights<Shape::Resident, Shape::AtOnce> student_weights(student, p.classes, memory), teacher_weights(teacher, p.classes, memory);
-  student_weights.stage();
-  teacher_weights.stage();
+  auto weights = [&] {
+    if constexpr (Shape::Resident) {
+      return ResidentWeights(student, teacher, p.classes, memory);
+    } else {
+      return PackedWeights<Shape::ClassTiles>(p.packed, p.classes, student.slices + teacher.slices);
+    }
+  }();
+  if constexpr (Shape::Resident) {
+    weights.stage(0, student);
+    weights.stage(1, teacher);
+  }
   const int words = slice_words(Shape::Pixels, student.dtype == DType::kFloat || teacher.dtype == DType::kFloat ? 4 : 2);
   SliceStream<Shape::Pixels> stream(p.grid, memory.take<float>(p.grid.slots * kWarps * words), blockIdx.x, gridDim.x, student, 0,
                                     student.slices, teacher, teacher.slices, Shape::OnChip);
@@ -190,9 +210,10 @@ __global__ void __launch_bounds__(kFeatureThreads, 1) projected_hakd_kernel(cons
   for (int t = blockIdx.x; t < p.grid.tiles; t += gridDim.x) {
     const PixelTile tile = PixelTile::make<Shape::Pixels>(p.grid, t);
     int taken = 0;
-    bool beyond = block.project(0, stream, student_weights, taken);
+    weights.start();
+    bool beyond = block.project(0, stream, weights, taken);
     __syncthreads();
-    beyond = block.project(1, stream, teacher_weights, taken) || beyond;
+    beyond = block.project(1, stream, weights, taken) || beyond;
     const bool bounded = !__syncthreads_or(beyond);
     block.evaluate(tile, bounded, terms);
     __syncthreads();
@@ -207,7 +228,7 @@ __global__ void __launch_bounds__(kFeatureThreads, 1) projected_hakd_kernel(cons
         if (slice >= student.slices + teacher.slices) break;
         const FeatureNetwork& network = p.features[which];
         if (network.weight_slots) {
-          weight_sums.add(j, stream, network, which ? block.gradient[1] : block.gradient[0], block.class_tiles, valid);
+          weight_sums.add(j, stream, network, block.gradients, block.gradient_of(which), block.class_tiles, valid);
         }
         stream.refill();
         stream.pass();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../pixel_losses/call.cuh"
+#include "../projection/weights_launch.cuh"
 #include "projected_losses_weights.cuh"
 
 namespace hetero::cuda {
@@ -64,6 +65,10 @@ inline void projected_launches(const Arguments& a, FeatureArguments student, Fea
   if (plan.blocks > 0) {
     call.count_divisors(nullptr, gradients);
     if (!plan.on_chip && weights) p.valid = call.allocate<unsigned>(plan.tiles);
+    if (!plan.resident) {
+      const int class_tiles = whole_class_tiles(a.classes, plan.class_tiles);
+      p.packed = pack_weights({{p.features[0], p.features[1]}, p.classes, class_tiles, nullptr}, runtime);
+    }
     projected_main(plan, p, runtime);
     if (!plan.on_chip && weights) {
       for (int i = 0; i < 2; ++i) w.features[i] = p.features[i];

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kFeatureThreads, 1) weight_gradients_kernel(co
     for (int j = 0; j < Slices; ++j) {
       if (j * kWarps + int(threadIdx.x / kWarp) >= slices) break;
       stream.wait(0);
-      sums.add(j, stream, network, gradient, class_tiles, valid);
+      sums.add(j, stream, network, gradient, 0, class_tiles, valid);
       stream.refill();
       stream.pass();
     }

@@ -1,9 +1,7 @@
 // Features on the way from global memory to tensor cores.
 #pragma once
 
-#include "../core/async.cuh"
-#include "features.h"
-#include "products.cuh"
+#include "weights.cuh"
 
 namespace hetero::cuda {
 
@@ -222,120 +220,63 @@ class SliceStream {
   int pixels_ = 0, ring_, ahead_, oldest_ = 0;
 };
 
-// Weights of a network: in shared memory, converted, or where they are.
-template <bool Resident, int AtOnce>
-class Weights {
- public:
-  static constexpr int kAtOnce = AtOnce;
-  using Raw = float[2 * AtOnce];
+// A warp's slice as fragments want it: of both steps of 8 channels, by rows of fragments.
+template <int RowTiles>
+using SliceElements = float[kSliceChannels / 8 * RowTiles * 4];
 
-  HK_DEVICE Weights(const FeatureNetwork& network, int classes, SharedAllocator& memory)
-      : network_(network), classes_(classes), pitch_(weight_pitch(network.slices)) {
-    if (Resident) staged_ = memory.take<float>(classes * pitch_);
-  }
-
-  // Begins a group of copies, empty where weights are halves; `wait_for_earlier` and a barrier must follow. A warp has every
-  // eighth class.
-  HK_DEVICE void stage() const {
-    if constexpr (Resident) {
-      const Matrix& m = network_.weight;
-      const int channels = static_cast<int>(network_.channels), end = network_.slices * kSliceChannels, lane = threadIdx.x % kWarp;
-      const bool floats = m.dtype == DType::kFloat, runs = floats && m.stride[1] == 1 && (m.stride[0] | channels) % 4 == 0 &&
-                                                           reinterpret_cast<uint64_t>(m.data) % 16 == 0;
-      for (int k = threadIdx.x / kWarp; k < classes_; k += kWarps) {
-        const int to = k * pitch_;
-        const float* row = static_cast<const float*>(m.data) + k * m.stride[0];
-        if (runs) {
-          for (int c = 4 * lane; c < channels; c += 4 * kWarp) copy_async(staged_, to + c, row + c);
-        } else if (floats) {
-          for (int c = lane; c < channels; c += kWarp) copy_async<4>(staged_, to + c, row + c * m.stride[1]);
-        } else {
-          const uint16_t* halves = static_cast<const uint16_t*>(m.data) + k * m.stride[0];
-          constexpr int kAsked = 4;  // at once
-          for (int first = lane; first < channels; first += kAsked * kWarp) {
-            uint16_t w[kAsked];
-#pragma unroll
-            for (int i = 0; i < kAsked; ++i) {
-              const int c = first + i * int(kWarp);
-              w[i] = c < channels ? hetero::cuda::read(halves + c * m.stride[1]) : 0;
-            }
-#pragma unroll
-            for (int i = 0; i < kAsked; ++i) {
-              const int c = first + i * int(kWarp);
-              if (c < channels) staged_.set(to + c, widened(w[i], m.dtype));
-            }
-          }
-        }
-        for (int c = channels + lane; c < end; c += kWarp) staged_.set(to + c, 0.f);
-      }
-      commit_copies();
-    }
-  }
-
-  // What a lane needs for AtOnce tiles of 8 classes from its own class k of the first on: channels c and c + 4 of each.
-  HK_DEVICE void read(Raw& w, int k, int c) const {
-    if constexpr (Resident) {
-#pragma unroll
-      for (int i = 0; i < 2 * AtOnce; ++i) {
-        const int row = k + i / 2 * 8;
-        w[i] = row < classes_ ? staged_[row * pitch_ + c + i % 2 * 4] : 0.f;
-      }
-    } else if (network_.weight.dtype == DType::kFloat) {
-      read_global<float>(w, k, c);
-    } else {
-      read_global<uint16_t>(w, k, c);
-    }
-  }
-
-  HK_DEVICE static SplitB fragment(const Raw& w, int i) { return SplitB::make(w[2 * i], w[2 * i + 1]); }
-
- private:
-  template <class T>
-  HK_DEVICE void read_global(float (&w)[2 * AtOnce], int k, int c) const {
-    const Matrix& m = network_.weight;
-    const T* from = static_cast<const T*>(m.data) + k * m.stride[0] + c * m.stride[1];
-#pragma unroll
-    for (int i = 0; i < 2 * AtOnce; ++i) {
-      const bool inside = k + i / 2 * 8 < classes_ && c + i % 2 * 4 < network_.channels;
-      w[i] = inside ? widened(hetero::cuda::read(from + i / 2 * 8 * m.stride[0] + i % 2 * 4 * m.stride[1]), m.dtype) : 0.f;
-    }
-  }
-
-  const FeatureNetwork& network_;
-  const int classes_, pitch_;
-  Shared<float> staged_;
-};
-
-// sums += the oldest slice of `stream`, whose first channel is `channel`, by the weights of classes in tiles of 8. `exact`:
-// features are, as halves.
-template <int RowTiles, int ClassTiles, class AnyWeights>
-HK_DEVICE void project_slice(FragmentC (&sums)[RowTiles][ClassTiles], const SliceStream<16 * RowTiles>& stream,
-                             const FeatureNetwork& network, const AnyWeights& weights, int channel, int class_tiles, bool exact) {
-  constexpr int AtOnce = AnyWeights::kAtOnce;
+template <int RowTiles>
+HK_DEVICE void read_slice(SliceElements<RowTiles>& x, const SliceStream<16 * RowTiles>& stream, const FeatureNetwork& network) {
   const LaneOfFragment at;
-  const bool exact_weights = network.weight.dtype != DType::kFloat;
-#pragma unroll 1
+  stream.read(network, x, [&](int i, int& c, int& pixel) {
+    c = 8 * (i / 4 / RowTiles) + at.inner(i % 4);
+    pixel = i / 4 % RowTiles * 16 + at.row(i % 4);
+  });
+}
+
+// sums += a slice by the weights of classes in tiles of 8, tiles side by side, as their products wait for each other. `Exact`:
+// features are, as halves.
+template <bool Exact, int RowTiles, int ClassTiles, class Weights>
+HK_DEVICE void project_slice(FragmentC (&sums)[RowTiles][ClassTiles], const SliceElements<RowTiles>& x, Weights& weights, int which,
+                             int channel, int class_tiles, bool exact_weights) {
+  constexpr int kAtOnce = Weights::kAtOnce;
+#pragma unroll Weights::kSteps
   for (int s = 0; s < kSliceChannels / 8; ++s) {
-    float x[RowTiles * 4];
-    stream.read(network, x, [&](int i, int& c, int& pixel) {
-      c = 8 * s + at.inner(i % 4);
-      pixel = i / 4 * 16 + at.row(i % 4);
-    });
+    weights.open(which, channel, s);
     SplitA a[RowTiles];
 #pragma unroll
-    for (int r = 0; r < RowTiles; ++r) a[r] = SplitA::make(x + 4 * r);
+    for (int r = 0; r < RowTiles; ++r) {
+      float mine[4];
 #pragma unroll
-    for (int some = 0; some < ClassTiles; some += AtOnce) {
-      if (some >= class_tiles) continue;
-      typename AnyWeights::Raw w;
-      weights.read(w, 8 * some + at.g, channel + 8 * s + at.t);
+      for (int i = 0; i < 4; ++i) mine[i] = s == 0 ? x[4 * r + i] : x[4 * (RowTiles + r) + i];
+      a[r] = SplitA::make(mine);
+    }
 #pragma unroll
-      for (int n = some; n < some + AtOnce; ++n) {
-        if (n >= class_tiles) continue;
-        const SplitB b = AnyWeights::fragment(w, n - some);
+    for (int some = 0; some < ClassTiles; some += kAtOnce) {
+      if (some < class_tiles) {
+        SplitB b[kAtOnce];
 #pragma unroll
-        for (int r = 0; r < RowTiles; ++r) add_product(sums[r][n], a[r], b, exact, exact_weights);
+        for (int n = 0; n < kAtOnce; ++n) b[n] = weights.take(s, some + n);
+        FragmentC products[RowTiles][kAtOnce];
+        const auto each = [&](auto add) {
+#pragma unroll
+          for (int i = 0; i < RowTiles * kAtOnce; ++i) add(products[i / kAtOnce][i % kAtOnce], a[i / kAtOnce], b[i % kAtOnce]);
+        };
+        if constexpr (!Exact) {
+          each([](FragmentC& c, const SplitA& l, const SplitB& r) { c = product_tf32(l.big, r.small); });
+          each([](FragmentC& c, const SplitA& l, const SplitB& r) { multiply_tf32(c, l.small, r.big); });
+        } else if (!exact_weights) {
+          each([](FragmentC& c, const SplitA& l, const SplitB& r) { c = product_tf32(l.big, r.small); });
+        } else {
+          each([](FragmentC& c, const SplitA&, const SplitB&) { c = {{0.f, 0.f, 0.f, 0.f}}; });
+        }
+        each([](FragmentC& c, const SplitA& l, const SplitB& r) { multiply_tf32(c, l.big, r.big); });
+#pragma unroll
+        for (int i = 0; i < RowTiles * kAtOnce; ++i) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) sums[i / kAtOnce][some + i % kAtOnce].x[j] += products[i / kAtOnce][i % kAtOnce].x[j];
+        }
       }
+      weights.refill(s, some + kAtOnce);
     }
   }
 }
@@ -372,10 +313,10 @@ struct WeightSums {
     }
   }
 
-  // Adds what the oldest slice of `stream` gives with the logits' gradient [K][Pixels]. Features of pixels that do not count,
-  // perhaps NaN, are taken as 0. `j`, which of the warp's slices it is, is known to the compiler.
+  // Adds what the oldest slice of `stream` gives with the logits' gradient [K][Pixels], which begins at `gradient_at`. Features of
+  // pixels that do not count, perhaps NaN, are taken as 0. `j`, which of the warp's slices it is, is known to the compiler.
   HK_DEVICE void add(int j, const SliceStream<Pixels>& stream, const FeatureNetwork& network, Shared<float> gradient,
-                     int class_tiles, unsigned valid) {
+                     int gradient_at, int class_tiles, unsigned valid) {
     const LaneOfFragment at;
     const bool exact = network.dtype != DType::kFloat;
 #pragma unroll 1
@@ -394,7 +335,7 @@ struct WeightSums {
 #pragma unroll
         for (int n = 0; n < ClassTiles; ++n) {
           if (n >= class_tiles) continue;
-          const int from = (8 * n + at.g) * class_pitch(Pixels) + pixel + at.t;
+          const int from = gradient_at + (8 * n + at.g) * class_pitch(Pixels) + pixel + at.t;
           add_product(sums[j][n], a, SplitB::make(gradient[from], gradient[from + 4]), exact, false);
         }
       }

@@ -16,7 +16,7 @@ struct ProjectionProblem {
   DType rounding;
   int64_t batch;
   int classes, chunks, groups;
-  uint64_t* packed;  // see pack_weights_kernel
+  const uint64_t* packed;  // see pack_weights_kernel
   float *logits, *pilot, *parts;  // parts [2, K, tiles]: each tile's mean and sum of squared differences; with the pilot
 };
 
@@ -73,22 +73,6 @@ HK_KERNEL void __launch_bounds__(kPilotThreads) pilot_kernel(const __grid_consta
   if (i == 0 && channel < f.channels) write(p.pilot + channel, numbers ? 0.5f * below + 0.5f * above : 0.f);
 }
 
-constexpr int kPackThreads = 128;
-
-// The weights in the order in which lanes want them, [8 channels][8 classes][lane]: channels t and t + 4 of class g, 0 beyond.
-HK_KERNEL void __launch_bounds__(kPackThreads) pack_weights_kernel(const __grid_constant__ ProjectionProblem p) {
-  const Matrix& m = p.features.weight;
-  const int64_t tiles = class_tiles_of(p.classes), at = int64_t(blockIdx.x) * kPackThreads + threadIdx.x;
-  const int lane = threadIdx.x % kWarp;
-  const int64_t k = at / kWarp % tiles * 8 + lane / 4, step = at / kWarp / tiles, c = step * 8 + lane % 4;
-  if (step >= int64_t(p.features.slices) * (kSliceChannels / 8)) return;
-  const auto weight = [&](int64_t channel) {
-    if (k >= p.classes || channel >= p.features.channels) return 0u;
-    return __builtin_bit_cast(uint32_t, read_float(m.data, m.dtype, k * m.stride[0] + channel * m.stride[1]));
-  };
-  write(p.packed + at, uint64_t(weight(c + 4)) << 32 | weight(c));
-}
-
 // sums += the oldest slice of `stream`, number `slice`, by the packed weights of classes in tiles of 8 from `first_tile` on.
 template <class T, bool PixelMajor, int RowTiles, int ClassTiles>
 HK_DEVICE void project_packed(FragmentC (&sums)[RowTiles][ClassTiles], const SliceStream<16 * RowTiles>& stream,
@@ -123,8 +107,7 @@ HK_DEVICE void project_packed(FragmentC (&sums)[RowTiles][ClassTiles], const Sli
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         if (some + i >= class_tiles) continue;
-        const SplitB b = SplitB::make(__builtin_bit_cast(float, static_cast<uint32_t>(w[i])),
-                                      __builtin_bit_cast(float, static_cast<uint32_t>(w[i] >> 32)));
+        const SplitB b = unpacked(w[i]);
 #pragma unroll
         for (int r = 0; r < RowTiles; ++r) add_product(sums[r][some + i], a[r], b, false, exact_weights);
       }

@@ -6,6 +6,7 @@
 #include "../core/launch.cuh"
 #include "projection_back.cuh"
 #include "projection_weights.cuh"
+#include "weights_launch.cuh"
 
 namespace hetero::cuda {
 
@@ -33,9 +34,7 @@ inline void project_launches(const ProjectionArguments& a, float* logits, float*
     const int64_t channels = kPilotThreads / kPilotRun;
     launch("pilot_kernel", pilot_kernel, {(a.features.channels + channels - 1) / channels, kPilotThreads, 0}, runtime, p);
   }
-  const int64_t packed = int64_t(p.features.slices) * (kSliceChannels / 8) * class_tiles_of(a.classes) * kWarp;
-  p.packed = static_cast<uint64_t*>(runtime.allocate(packed * int64_t(sizeof(uint64_t))));
-  launch("pack_weights_kernel", pack_weights_kernel, {(packed + kPackThreads - 1) / kPackThreads, kPackThreads, 0}, runtime, p);
+  p.packed = pack_weights({{p.features, {}}, p.classes, class_tiles_of(a.classes), nullptr}, runtime);
   const auto run = [&]<int RowTiles, int ClassTiles>() {
     launch("project_kernel", project_kernel<RowTiles, ClassTiles>, {plan.blocks, kFeatureThreads, plan.shared_bytes}, runtime, p);
   };
