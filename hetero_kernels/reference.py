@@ -133,15 +133,14 @@ def project(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def without_autocast(device_type: str) -> torch.autocast | contextlib.nullcontext[None]:
-    """A region in which autocast changes nothing; a device that has none, "meta" say, needs none."""
-    available = torch.amp.is_autocast_available(device_type)
-    return torch.autocast(device_type, enabled=False) if available else contextlib.nullcontext()
+    """A region in which autocast changes nothing; tensors without values know none."""
+    return contextlib.nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """What the region that this is called in casts to, if it casts."""
-    available = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-    return torch.get_autocast_dtype(device_type) if available else None
+    casts = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if casts else None
 
 
 def savable(x: _Tensor) -> _Tensor:
