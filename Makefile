@@ -141,7 +141,7 @@ compile = export PATH="$(abspath $(BIN)):$$PATH" HETERO_KERNELS_BUILD_DIR="$(abs
 
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	$(BIN)/pip install -q $(BUILD_TOOLS)
-	@echo "compiling the kernels: about five minutes on two idle cores"
+	@echo "compiling the kernels: three to five minutes on two idle cores"
 	$(call compile,$(VENV),HETERO_KERNELS_CUDA_ARCHS="$(HETERO_KERNELS_CUDA_ARCHS)" $(KEPT)) \
 		$(BIN)/pip install -q --no-build-isolation -e ".[train,export,bench,test]"
 	touch $@

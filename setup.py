@@ -85,7 +85,8 @@ def run(command: list[str]) -> list[str]:
 
 def first_error(lines: list[str]) -> str:
     """What went wrong first, in one line: what a compiler says, else what CMake does, else the last line."""
-    said = [line for line in lines if re.search(r"\b(error|fatal)\b", line, re.I)]
+    # The word stands in options of compilers, too (-diag-error).
+    said = [line for line in lines if re.search(r"(?<![\w-])(error|fatal)\b", line, re.I)]
     wrong = next((line for line in said if not line.startswith(("CMake Error", "-- "))), "")
     message = re.search(r"^CMake Error.*\n((?:(?!Call Stack|--).*\n){1,6})", "\n".join(lines), re.M)
     if not wrong and message:
