@@ -188,7 +188,7 @@ def test_no_large_or_built_files_are_tracked():
 TRAINER = ROOT / "python" / "heteroakd"
 FLOORS = ("config", "system", "data", "networks", "methods", "evaluation", "training", "report", "commands", "cli")
 """Each imports only from itself and what stands before it."""
-TRAINER_LINES, TRAINER_TEXTS = 7942, 390  # of Python; of templates and tables
+TRAINER_LINES, TRAINER_TEXTS = 7938, 390  # of Python; of templates and tables
 
 
 def trainer_imports(path: Path, source: str | None = None) -> set[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -45,6 +44,14 @@ def check_number(name: str, value: Any, kinds: set[Any], least: float, most: flo
         raise ValueError(f"{name} must be {wanted} between {least} and {most}, got {value!r}")
 
 
+def check_name(name: str, value: Any, kinds: set[Any]) -> None:
+    """Raises ValueError, naming the option, where it or one of its items is none of the names that its `kinds` hold."""
+    for choices in (get_args(kind) for kind in kinds if get_origin(kind) is Literal):
+        for each in value if isinstance(value, list | tuple | dict) else [value]:
+            if each not in choices and not (each is None and type(None) in kinds):
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {each!r}")
+
+
 def expand_path(path: str) -> str:
     """A path with ~ and environment variables replaced; one that exists as it is written stays.
 
@@ -67,12 +74,9 @@ class Options:
     """
 
     def __post_init__(self) -> None:
-        kinds = {name: set(_parts(kind)) for name, kind in get_type_hints(type(self)).items()}
-        for name, choices in _choices(type(self)).items():
-            value = getattr(self, name)
-            for each in value if isinstance(value, list | tuple | dict) else [value]:
-                if each not in choices and not (each is None and type(None) in kinds[name]):
-                    raise ValueError(f"{name} must be one of {', '.join(choices)}, got {each!r}")
+        kinds = {name: _parts(kind) for name, kind in get_type_hints(type(self)).items()}
+        for name, of in kinds.items():
+            check_name(name, getattr(self, name), of)
         for name in PATHS & self.__dict__.keys():
             value = getattr(self, name)
             paths = value if isinstance(value, list) else [value] if isinstance(value, str) else []
@@ -100,17 +104,9 @@ class Options:
                 raise ValueError(f"{entry.name} is not used {reason}, got {getattr(self, entry.name)}")
 
 
-def _parts(kind: Any) -> Iterator[Any]:
-    """What a type is made of: list, int and None of list[int] | None; of names Literal."""
-    yield get_origin(kind) or kind
-    for part in get_args(kind) if get_origin(kind) is not Literal else ():
-        yield from _parts(part)
-
-
-def _choices(group: type[Options]) -> dict[str, tuple[str, ...]]:
-    """Of a group's options those that are one of some names, or a list of such, and the names."""
-    hints = {name: (kind, *get_args(kind)) for name, kind in get_type_hints(group).items()}
-    return {name: get_args(kind) for name, kinds in hints.items() for kind in kinds if get_origin(kind) is Literal}
+def _parts(kind: Any) -> set[Any]:
+    """What a type is made of, at every depth: list[int], list, int and None of list[int] | None."""
+    return {kind, get_origin(kind)}.union(*map(_parts, get_args(kind)))
 
 
 Built = TypeVar("Built", bound=Options)
